@@ -1,7 +1,7 @@
 """Mamba-2 over the turns of a conversation: a state-space mixer that can stop and continue at any turn.
 
-Dao & Gu 2024, "Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured State Space
-Duality". Parameter names and shapes are those of `mamba_ssm.Mamba2`, so weights interchange with it.
+Dao & Gu 2024, "Transformers are SSMs: Generalized Models and Efficient Algorithms Through Structured State
+Space Duality". Parameter names and shapes are those of `mamba_ssm.Mamba2`, so weights interchange with it.
 """
 
 import math
@@ -20,7 +20,7 @@ except ImportError:
     mamba_chunk_scan_combined = None
 
 
-# Range of the decay rates and of the step sizes at initialisation, and the smallest step size (mamba_ssm's values).
+# Initial ranges of the decay rates and of the step sizes, and the smallest step size (mamba_ssm's values).
 A_INIT_RANGE = (1.0, 16.0)
 DT_INIT_RANGE = (1e-3, 1e-1)
 DT_INIT_FLOOR = 1e-4
@@ -118,8 +118,8 @@ def ssd_chunked(
     log_decay = chunked(dt * A).transpose(2, 3)  # (batch, chunks, heads, length)
     B, C = chunked(B)[:, :, None], chunked(C)[:, :, None]  # (batch, chunks, 1, length, d_state)
 
-    # 1. decay[l, s]: what is left at turn l of an input of turn s, exp(sum of log_decay over s+1..l). Each sum runs
-    # over its own terms only; a difference of two running sums would cancel where the decay is strong.
+    # 1. decay[l, s]: what is left at turn l of an input of turn s, exp(sum of log_decay over s+1..l). Each
+    # sum runs over its own terms; a difference of two running sums would cancel where the decay is strong.
     lower = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
     terms = log_decay[..., None].expand(*log_decay.shape, length).masked_fill(~lower.tril(-1), 0.0)
     decay = torch.exp(
@@ -154,7 +154,7 @@ def ssd(
     initial_state: torch.Tensor,
     chunk_size: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run the scan the cheapest way: one step for one turn, mamba-ssm's kernel on a GPU that has it, else chunks.
+    """Run the scan the cheapest way: a single step, mamba-ssm's kernel on a GPU that has it, else chunks.
 
     Arguments and results as in `ssd_chunked`.
     """
@@ -191,7 +191,7 @@ class GatedRMSNorm(nn.Module):
 class Mamba2(nn.Module):
     """Mamba-2 mixer with one group of B and C, whose state goes in and comes out as a value.
 
-    Projections run in the dtype of the weights (or of autocast); everything between them in float32 (float64).
+    Projections run in the dtype of the weights or of autocast, everything between them in float32 (float64).
 
     Args:
         d_model: width of the turns.
@@ -212,8 +212,8 @@ class Mamba2(nn.Module):
         d_inner = expand * d_model
         if d_inner % headdim != 0:
             raise ValueError(
-                f"expand * d_model = {expand} * {d_model} = {d_inner} must be a multiple of headdim = {headdim}. "
-                f"Choose a headdim that divides {d_inner}."
+                f"expand * d_model = {expand} * {d_model} = {d_inner} must be a multiple of headdim = "
+                f"{headdim}. Choose a headdim that divides {d_inner}."
             )
         self.d_model = d_model
         self.d_state = d_state
@@ -232,7 +232,7 @@ class Mamba2(nn.Module):
         self.dt_bias = nn.Parameter(torch.empty(self.nheads))
         self.A_log = nn.Parameter(torch.empty(self.nheads))
         self.D = nn.Parameter(torch.empty(self.nheads))
-        # Decay rates, step sizes and skips are no weights of a linear map: pulling them to 0 changes the memory span.
+        # Not weights of a linear map: weight decay on them would change how long the mixer remembers.
         for parameter in (self.dt_bias, self.A_log, self.D):
             parameter._no_weight_decay = True
         self.norm = GatedRMSNorm(d_inner)
@@ -241,7 +241,7 @@ class Mamba2(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialise every parameter as mamba_ssm does; parameters that a checkpoint has filled are left alone."""
+        """Initialise every parameter as mamba_ssm does, except those that a checkpoint has filled."""
         for projection in (self.in_proj, self.out_proj):
             init.kaiming_uniform_(projection.weight, a=math.sqrt(5))
         init.kaiming_uniform_(self.conv1d.weight, a=math.sqrt(5))
@@ -276,8 +276,8 @@ class Mamba2(nn.Module):
             state: what an earlier call returned, or None at the start of a conversation. Not changed.
 
         Returns:
-            output (batch, turns, d_model), finite but meaningless at padded turns, and the state after the last
-            valid turn of each row.
+            output (batch, turns, d_model), finite but meaningless at padded turns, and the state after the
+            last valid turn of each row.
         """
         batch, turns, _ = hidden_states.shape
         dtype = at_least_float32(hidden_states.dtype)
@@ -313,7 +313,7 @@ class Mamba2(nn.Module):
     def _convolve(
         self, inputs: torch.Tensor, lengths: torch.Tensor, conv_state: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """SiLU of the causal depthwise convolution of inputs (batch, turns, conv_dim), and the state after it."""
+        """SiLU of the causal convolution of inputs (batch, turns, conv_dim), and its new state."""
         turns = inputs.shape[1]
         window = torch.cat([conv_state, inputs], dim=1)  # (batch, d_conv - 1 + turns, conv_dim)
         weight = self.conv1d.weight[:, 0].to(inputs.dtype)  # (conv_dim, d_conv)
@@ -326,7 +326,7 @@ class Mamba2(nn.Module):
 
 
 class Mamba2Block(nn.Module):
-    """Pre-norm residual block: hidden_states + dropout(mixer(norm(hidden_states))), the sum in float32 (float64).
+    """Pre-norm residual block, h + dropout(mixer(norm(h))), with the sum in float32 (float64).
 
     Args:
         dropout: probability in training; the others as in `Mamba2`.
@@ -343,7 +343,7 @@ class Mamba2Block(nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, lengths: torch.Tensor, state: Mamba2State | None = None
     ) -> tuple[torch.Tensor, Mamba2State]:
-        """As `Mamba2.forward`; hidden_states must be finite at padded turns, the output is float32 (float64)."""
+        """As `Mamba2.forward`, but padded turns must be finite and the output is float32 (float64)."""
         residual = hidden_states.to(at_least_float32(hidden_states.dtype))  # (batch, turns, d_model)
         mixed, state = self.mixer(self.norm(residual.to(self.norm.weight.dtype)), lengths, state)
         return residual + self.dropout(mixed), state
