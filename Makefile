@@ -1,0 +1,46 @@
+# make demo and make test need Python (3.10 or newer) and make, nothing else; they create .venv on their own.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+DEMO := outputs/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow test-gpu quality style bench clean
+
+help: ## list the commands
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+$(STAMP): setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,demo,dev]'
+	@touch $@
+
+demo: $(STAMP) ## corpus -> training -> evaluation -> save -> load back -> a conversation, scored and drawn
+	$(BIN)/python examples/make_demo_corpus.py --output data/demo
+	$(BIN)/accelerate launch --config_file configuration/accelerate/cpu.yaml examples/run_finetune.py configuration/demo.yaml
+	$(BIN)/python examples/score_conversation.py $(DEMO)/model data/demo --output $(DEMO)
+
+test: $(STAMP) ## the test suite, without tests marked slow or gpu
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-slow: $(STAMP) ## the tests that take minutes
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(STAMP) ## the tests that need a CUDA GPU
+	$(BIN)/python -m pytest -m gpu
+
+quality: $(STAMP) ## lint and types, as CI sees them
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+style: $(STAMP) ## mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## side-by-side measurements
+	$(BIN)/python benchmarks/bench_encoder.py
+
+clean: ## remove outputs; keeps .venv
+	rm -rf outputs data build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

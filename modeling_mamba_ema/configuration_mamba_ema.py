@@ -1,0 +1,280 @@
+"""Configuration of Mamba-EMA."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from transformers import PretrainedConfig, WavLMConfig
+
+POOLINGS = ("mean", "attention", "multihead_attention", "statistics", "attentive_statistics")
+CONTEXTS = ("none", "ema", "mamba", "mamba_ema")
+DEFAULT_LABELS = ("valence", "arousal")
+
+# The shape of microsoft/wavlm-large, the encoder most published dimensional results use.
+WAVLM_LARGE: dict[str, Any] = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+}
+# Layer drop leaves layers without a gradient, on which DistributedDataParallel stops; SpecAugment as WavLM ships it
+# fails on utterances under 0.205 s and hides most of those under a second. Both stay available, off by default.
+SPEECH_ENCODER_DEFAULTS: dict[str, Any] = {"layerdrop": 0.0, "apply_spec_augment": False}
+
+# Upper bounds: a config.json from elsewhere must not make a loader allocate without limit.
+_INTEGER_BOUNDS = {
+    "hidden_size": (1, 4096),
+    "num_hidden_layers": (1, 48),
+    "state_size": (1, 1024),
+    "conv_kernel": (2, 4),
+    "expand": (1, 8),
+    "head_dim": (1, 1024),
+    "speech_encoder_pooling_heads": (1, 64),
+}
+_SPEECH_ENCODER_BOUNDS = {
+    "hidden_size": (1, 4096),
+    "num_hidden_layers": (1, 48),
+    "num_attention_heads": (1, 64),
+    "intermediate_size": (1, 16384),
+    "num_conv_pos_embeddings": (1, 1024),
+    "num_buckets": (1, 4096),
+}
+
+
+class MambaEMAConfig(PretrainedConfig):
+    r"""
+    Configuration of a [`MambaEMAModel`] or [`MambaEMAForRegression`].
+
+    Args:
+        speech_encoder_config (`WavLMConfig` or `dict`, *optional*):
+            The WavLM that turns a waveform into frames. Default: the shape of `microsoft/wavlm-large`, with layer drop
+            and SpecAugment off. A `dict` is completed with the defaults of [`WavLMConfig`], these two excepted.
+        speech_encoder_pooling (`str`, *optional*, defaults to `"attention"`):
+            How the frames of an utterance become one vector: `"mean"`, `"attention"`, `"multihead_attention"`,
+            `"statistics"` or `"attentive_statistics"`.
+        speech_encoder_pooling_heads (`int`, *optional*, defaults to 4):
+            Heads of `"multihead_attention"`; must divide the width of WavLM. Other poolings ignore it.
+        speech_encoder_layers (`int` or `list[int]`, *optional*, defaults to -1):
+            Which of WavLM's hidden states are read: -1 or `num_hidden_layers` is the last (after WavLM's final layer
+            norm where it has one), 0 the input of the first layer. Several are summed with learned softmax weights.
+        freeze_speech_encoder (`bool`, *optional*, defaults to `False`):
+            Keep WavLM's weights fixed (and in evaluation mode); pooling and everything after it is trained.
+        context (`str`, *optional*, defaults to `"mamba_ema"`):
+            What carries emotion over the turns: `"none"`, `"ema"`, `"mamba"` or `"mamba_ema"`.
+        hidden_size (`int`, *optional*, defaults to 256): Width of the observations, the updater and the EMA state.
+        num_hidden_layers (`int`, *optional*, defaults to 2): Mamba-2 blocks of the updater.
+        state_size (`int`, *optional*, defaults to 64): State dimension N of Mamba-2.
+        conv_kernel (`int`, *optional*, defaults to 4): Width of Mamba-2's causal convolution over turns (2 to 4).
+        expand (`int`, *optional*, defaults to 2): Inner width of Mamba-2 in multiples of `hidden_size`.
+        head_dim (`int`, *optional*, defaults to 64): Width of a Mamba-2 head; must divide `expand * hidden_size`.
+        ema_decay (`float`, *optional*, defaults to 0.8): alpha in `c_t = alpha c_{t-1} + (1 - alpha) u_t`.
+        ema_decay_learnable (`bool`, *optional*, defaults to `False`): Learn alpha per dimension, from `ema_decay` on.
+        dropout (`float`, *optional*, defaults to 0.1): Dropout in the updater's blocks and before the head.
+        do_normalize (`bool`, *optional*, defaults to `True`):
+            Whether WavLM was trained on waveforms of zero mean and unit variance (large: yes); goes into the feature
+            extractor that is saved with the model.
+        label_ranges (`dict[str, tuple[float, float]]`, *optional*):
+            The labels' own scale by label name, for reading results back. A label that is not named has `[0, 1]`.
+        loss_label_weights (`dict[str, float]`, *optional*):
+            Weight of a label in the loss (1 where not named).
+        loss_mse_weight (`float`, *optional*, defaults to 0.0):
+            Share of the mean squared error in the loss; the rest is `1 - CCC`.
+        initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of new linear layers.
+
+    Raises:
+        ValueError: A value is outside its range, named with what is allowed.
+
+    Example:
+
+    ```python
+    >>> from modeling_mamba_ema import MambaEMAConfig
+    >>> config = MambaEMAConfig(speech_encoder_pooling="attention", id2label={0: "valence", 1: "arousal", 2: "dominance"})
+    >>> config.label_range("arousal")
+    (0.0, 1.0)
+
+    ```
+    """
+
+    model_type = "mamba_ema"
+    sub_configs: ClassVar[dict[str, type]] = {"speech_encoder_config": WavLMConfig}
+    # What a Trainer need not gather over an evaluation: only logits are predictions.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        "pooled_output",
+        "pooling_attentions",
+        "conversation_state",
+        "hidden_states",
+    ]
+
+    def __init__(
+        self,
+        speech_encoder_config: WavLMConfig | dict[str, Any] | None = None,
+        speech_encoder_pooling: str = "attention",
+        speech_encoder_pooling_heads: int = 4,
+        speech_encoder_layers: int | list[int] = -1,
+        freeze_speech_encoder: bool = False,
+        context: str = "mamba_ema",
+        hidden_size: int = 256,
+        num_hidden_layers: int = 2,
+        state_size: int = 64,
+        conv_kernel: int = 4,
+        expand: int = 2,
+        head_dim: int = 64,
+        ema_decay: float = 0.8,
+        ema_decay_learnable: bool = False,
+        dropout: float = 0.1,
+        do_normalize: bool = True,
+        label_ranges: dict[str, tuple[float, float]] | None = None,
+        loss_label_weights: dict[str, float] | None = None,
+        loss_mse_weight: float = 0.0,
+        initializer_range: float = 0.02,
+        **kwargs: Any,
+    ):
+        _refuse_remote_attention_kernels(kwargs)
+        if isinstance(speech_encoder_config, dict):
+            _refuse_remote_attention_kernels(speech_encoder_config)
+            speech_encoder_config = WavLMConfig(**{**SPEECH_ENCODER_DEFAULTS, **speech_encoder_config})
+        elif speech_encoder_config is None:
+            speech_encoder_config = WavLMConfig(**SPEECH_ENCODER_DEFAULTS, **WAVLM_LARGE)
+        elif not isinstance(speech_encoder_config, WavLMConfig):
+            raise ValueError(
+                "speech_encoder_config must be a WavLMConfig, a dict of its fields or None, "
+                f"got {type(speech_encoder_config).__name__}"
+            )
+        self.speech_encoder_config = speech_encoder_config
+        self.speech_encoder_pooling = speech_encoder_pooling
+        self.speech_encoder_pooling_heads = speech_encoder_pooling_heads
+        self.speech_encoder_layers = speech_encoder_layers
+        self.freeze_speech_encoder = freeze_speech_encoder
+        self.context = context
+        self.hidden_size = hidden_size
+        self.num_hidden_layers = num_hidden_layers
+        self.state_size = state_size
+        self.conv_kernel = conv_kernel
+        self.expand = expand
+        self.head_dim = head_dim
+        self.ema_decay = ema_decay
+        self.ema_decay_learnable = ema_decay_learnable
+        self.dropout = dropout
+        self.do_normalize = do_normalize
+        self.label_ranges = None if label_ranges is None else {k: list(v) for k, v in label_ranges.items()}
+        self.loss_label_weights = loss_label_weights
+        self.loss_mse_weight = loss_mse_weight
+        self.initializer_range = initializer_range
+        if kwargs.get("id2label") is None and kwargs.get("num_labels") is None:
+            kwargs["id2label"] = dict(enumerate(DEFAULT_LABELS))
+        if kwargs.get("id2label") is not None:
+            names = {int(index): str(name) for index, name in kwargs["id2label"].items()}
+            kwargs["id2label"] = names
+            kwargs["label2id"] = {name: index for index, name in names.items()}
+        # Without it, transformers' audio-classification pipeline would put a softmax on the scores.
+        kwargs["problem_type"] = "regression"
+        super().__init__(**kwargs)
+        self._validate_values()
+
+    @property
+    def labels(self) -> list[str]:
+        """Label names in the order of the model's outputs."""
+        return [self.id2label[index] for index in range(self.num_labels)]
+
+    @property
+    def encoder_layer_indices(self) -> list[int]:
+        """The hidden states of WavLM that are read, as indices from 0 (input of layer 1) to `num_hidden_layers`."""
+        layers = self.speech_encoder_layers
+        last = self.speech_encoder_config.num_hidden_layers
+        chosen = [layers] if isinstance(layers, int) else list(layers)
+        return [last if layer == -1 else layer for layer in chosen]
+
+    def label_range(self, label: str) -> tuple[float, float]:
+        """(low, high) of a label's own scale; the model's output 0 means `low` and 1 means `high`."""
+        low, high = (self.label_ranges or {}).get(label, (0.0, 1.0))
+        return float(low), float(high)
+
+    def _validate_values(self) -> None:
+        _require_choice("speech_encoder_pooling", self.speech_encoder_pooling, POOLINGS)
+        _require_choice("context", self.context, CONTEXTS)
+        for name, (low, high) in _INTEGER_BOUNDS.items():
+            _require_integer(name, getattr(self, name), low, high)
+        encoder = self.speech_encoder_config
+        for name, (low, high) in _SPEECH_ENCODER_BOUNDS.items():
+            _require_integer(f"speech_encoder_config.{name}", getattr(encoder, name), low, high)
+        for width in encoder.conv_dim:
+            _require_integer("each of speech_encoder_config.conv_dim", width, 1, 4096)
+        _require_number("ema_decay", self.ema_decay, 0.0, 1.0)
+        if self.ema_decay_learnable and not 0.0 < self.ema_decay < 1.0:
+            raise ValueError(
+                f"ema_decay is {self.ema_decay}, but ema_decay_learnable needs a start strictly between 0 and 1"
+            )
+        _require_number("dropout", self.dropout, 0.0, 0.99)
+        _require_number("loss_mse_weight", self.loss_mse_weight, 0.0, 1.0)
+        _require_number("initializer_range", self.initializer_range, 0.0, 1.0)
+        if self.expand * self.hidden_size % self.head_dim:
+            raise ValueError(
+                f"head_dim is {self.head_dim}, but must divide expand * hidden_size = {self.expand * self.hidden_size}"
+            )
+        heads = self.speech_encoder_pooling_heads
+        if self.speech_encoder_pooling == "multihead_attention" and encoder.hidden_size % heads:
+            raise ValueError(
+                f"speech_encoder_pooling_heads is {heads}, but must divide WavLM's hidden_size {encoder.hidden_size}"
+            )
+        self._validate_layers()
+        self._validate_labels()
+
+    def _validate_layers(self) -> None:
+        layers = self.speech_encoder_layers
+        chosen = [layers] if isinstance(layers, int) and not isinstance(layers, bool) else layers
+        last = self.speech_encoder_config.num_hidden_layers
+        if not isinstance(chosen, (list, tuple)) or not chosen:
+            raise ValueError(f"speech_encoder_layers must be an integer or a list of integers, got {layers!r}")
+        for layer in chosen:
+            _require_integer("speech_encoder_layers", layer, -1, last)
+        resolved = self.encoder_layer_indices
+        if len(set(resolved)) != len(resolved):
+            raise ValueError(f"speech_encoder_layers {layers} names a layer twice")
+
+    def _validate_labels(self) -> None:
+        if not 1 <= self.num_labels <= 64:
+            raise ValueError(f"id2label names {self.num_labels} labels; allowed are 1 to 64")
+        if sorted(self.id2label) != list(range(self.num_labels)):
+            raise ValueError(f"id2label must number its labels from 0 without gaps, got {sorted(self.id2label)}")
+        if len(set(self.labels)) != self.num_labels:
+            raise ValueError(f"id2label names a label twice: {self.labels}")
+        for label, scale in (self.label_ranges or {}).items():
+            _require_choice("a label of label_ranges", label, tuple(self.labels))
+            if len(scale) != 2 or not all(_is_number(bound) for bound in scale) or not scale[0] < scale[1]:
+                raise ValueError(f"label_ranges[{label!r}] must be [low, high] with low < high, got {scale}")
+        for label, weight in (self.loss_label_weights or {}).items():
+            _require_choice("a label of loss_label_weights", label, tuple(self.labels))
+            _require_number(f"loss_label_weights[{label!r}]", weight, 0.0, 1e6)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
+
+
+def _require_integer(name: str, value: object, low: int, high: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise ValueError(f"{name} is {value!r}; allowed are whole numbers from {low} to {high}")
+
+
+def _require_number(name: str, value: object, low: float, high: float) -> None:
+    if not _is_number(value) or not low <= value <= high:  # type: ignore[operator]
+        raise ValueError(f"{name} is {value!r}; allowed are numbers from {low} to {high}")
+
+
+def _refuse_remote_attention_kernels(fields: dict[str, Any]) -> None:
+    """A config.json may not choose code: transformers reads `org/repo` here as a kernel to fetch from the Hub."""
+    for name in ("attn_implementation", "_attn_implementation"):
+        value = fields.get(name)
+        values = value.values() if isinstance(value, dict) else [value]
+        if any(isinstance(choice, str) and choice not in ("eager", "sdpa") for choice in values):
+            raise ValueError(f"{name} is {value!r}; Mamba-EMA allows 'eager' and 'sdpa', no attention kernel from a repository")
+
+
+__all__ = ["MambaEMAConfig"]

@@ -1,0 +1,293 @@
+"""Feature extraction: waveforms as people have them -> padded, normalised input for Mamba-EMA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature, SequenceFeatureExtractor
+from transformers.utils import TensorType
+
+SAMPLING_RATE = 16_000  # Hz, what WavLM was trained on
+MIN_SAMPLES = 400  # 25 ms: the receptive field of one WavLM frame
+MAX_PEAK = 8.0  # floating-point audio is within [-1, 1]; far beyond that it is unscaled integers
+LOW_LEVEL_DBFS = -70.0  # below this RMS an utterance counts as silence
+
+
+class InvalidAudioError(ValueError):
+    """An utterance that is no speech the model can answer for; the message names it and says what is allowed."""
+
+
+class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
+    r"""
+    Turns waveforms into `input_values` and masks for Mamba-EMA.
+
+    Args:
+        feature_size (`int`, defaults to 1): Values a sample; speech is mono.
+        sampling_rate (`int`, defaults to 16000): Rate the model works at, in Hz.
+        padding_value (`float`, defaults to 0.0): Value of padded samples.
+        do_normalize (`bool`, defaults to `True`): Zero mean and unit variance for each utterance, as WavLM-large was
+            trained. Utterances below -70 dBFS RMS are centred but not amplified: noise must not become speech.
+        max_seconds (`float`, defaults to 30.0): Longest utterance. WavLM's attention takes memory quadratic in it.
+
+    Example:
+
+    ```python
+    >>> import numpy as np
+    >>> from modeling_mamba_ema import MambaEMAFeatureExtractor
+    >>> extractor = MambaEMAFeatureExtractor()
+    >>> second = np.random.default_rng(0).normal(0, 0.1, 16_000)
+    >>> extractor(second, sampling_rate=16_000, return_tensors="pt").input_values.shape
+    torch.Size([1, 16000])
+    >>> extractor([[second, second[:8_000]], [second]], sampling_rate=16_000, return_tensors="pt").input_values.shape
+    torch.Size([2, 2, 16000])
+
+    ```
+    """
+
+    model_input_names = ["input_values", "attention_mask"]
+    _auto_class = "AutoFeatureExtractor"
+
+    def __init__(
+        self,
+        feature_size: int = 1,
+        sampling_rate: int = SAMPLING_RATE,
+        padding_value: float = 0.0,
+        do_normalize: bool = True,
+        max_seconds: float = 30.0,
+        **kwargs: Any,
+    ):
+        kwargs.pop("return_attention_mask", None)  # a WavLM folder may say no; batches are right only with masks
+        super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
+        self.return_attention_mask = True
+        self.do_normalize = do_normalize
+        self.max_seconds = max_seconds
+
+    def __call__(
+        self,
+        raw_speech: Any,
+        sampling_rate: int | None = None,
+        resample: bool = False,
+        padding: bool | str = True,
+        max_length: int | None = None,
+        truncation: bool = False,
+        pad_to_multiple_of: int | None = None,
+        return_attention_mask: bool | None = None,
+        return_low_level: bool = False,
+        return_tensors: str | TensorType | None = None,
+    ) -> BatchFeature:
+        """
+        Args:
+            raw_speech: one waveform, a list of waveforms (a batch of utterances), or a list of lists of waveforms (a
+                batch of conversations). A waveform is a 1-D array, tensor or list of mono samples; floats within
+                [-1, 1], or integers, which are scaled by the range of their type.
+            sampling_rate: rate of `raw_speech` in Hz; always needed.
+            resample: convert another rate to the model's; without it another rate is an error. Needs `soxr`.
+            padding: `True` or `"longest"` (default), `"max_length"`, or `False` (lists, no padding; not for
+                conversations).
+            max_length: samples to pad to with `"max_length"`, and to cut to with `truncation`.
+            truncation: cut utterances to `max_length`.
+            pad_to_multiple_of: round padded lengths up to a multiple of this.
+            return_attention_mask: leave the mask out with `False`.
+            return_low_level: add `low_level`, True for each utterance below -70 dBFS RMS.
+            return_tensors: `"pt"`, `"np"` or None.
+
+        Returns:
+            `input_values` and `attention_mask`, (batch, samples) for utterances, (batch, turns, samples) for
+            conversations, these with `turn_mask` (batch, turns).
+
+        Raises:
+            InvalidAudioError: an utterance that cannot be used, named by its place in the batch.
+            TypeError: something that is not a waveform, such as a path.
+            ValueError: no or a wrong sampling rate.
+        """
+        self._check_sampling_rate(sampling_rate, resample)
+        conversations, depth = _as_conversations(raw_speech)
+        waveforms: list[np.ndarray] = []
+        low_level: list[bool] = []
+        for row, turns in enumerate(conversations):
+            for turn, raw in enumerate(turns):
+                name = f"utterance {turn} of conversation {row}" if depth == 2 else f"utterance {row}"
+                waveform = _as_waveform(raw, name)
+                self._check_waveform(waveform, sampling_rate, name)
+                if sampling_rate != self.sampling_rate:
+                    waveform = _resample(waveform, sampling_rate, self.sampling_rate)
+                if waveform.size < MIN_SAMPLES:
+                    raise InvalidAudioError(
+                        f"{name} has {waveform.size} samples ({waveform.size / self.sampling_rate:.3f} s); at least "
+                        f"{MIN_SAMPLES} ({MIN_SAMPLES / self.sampling_rate:.3f} s) are needed"
+                    )
+                if truncation and max_length is not None:
+                    waveform = waveform[:max_length]
+                rms = float(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))))
+                low_level.append(rms < 10 ** (LOW_LEVEL_DBFS / 20))
+                waveforms.append(self._normalize(waveform, low_level[-1]) if self.do_normalize else waveform)
+        features = self.pad(
+            BatchFeature({"input_values": waveforms}),
+            padding=padding,
+            max_length=max_length,
+            truncation=truncation,
+            pad_to_multiple_of=pad_to_multiple_of,
+            return_attention_mask=return_attention_mask,
+            return_tensors="np" if depth == 2 else None,
+        )
+        if depth == 2:
+            if padding is False:
+                raise ValueError("padding=False gives rows of different length; conversations need padding")
+            features = _stack_conversations(features, [len(turns) for turns in conversations], self.padding_value)
+        else:
+            features["input_values"] = [np.asarray(row, dtype=np.float32) for row in features["input_values"]]
+            if "attention_mask" in features:
+                features["attention_mask"] = [np.asarray(row, dtype=np.int32) for row in features["attention_mask"]]
+        if return_low_level:
+            features["low_level"] = np.array(low_level)
+        return features.convert_to_tensors(return_tensors)
+
+    @classmethod
+    def from_speech_encoder(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> MambaEMAFeatureExtractor:
+        """The feature extractor for a pretrained WavLM: its normalisation, or the default where its folder names none."""
+        try:
+            theirs, _ = cls.get_feature_extractor_dict(pretrained_model_name_or_path, **kwargs)
+        except OSError:
+            return cls()
+        return cls(do_normalize=theirs.get("do_normalize", True))
+
+    def _check_sampling_rate(self, sampling_rate: Any, resample: bool) -> None:
+        if sampling_rate is None:
+            raise ValueError(
+                f"sampling_rate is missing; pass the rate of the audio in Hz, e.g. sampling_rate={self.sampling_rate}"
+            )
+        if isinstance(sampling_rate, bool) or not isinstance(sampling_rate, (int, np.integer)):
+            raise ValueError(f"sampling_rate is {sampling_rate!r}, but must be a whole number of Hz")
+        if sampling_rate != self.sampling_rate and not resample:
+            raise ValueError(
+                f"sampling_rate is {sampling_rate} Hz, but the model works at {self.sampling_rate} Hz; "
+                "pass resample=True to convert"
+            )
+        if not 4_000 <= sampling_rate <= 192_000:
+            raise ValueError(f"sampling_rate is {sampling_rate} Hz; allowed are 4000 to 192000 Hz")
+
+    def _check_waveform(self, waveform: np.ndarray, sampling_rate: Any, name: str) -> None:
+        seconds = waveform.size / sampling_rate
+        if seconds > self.max_seconds:
+            raise InvalidAudioError(
+                f"{name} is {seconds:.1f} s long; allowed are {self.max_seconds:g} s: cut it into turns, or raise "
+                "max_seconds of the feature extractor (memory grows with the square of the length)"
+            )
+        # The sum is finite exactly when every sample is; one pass without a temporary array.
+        peak = float(np.abs(waveform).max(initial=0.0))
+        if not np.isfinite(peak):
+            bad = ~np.isfinite(waveform)
+            raise InvalidAudioError(
+                f"{name} has {int(bad.sum())} samples that are NaN or infinite, the first at {int(bad.argmax())}"
+            )
+        if peak > MAX_PEAK:
+            raise InvalidAudioError(
+                f"{name} has a peak of {peak:.4g}; floating-point audio is within [-1, 1]. This looks like unscaled "
+                "integers: pass the integer array itself, or divide by its full scale"
+            )
+
+    @staticmethod
+    def _normalize(waveform: np.ndarray, low_level: bool) -> np.ndarray:
+        centred = waveform - waveform.mean(dtype=np.float64).astype(np.float32)
+        if low_level:
+            return centred
+        variance = np.square(centred, dtype=np.float64).mean()
+        return (centred / np.sqrt(variance + 1e-7)).astype(np.float32)
+
+
+def _is_sequence(item: Any) -> bool:
+    return isinstance(item, Sequence) and not isinstance(item, (str, bytes, bytearray))
+
+
+def _as_conversations(raw_speech: Any) -> tuple[list[list[Any]], int]:
+    """Sort the input into conversations of turns; depth is 0 for one waveform, 1 for utterances, 2 for conversations."""
+    if _depth(raw_speech) == 0:
+        return [[raw_speech]], 0
+    if len(raw_speech) == 0:
+        raise InvalidAudioError("the batch is empty; at least one utterance is needed")
+    depths = {_depth(item) for item in raw_speech}
+    if len(depths) > 1:
+        raise InvalidAudioError("the batch mixes utterances and conversations; give either waveforms or lists of waveforms")
+    if depths == {0}:
+        return [[item] for item in raw_speech], 1
+    for row, turns in enumerate(raw_speech):
+        if len(turns) == 0:
+            raise InvalidAudioError(f"conversation {row} has no turns; leave it out")
+        if any(_depth(turn) for turn in turns):
+            raise InvalidAudioError(f"conversation {row} nests deeper than conversation, turn, samples")
+    return [list(turns) for turns in raw_speech], 2
+
+
+def _depth(item: Any) -> int:
+    """0 for a waveform (array, tensor or list of numbers), 1 for a sequence of waveforms or deeper."""
+    if isinstance(item, np.ndarray) and item.dtype == object:
+        item = list(item)
+    if isinstance(item, (np.ndarray, torch.Tensor)):
+        # (1, samples) is one waveform, as readers that keep the channel axis return it; more rows are ambiguous
+        # between stereo and a batch, which _as_waveform refuses.
+        return 0
+    if _is_sequence(item):
+        return 1 if len(item) == 0 or _is_sequence(item[0]) or isinstance(item[0], (np.ndarray, torch.Tensor)) else 0
+    raise TypeError(
+        f"raw_speech holds {type(item).__name__}; allowed are arrays, tensors and lists of samples. The feature "
+        "extractor opens no files: read the audio first, e.g. with soundfile"
+    )
+
+
+def _as_waveform(raw: Any, name: str) -> np.ndarray:
+    """One waveform as (samples,) float32 within [-1, 1]."""
+    if isinstance(raw, torch.Tensor):
+        raw = raw.detach().cpu()
+        raw = (raw.float() if raw.dtype == torch.bfloat16 else raw).numpy()
+    elif not isinstance(raw, np.ndarray):
+        if any(not isinstance(sample, (int, float, np.number)) or isinstance(sample, bool) for sample in raw):
+            raise TypeError(f"{name} holds something that is not a number; allowed are lists of samples")
+        # A list has no integer type whose range would scale it: Python numbers are taken as they stand.
+        raw = np.asarray(raw, dtype=np.float64)
+    if raw.ndim == 2 and raw.shape[0] == 1:
+        raw = raw[0]
+    if raw.ndim != 1:
+        raise InvalidAudioError(
+            f"{name} has shape {raw.shape}; mono is needed, (samples,). Average or choose a channel of stereo audio, "
+            "and give a batch as a list of waveforms"
+        )
+    if raw.size == 0:
+        raise InvalidAudioError(f"{name} is empty; at least {MIN_SAMPLES} samples are needed")
+    if raw.dtype == np.uint8:
+        return (raw.astype(np.float32) - 128.0) / 128.0
+    if np.issubdtype(raw.dtype, np.signedinteger):
+        return (raw.astype(np.float64) / -float(np.iinfo(raw.dtype).min)).astype(np.float32)
+    if not np.issubdtype(raw.dtype, np.floating):
+        raise InvalidAudioError(f"{name} has dtype {raw.dtype}; allowed are floats, signed integers and uint8")
+    with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which the caller's check names
+        return raw.astype(np.float32)
+
+
+def _resample(waveform: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
+    try:
+        import soxr
+    except ImportError as error:
+        raise ImportError("resample=True needs soxr: pip install soxr") from error
+    return soxr.resample(waveform, rate, target_rate, quality="HQ").astype(np.float32)
+
+
+def _stack_conversations(features: BatchFeature, num_turns: list[int], padding_value: float) -> BatchFeature:
+    """(utterances, samples) -> (batch, turns, samples), with turn_mask (batch, turns)."""
+    batch, turns = len(num_turns), max(num_turns)
+    turn_mask = np.arange(turns) < np.array(num_turns)[:, None]
+    samples = features["input_values"].shape[1]
+    values = np.full((batch, turns, samples), padding_value, dtype=np.float32)
+    values[turn_mask] = features["input_values"]
+    stacked = {"input_values": values}
+    if "attention_mask" in features:
+        mask = np.zeros((batch, turns, samples), dtype=np.int32)
+        mask[turn_mask] = features["attention_mask"]
+        stacked["attention_mask"] = mask
+    stacked["turn_mask"] = turn_mask.astype(np.int32)
+    return BatchFeature(stacked)
+
+
+__all__ = ["InvalidAudioError", "MambaEMAFeatureExtractor"]

@@ -1,0 +1,426 @@
+"""The Mamba-EMA model: speech encoder -> conversation encoder -> head."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel, WavLMConfig, WavLMModel
+from transformers import initialization as init
+from transformers.dynamic_module_utils import custom_object_save
+from transformers.utils import ModelOutput
+
+from .ccc_loss import ccc_loss
+from .configuration_mamba_ema import SPEECH_ENCODER_DEFAULTS, MambaEMAConfig
+from .conversation_encoder import ConversationEncoder
+from .conversation_state import ConversationState
+from .exponential_moving_average import ExponentialMovingAverage
+from .feature_extraction_mamba_ema import MambaEMAFeatureExtractor
+from .mamba2 import Mamba2
+from .model_card import model_card
+from .model_inputs import check_labels, collect_utterances
+from .pooling import HeadwiseLinear, pooled_size
+from .speech_encoder import SpeechEncoder, receptive_field
+
+AUTO_MAP = {
+    "AutoConfig": "configuration_mamba_ema.MambaEMAConfig",
+    "AutoModel": "modeling_mamba_ema.MambaEMAForRegression",
+    "AutoModelForAudioClassification": "modeling_mamba_ema.MambaEMAForRegression",
+    "AutoFeatureExtractor": "feature_extraction_mamba_ema.MambaEMAFeatureExtractor",
+}
+
+
+@dataclass
+class MambaEMAModelOutput(ModelOutput):
+    """
+    Output of [`MambaEMAModel`]. For `(batch, samples)` inputs the `turns` dimension is absent throughout.
+
+    Attributes:
+        last_hidden_state: (batch, turns, features), the observation z_t and, beside it where there is context, c_t.
+        pooled_output: (batch, turns, pooled_size), WavLM's frames pooled to one vector a turn.
+        pooling_attentions: (batch, turns, heads, frames), weights over time that sum to 1; uniform without attention.
+        conversation_state: what to pass to the next call; only with `use_conversation_state=True`.
+        hidden_states: WavLM's hidden states, `num_hidden_layers + 1` of (batch, turns, frames, hidden); on request.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    pooled_output: torch.Tensor | None = None
+    pooling_attentions: torch.Tensor | None = None
+    conversation_state: ConversationState | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class MambaEMARegressionOutput(ModelOutput):
+    """
+    Output of [`MambaEMAForRegression`]. For `(batch, samples)` inputs the `turns` dimension is absent throughout.
+
+    Attributes:
+        loss: scalar, present when labels are given.
+        logits: (batch, turns, num_labels) in the order of `config.id2label`, on the unit scale [0, 1], float32; NaN at
+            turns that are not there. [`MambaEMAForRegression.to_label_ranges`] gives the labels' own scale.
+        pooled_output, pooling_attentions, conversation_state, hidden_states: as in [`MambaEMAModelOutput`].
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    pooled_output: torch.Tensor | None = None
+    pooling_attentions: torch.Tensor | None = None
+    conversation_state: ConversationState | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+
+
+class RegressionHead(nn.Module):
+    """Two linear layers and a sigmoid: predictions stay on the unit scale."""
+
+    def __init__(self, input_size: int, hidden_size: int, num_labels: int, dropout: float):
+        super().__init__()
+        self.dropout = nn.Dropout(dropout)
+        self.dense = nn.Linear(input_size, hidden_size)
+        self.activation = nn.GELU()
+        self.out_proj = nn.Linear(hidden_size, num_labels)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """(..., input_size) -> (..., num_labels) in float32: bf16 predictions alone cost a CCC loss 1e-2."""
+        hidden = self.dropout(self.activation(self.dense(self.dropout(features))))
+        scores = self.out_proj(hidden)
+        return torch.sigmoid(scores if scores.dtype == torch.float64 else scores.float())
+
+
+class MambaEMAPreTrainedModel(PreTrainedModel):
+    config_class = MambaEMAConfig
+    config: MambaEMAConfig
+    base_model_prefix = "mamba_ema"
+    main_input_name = "input_values"
+    input_modalities = ("audio",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["WavLMEncoderLayer", "WavLMEncoderLayerStableLayerNorm", "Mamba2Block"]
+    # Trainer multiplies the loss by the accumulation steps for models that take `num_items_in_batch`; a CCC does not
+    # add up over batches that way.
+    accepts_loss_kwargs = False
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Every parameter of ours starts here, so that none stays uninitialised when a checkpoint lacks it."""
+        if isinstance(module, (Mamba2, ExponentialMovingAverage)):
+            module.reset_parameters()
+        elif isinstance(module, SpeechEncoder):
+            if hasattr(module, "layer_weights"):
+                init.zeros_(module.layer_weights)
+        elif isinstance(module, HeadwiseLinear):
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+            init.zeros_(module.bias)
+        elif isinstance(module, nn.Linear):
+            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+            init.ones_(module.weight)
+            if getattr(module, "bias", None) is not None:
+                init.zeros_(module.bias)
+
+    def _set_gradient_checkpointing(
+        self, enable: bool = True, gradient_checkpointing_func: Any = None, **kwargs: Any
+    ) -> None:
+        if enable and getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant", False):
+            raise ValueError(
+                "re-entrant gradient checkpointing recurses without end in WavLM's backward pass; "
+                "pass gradient_checkpointing_kwargs={'use_reentrant': False}"
+            )
+        super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
+
+
+class MambaEMAModel(MambaEMAPreTrainedModel):
+    """WavLM, pooling, and the Mamba and EMA state over the turns of a conversation, without a head.
+
+    Attributes:
+        speech_encoder: WavLM, choice of layers, pooling.
+        projection: pooled vector -> observation z_t.
+        conversation_encoder: z_1..z_t -> c_t; None for `context="none"`.
+    """
+
+    def __init__(self, config: MambaEMAConfig):
+        super().__init__(config)
+        encoder_size = config.speech_encoder_config.hidden_size
+        self.speech_encoder = SpeechEncoder(config)
+        self.projection = nn.Linear(pooled_size(config.speech_encoder_pooling, encoder_size), config.hidden_size)
+        self.conversation_encoder = None
+        if config.context != "none":
+            self.conversation_encoder = ConversationEncoder(
+                hidden_size=config.hidden_size,
+                context=config.context,
+                num_hidden_layers=config.num_hidden_layers,
+                state_size=config.state_size,
+                conv_kernel=config.conv_kernel,
+                expand=config.expand,
+                head_dim=config.head_dim,
+                ema_decay=config.ema_decay,
+                ema_decay_learnable=config.ema_decay_learnable,
+                dropout=config.dropout,
+            )
+        self.min_samples = receptive_field(config.speech_encoder_config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        turn_mask: torch.Tensor | None = None,
+        conversation_state: ConversationState | None = None,
+        use_conversation_state: bool = False,
+        frame_values: torch.Tensor | None = None,
+        frame_mask: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> MambaEMAModelOutput | tuple[Any, ...]:
+        """
+        Args:
+            input_values: (batch, samples): a batch of single utterances; or (batch, turns, samples): conversations,
+                right-padded in samples and in turns.
+            attention_mask: same shape, 1 at samples that are there.
+            turn_mask: (batch, turns), 1 at turns that are there. A turn that is left out in the middle changes nothing:
+                the state stays as it was.
+            conversation_state: the state an earlier call returned; the turns given now continue its conversations.
+                (batch, samples) inputs are then the next turn of each conversation.
+            use_conversation_state: return the state after the last turn.
+            frame_values: (batch, turns, layers, frames, hidden), WavLM frames computed before, instead of `input_values`.
+            frame_mask: (batch, turns, frames), 1 at frames that are there; needed with `frame_values`.
+            output_hidden_states: return WavLM's hidden states.
+            return_dict: `False` for a plain tuple.
+
+        Raises:
+            ValueError: inputs that are no complete utterances (see `collect_utterances`), or a state of another batch
+                or model.
+        """
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        if output_hidden_states is None:
+            output_hidden_states = bool(self.config.output_hidden_states)
+        if (input_values is None) == (frame_values is None):
+            raise ValueError("give either input_values or frame_values")
+
+        # 1. speech encoder, over the utterances that are there: (utterances, pooled_size)
+        hidden_states = None
+        if frame_values is None:
+            utterances = collect_utterances(
+                input_values.to(self.dtype) if input_values.is_floating_point() else input_values,
+                attention_mask,
+                turn_mask,
+                self.min_samples,
+            )
+            present = utterances.turn_mask
+            single_turn = input_values.dim() == 2
+            pooled, attention, hidden_states = self.speech_encoder(
+                utterances.waveforms, utterances.lengths, output_hidden_states
+            )
+        else:
+            if frame_mask is None:
+                raise ValueError("frame_values need frame_mask, (batch, turns, frames)")
+            present = frame_mask.bool().any(dim=-1) if turn_mask is None else turn_mask.bool()
+            single_turn = False
+            pooled, attention = self.speech_encoder.pool(
+                frame_values[present].to(self.dtype), frame_mask[present].bool()
+            )
+
+        # 2. back to conversations: (batch, turns, ...), zeros at turns that are not there
+        pooled = _scatter_turns(pooled, present)
+        attention = _scatter_turns(attention, present)
+        if hidden_states is not None:
+            hidden_states = tuple(_scatter_turns(layer, present) for layer in hidden_states)
+
+        # 3. observations and conversation context: z_t, c_t
+        observations = self.projection(pooled)  # (batch, turns, hidden_size)
+        features, state = observations, None
+        if self.conversation_encoder is not None:
+            context, state = self.conversation_encoder(observations, present, conversation_state)
+            features = torch.cat([observations, context.to(observations.dtype)], dim=-1)
+
+        if single_turn:
+            features, pooled, attention = features.squeeze(1), pooled.squeeze(1), attention.squeeze(1)
+            hidden_states = None if hidden_states is None else tuple(layer.squeeze(1) for layer in hidden_states)
+        output = MambaEMAModelOutput(
+            last_hidden_state=features,
+            pooled_output=pooled,
+            pooling_attentions=attention,
+            conversation_state=state if use_conversation_state else None,
+            hidden_states=hidden_states,
+        )
+        return output if return_dict else output.to_tuple()
+
+
+class MambaEMAForRegression(MambaEMAPreTrainedModel):
+    """Mamba-EMA with a head that predicts valence, arousal and whatever else `config.id2label` names.
+
+    Example:
+
+    ```python
+    >>> from modeling_mamba_ema import MambaEMAConfig, MambaEMAForRegression
+    >>> import torch
+    >>> tiny = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+    ...             conv_dim=[16] * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2)
+    >>> model = MambaEMAForRegression(MambaEMAConfig(speech_encoder_config=tiny, hidden_size=32, head_dim=16)).eval()
+    >>> model(torch.randn(2, 3, 16_000)).logits.shape   # 2 conversations of 3 turns of 1 s
+    torch.Size([2, 3, 2])
+
+    ```
+    """
+
+    _auto_class = "AutoModelForAudioClassification"
+
+    def __init__(self, config: MambaEMAConfig):
+        super().__init__(config)
+        self.mamba_ema = MambaEMAModel(config)
+        features = config.hidden_size if config.context == "none" else 2 * config.hidden_size
+        self.head = RegressionHead(features, config.hidden_size, config.num_labels, config.dropout)
+        self.post_init()
+
+    @property
+    def speech_encoder(self) -> SpeechEncoder:
+        return self.mamba_ema.speech_encoder
+
+    def forward(
+        self,
+        input_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        turn_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        conversation_state: ConversationState | None = None,
+        use_conversation_state: bool = False,
+        frame_values: torch.Tensor | None = None,
+        frame_mask: torch.Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> MambaEMARegressionOutput | tuple[Any, ...]:
+        """
+        Args:
+            labels: (batch, num_labels) or (batch, turns, num_labels) on the unit scale, -100 where missing. The loss is
+                `1 - mean CCC` over all turns of the global batch (see `ccc_loss`).
+            input_values, attention_mask, turn_mask, conversation_state, use_conversation_state, frame_values,
+            frame_mask, output_hidden_states, return_dict: as in [`MambaEMAModel.forward`].
+
+        Raises:
+            ValueError: as [`MambaEMAModel.forward`]; labels of the wrong shape or scale, or NaN.
+        """
+        return_dict = self.config.return_dict if return_dict is None else return_dict
+        outputs = self.mamba_ema(
+            input_values=input_values,
+            attention_mask=attention_mask,
+            turn_mask=turn_mask,
+            conversation_state=conversation_state,
+            use_conversation_state=use_conversation_state,
+            frame_values=frame_values,
+            frame_mask=frame_mask,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self.head(outputs.last_hidden_state)  # (batch, [turns,] num_labels)
+        loss = None
+        if turn_mask is None:
+            mask = frame_mask if frame_values is not None else attention_mask
+            turn_mask = logits.new_ones(logits.shape[:-1]) if mask is None else mask.bool().any(dim=-1)
+        present = turn_mask.bool().view(logits.shape[:-1])
+        if labels is not None:
+            check_labels(labels, tuple(logits.shape), self.config.labels)
+            loss = self._loss(logits[present], labels[present].to(logits.dtype))
+        output = MambaEMARegressionOutput(
+            loss=loss,
+            logits=logits.masked_fill(~present.unsqueeze(-1), torch.nan),
+            pooled_output=outputs.pooled_output,
+            pooling_attentions=outputs.pooling_attentions,
+            conversation_state=outputs.conversation_state,
+            hidden_states=outputs.hidden_states,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def _loss(self, predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        weights = self.config.loss_label_weights
+        return ccc_loss(
+            predictions,
+            labels,
+            label_weights=None if weights is None else [weights.get(name, 1.0) for name in self.config.labels],
+            mse_weight=self.config.loss_mse_weight,
+        )
+
+    def to_label_ranges(self, logits: torch.Tensor) -> torch.Tensor:
+        """Predictions on the unit scale -> the labels' own scale (`config.label_ranges`).
+
+        Args:
+            logits: (..., num_labels).
+        """
+        ranges = [self.config.label_range(name) for name in self.config.labels]
+        low, high = logits.new_tensor(ranges).unbind(dim=1)
+        return low + logits * (high - low)
+
+    @classmethod
+    def from_pretrained_speech_encoder(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        revision: str = "main",
+        **config_kwargs: Any,
+    ) -> MambaEMAForRegression:
+        """Start from a pretrained WavLM; pooling, updater and head are new.
+
+        Args:
+            pretrained_model_name_or_path: a folder or Hub name of a WavLM, e.g. `"microsoft/wavlm-large"`.
+            revision: commit, tag or branch on the Hub.
+            config_kwargs: fields of [`MambaEMAConfig`]; `speech_encoder_config`, a dict, overrides single fields of
+                the pretrained WavLM's configuration, such as its dropout.
+
+        Raises:
+            ValueError: the checkpoint is no WavLM, or lacks weights.
+        """
+        overrides = {**SPEECH_ENCODER_DEFAULTS, **(config_kwargs.pop("speech_encoder_config", None) or {})}
+        encoder_dict, _ = WavLMConfig.get_config_dict(pretrained_model_name_or_path, revision=revision)
+        if encoder_dict.get("model_type") != "wavlm":
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is of type {encoder_dict.get('model_type')!r}; a 'wavlm' is needed"
+            )
+        encoder_config = WavLMConfig.from_dict({**encoder_dict, **overrides})
+        wavlm, loading = WavLMModel.from_pretrained(
+            pretrained_model_name_or_path,
+            config=encoder_config,
+            revision=revision,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+        missing = sorted(set(loading["missing_keys"]) - {"masked_spec_embed"})
+        if missing:
+            raise ValueError(f"{pretrained_model_name_or_path} lacks {len(missing)} weights of WavLM, first {missing[0]}")
+        extractor = MambaEMAFeatureExtractor.from_speech_encoder(pretrained_model_name_or_path, revision=revision)
+        config_kwargs.setdefault("do_normalize", extractor.do_normalize)
+        model = cls(MambaEMAConfig(speech_encoder_config=encoder_config, **config_kwargs))
+        model.speech_encoder.wavlm.load_state_dict(wavlm.state_dict())
+        return model
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write a folder that works by itself: weights, configuration, code, feature extractor and model card.
+
+        `AutoModel.from_pretrained(folder, trust_remote_code=True)` loads it where only torch and transformers are
+        installed. A `preprocessor_config.json` or `README.md` that is there already is kept.
+        """
+        self.config.auto_map = dict(AUTO_MAP)
+        super().save_pretrained(save_directory, **kwargs)
+        folder = Path(save_directory)
+        if not kwargs.get("is_main_process", True):
+            return
+        if not (folder / "preprocessor_config.json").exists():
+            MambaEMAFeatureExtractor(do_normalize=self.config.do_normalize).save_pretrained(folder)
+        custom_object_save(MambaEMAFeatureExtractor, folder)
+        if not (folder / "README.md").exists():
+            (folder / "README.md").write_text(model_card(self.config), encoding="utf-8")
+
+
+def _scatter_turns(values: torch.Tensor, turn_mask: torch.Tensor) -> torch.Tensor:
+    """(utterances, ...) -> (batch, turns, ...), zeros at turns that are not there"""
+    if bool(turn_mask.all()):
+        return values.unflatten(0, turn_mask.shape)
+    scattered = values.new_zeros(*turn_mask.shape, *values.shape[1:])
+    scattered[turn_mask] = values
+    return scattered
+
+
+__all__ = ["MambaEMAForRegression", "MambaEMAModel", "MambaEMAPreTrainedModel"]

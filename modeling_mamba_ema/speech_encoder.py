@@ -1,0 +1,221 @@
+"""Speech encoder: waveforms of utterances -> WavLM frames -> chosen layers -> one pooled vector an utterance.
+
+WavLM is transformers' `WavLMModel`; its sub-modules are run here step by step for two reasons. WavLM-base normalises the
+first convolution over the whole padded row, so that the amount of padding changes the answer (by 41 % at twice the
+length); here only an utterance's own frames count. And layers above the highest one that is read are not computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import WavLMConfig, WavLMModel
+
+from .configuration_mamba_ema import MambaEMAConfig
+from .pooling import WITH_STANDARD_DEVIATION, build_attention, pool_frames, pooling_weights
+
+# SpecAugment's spans of 10 frames would hide most of an utterance shorter than this (1 s at 50 frames a second).
+SPEC_AUGMENT_MIN_FRAMES = 50
+
+
+def num_frames(num_samples: Any, config: WavLMConfig) -> Any:
+    """Frames WavLM makes of `num_samples` samples (an int or an integer tensor); 0 or less where it is too short."""
+    for kernel, stride in zip(config.conv_kernel, config.conv_stride):
+        num_samples = (num_samples - kernel) // stride + 1
+    return num_samples
+
+
+def receptive_field(config: WavLMConfig) -> int:
+    """Samples that one frame needs: the shortest utterance WavLM can encode (400 samples, 25 ms, for every WavLM)."""
+    samples = 1
+    for kernel, stride in zip(reversed(config.conv_kernel), reversed(config.conv_stride)):
+        samples = (samples - 1) * stride + kernel
+    return samples
+
+
+def length_mask(lengths: torch.Tensor, size: int) -> torch.Tensor:
+    """(batch,) lengths -> (batch, size) bool, True before each row's end"""
+    return torch.arange(size, device=lengths.device) < lengths.unsqueeze(1)
+
+
+class SpeechEncoder(nn.Module):
+    """WavLM, the choice of its layers, and pooling.
+
+    Attributes:
+        wavlm: transformers' `WavLMModel`.
+        pooling: the pooling's name.
+        attention: the layer that scores frames, `nn.Linear(D, 1)` for `"attention"`; absent where nothing is learned.
+        layer_weights: (layers,) logits of the softmax that sums the layers; absent where one layer is read.
+    """
+
+    def __init__(self, config: MambaEMAConfig):
+        super().__init__()
+        encoder_config = config.speech_encoder_config
+        self.wavlm = WavLMModel(encoder_config)
+        self.layers = config.encoder_layer_indices
+        self.frozen = config.freeze_speech_encoder
+        self.pooling = config.speech_encoder_pooling
+        attention = build_attention(self.pooling, encoder_config.hidden_size, config.speech_encoder_pooling_heads)
+        if attention is not None:
+            self.attention = attention
+        if len(self.layers) > 1:
+            self.layer_weights = nn.Parameter(torch.zeros(len(self.layers)))
+        self._freeze_unused_parameters()
+
+    def _freeze_unused_parameters(self) -> None:
+        """Parameters that no output depends on are no parameters to train: optimizers and DDP would trip over them."""
+        encoder, last = self.wavlm.encoder, max(self.layers)
+        unused: list[Any] = list(encoder.layers[last:])
+        if self.wavlm.config.do_stable_layer_norm and last < len(encoder.layers):
+            unused.append(encoder.layer_norm)
+        if self.frozen:
+            unused = [self.wavlm]
+        for module in unused:
+            module.requires_grad_(False)
+        if not self.wavlm.config.apply_spec_augment and hasattr(self.wavlm, "masked_spec_embed"):
+            self.wavlm.masked_spec_embed.requires_grad_(False)
+        if last == 0 and encoder.layers:
+            encoder.layers.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> SpeechEncoder:
+        super().train(mode)
+        if self.frozen:
+            self.wavlm.eval()
+        return self
+
+    def forward(
+        self,
+        waveforms: torch.Tensor,
+        lengths: torch.Tensor,
+        output_hidden_states: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Encode and pool a batch of utterances.
+
+        Args:
+            waveforms: (batch, samples), right-padded, 16 kHz.
+            lengths: (batch,) valid samples of each row, at least [`receptive_field`].
+            output_hidden_states: return all hidden states of WavLM as well.
+
+        Returns:
+            pooled (batch, pooled_size), attention (batch, heads, frames), and hidden states
+            (num_hidden_layers + 1, batch, frames, hidden) or None.
+        """
+        wanted = range(self.wavlm.config.num_hidden_layers + 1) if output_hidden_states else self.layers
+        hidden_states = self.hidden_states(waveforms, lengths, wanted)  # one (batch, frames, hidden) a wanted layer
+        chosen = [hidden_states[layer] for layer in self.layers] if output_hidden_states else hidden_states
+        frame_mask = length_mask(num_frames(lengths, self.wavlm.config), chosen[0].shape[1])
+        pooled, attention = self.pool(torch.stack(chosen, dim=1), frame_mask)
+        return pooled, attention, torch.stack(hidden_states) if output_hidden_states else None
+
+    def pool(self, layer_frames: torch.Tensor, frame_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sum the layers and pool the frames, whether they were computed now or read from a cache.
+
+        Args:
+            layer_frames: (batch, layers, frames, hidden).
+            frame_mask: (batch, frames) bool.
+
+        Returns:
+            pooled (batch, pooled_size) and attention (batch, heads, frames).
+        """
+        if len(self.layers) > 1:
+            weights = self.layer_weights.softmax(dim=0).view(-1, 1, 1)
+            frames = (layer_frames * weights).sum(dim=1)  # (batch, frames, hidden)
+        else:
+            frames = layer_frames.squeeze(1)
+        # Frames past an utterance's end may hold anything, NaN included: they must reach neither scores nor gradients.
+        frames = frames.masked_fill(~frame_mask.unsqueeze(-1), 0.0)
+        # Without attention all frames score the same, and softmax makes equal scores uniform weights.
+        scores = self.attention(frames) if hasattr(self, "attention") else frames.new_zeros(*frames.shape[:2], 1)
+        weights = pooling_weights(scores, frame_mask)  # (batch, heads, frames)
+        pooled = pool_frames(frames, weights, frame_mask, self.pooling in WITH_STANDARD_DEVIATION)
+        return pooled.to(frames.dtype), weights
+
+    def hidden_states(
+        self, waveforms: torch.Tensor, lengths: torch.Tensor, layers: Sequence[int]
+    ) -> list[torch.Tensor]:
+        """The hidden states of WavLM named by `layers`, each (batch, frames, hidden); see [`wavlm_hidden_states`]."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            return wavlm_hidden_states(self.wavlm, waveforms, lengths, layers)
+
+
+def wavlm_hidden_states(
+    wavlm: WavLMModel, waveforms: torch.Tensor, lengths: torch.Tensor, layers: Sequence[int]
+) -> list[torch.Tensor]:
+    """Run a `WavLMModel` so that every utterance gets the frames it would get alone.
+
+    Args:
+        wavlm: the model; its weights, dropout, layer drop and SpecAugment settings apply.
+        waveforms: (batch, samples), right-padded.
+        lengths: (batch,) valid samples of each row.
+        layers: hidden states to return: 0 is the input of the first layer, `num_hidden_layers` the model's
+            `last_hidden_state`. Layers above the highest are not computed.
+
+    Returns:
+        One (batch, frames, hidden) tensor for each of `layers`. Frames past an utterance's end are undefined.
+    """
+    config = wavlm.config
+    padded = bool((lengths < waveforms.shape[1]).any())
+    # 1. convolution front end: (batch, samples) -> (batch, channels, frames)
+    features = waveforms.unsqueeze(1)
+    for index, layer in enumerate(wavlm.feature_extractor.conv_layers):
+        if index == 0 and padded and config.feat_extract_norm == "group":
+            valid = (lengths - config.conv_kernel[0]) // config.conv_stride[0] + 1
+            features = layer.activation(_group_norm_over_valid(layer.conv(features), layer.layer_norm, valid))
+        else:
+            features = layer(features)
+    hidden, _ = wavlm.feature_projection(features.transpose(1, 2))  # (batch, frames, hidden)
+    # 2. masks: WavLM's layers take None where nothing is padded
+    frame_lengths = num_frames(lengths, config)
+    frame_mask = length_mask(frame_lengths, hidden.shape[1]) if padded else None
+    if wavlm.training and config.apply_spec_augment:
+        hidden = _spec_augment(wavlm, hidden, frame_lengths)
+    if frame_mask is not None:
+        hidden = hidden.masked_fill(~frame_mask.unsqueeze(-1), 0.0)
+    # 3. positions, then the transformer layers up to the highest that is read
+    encoder = wavlm.encoder
+    hidden = hidden + encoder.pos_conv_embed(hidden)
+    if not config.do_stable_layer_norm:
+        hidden = encoder.layer_norm(hidden)
+    hidden = encoder.dropout(hidden)
+    states = {0: hidden}
+    position_bias = None
+    for index, layer in enumerate(encoder.layers[: max(layers)]):
+        dropped = wavlm.training and index > 0 and config.layerdrop > 0 and torch.rand([]) < config.layerdrop
+        if not dropped:
+            hidden, position_bias = layer(hidden, attention_mask=frame_mask, position_bias=position_bias)
+        states[index + 1] = hidden
+    if config.do_stable_layer_norm and config.num_hidden_layers in states:
+        states[config.num_hidden_layers] = encoder.layer_norm(states[config.num_hidden_layers])
+    return [states[layer] for layer in layers]
+
+
+def _group_norm_over_valid(features: torch.Tensor, norm: nn.GroupNorm, lengths: torch.Tensor) -> torch.Tensor:
+    """WavLM-base's group norm (one group a channel) with moments over each row's valid frames only.
+
+    Args:
+        features: (batch, channels, frames).
+        lengths: (batch,) valid frames.
+    """
+    dtype = features.dtype
+    features = features if dtype == torch.float64 else features.float()
+    valid = length_mask(lengths, features.shape[-1]).unsqueeze(1)  # (batch, 1, frames)
+    count = lengths.view(-1, 1, 1)
+    mean = features.masked_fill(~valid, 0.0).sum(dim=-1, keepdim=True) / count
+    centred = (features - mean).masked_fill(~valid, 0.0)
+    variance = centred.square().sum(dim=-1, keepdim=True) / count
+    normed = centred * torch.rsqrt(variance + norm.eps)
+    return (normed * norm.weight.unsqueeze(-1) + norm.bias.unsqueeze(-1)).to(dtype)
+
+
+def _spec_augment(wavlm: WavLMModel, hidden: torch.Tensor, frame_lengths: torch.Tensor) -> torch.Tensor:
+    """SpecAugment on the utterances that are long enough for it."""
+    long = frame_lengths >= SPEC_AUGMENT_MIN_FRAMES
+    if not long.any():
+        return hidden
+    mask = length_mask(frame_lengths, hidden.shape[1])
+    hidden = hidden.clone()
+    hidden[long] = wavlm._mask_hidden_states(hidden[long], attention_mask=mask[long])
+    return hidden
