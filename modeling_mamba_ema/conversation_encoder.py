@@ -7,7 +7,6 @@ from .conversation_state import ConversationState
 from .exponential_moving_average import ExponentialMovingAverage
 from .mamba2 import NORM_EPS, Mamba2Block, at_least_float32
 
-
 CONTEXTS = ("ema", "mamba", "mamba_ema")
 
 
@@ -52,8 +51,7 @@ class ConversationEncoder(nn.Module):
         self.hidden_size = hidden_size
         num_blocks = 0 if context == "ema" else num_hidden_layers
         self.layers = nn.ModuleList(
-            Mamba2Block(hidden_size, state_size, conv_kernel, expand, head_dim, dropout)
-            for _ in range(num_blocks)
+            Mamba2Block(hidden_size, state_size, conv_kernel, expand, head_dim, dropout) for _ in range(num_blocks)
         )
         self.norm = nn.RMSNorm(hidden_size, eps=NORM_EPS) if num_blocks else None
         self.ema = None
@@ -62,13 +60,12 @@ class ConversationEncoder(nn.Module):
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> ConversationState:
         """The state of conversations that have not begun."""
-        dtype = at_least_float32(dtype)
+        mixers = [layer.mixer for layer in self.layers]
+        ema = torch.zeros(batch_size, self.hidden_size, device=device, dtype=at_least_float32(dtype))
         return ConversationState(
             num_turns=torch.zeros(batch_size, dtype=torch.int64, device=device),
-            mamba=tuple(layer.mixer.initial_state(batch_size, device, dtype) for layer in self.layers),
-            ema=None
-            if self.ema is None
-            else torch.zeros(batch_size, self.hidden_size, device=device, dtype=dtype),
+            mamba=tuple(mixer.initial_state(batch_size, device, dtype) for mixer in mixers),  # type: ignore
+            ema=None if self.ema is None else ema,
         )
 
     def forward(
@@ -100,9 +97,7 @@ class ConversationEncoder(nn.Module):
         longest = max(int(lengths.max()), 1)
         order = torch.argsort(~turn_mask, dim=1, stable=True)[:, :longest]  # (batch, longest)
         valid = torch.arange(longest, device=lengths.device) < lengths[:, None]
-        hidden_states = observations.gather(
-            1, _over_hidden(order, self.hidden_size)
-        )  # (batch, longest, hidden)
+        hidden_states = observations.gather(1, _over_hidden(order, self.hidden_size))  # (batch, longest, hidden)
         hidden_states = torch.where(valid[..., None], hidden_states, 0.0)
 
         # 2. Mamba blocks

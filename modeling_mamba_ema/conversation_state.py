@@ -89,9 +89,7 @@ class ConversationState:
             ValueError: names are missing or unknown.
         """
         num_blocks = sum(name.endswith(".ssm") for name in tensors)
-        names = {f"mamba.{block}.{part}" for block in range(num_blocks) for part in Mamba2State._fields} | {
-            "num_turns"
-        }
+        names = {f"mamba.{block}.{part}" for block in range(num_blocks) for part in Mamba2State._fields} | {"num_turns"}
         if names != set(tensors) - {"ema"}:
             raise ValueError(
                 f"these tensors are no ConversationState: missing {sorted(names - set(tensors))}, "

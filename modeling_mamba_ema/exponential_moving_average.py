@@ -11,9 +11,7 @@ from transformers.utils.generic import maybe_autocast
 from .mamba2 import at_least_float32
 
 
-def ema_reference(
-    values: torch.Tensor, decay: torch.Tensor | float, state: torch.Tensor | None
-) -> torch.Tensor:
+def ema_reference(values: torch.Tensor, decay: torch.Tensor | float, state: torch.Tensor | None) -> torch.Tensor:
     """c_t = decay c_{t-1} + (1 - decay) u_t turn by turn: the specification of `ExponentialMovingAverage`.
 
     Args:
@@ -58,11 +56,9 @@ class ExponentialMovingAverage(nn.Module):
             )
         self.decay = decay
         self.chunk_size = chunk_size
-        if learnable:
-            self.decay_logit = nn.Parameter(torch.empty(hidden_size))
-            self.decay_logit._no_weight_decay = True  # pulling it to 0 would pull alpha to 0.5
-        else:
-            self.decay_logit = None
+        self.decay_logit = nn.Parameter(torch.empty(hidden_size)) if learnable else None
+        if self.decay_logit is not None:
+            self.decay_logit._no_weight_decay = True  # type: ignore[attr-defined]  # 0 would mean alpha = 0.5
         self.reset_parameters()
 
     @torch.no_grad()
@@ -121,9 +117,7 @@ class ExponentialMovingAverage(nn.Module):
             state = averages[-1][:, -1]
         return torch.cat(averages, dim=1)
 
-    def _log_decay_and_gain(
-        self, dtype: torch.dtype, device: torch.device
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def _log_decay_and_gain(self, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """log(alpha) and 1 - alpha, both without cancellation for alpha near 0 and 1."""
         if self.decay_logit is None:
             pair = torch.tensor([[math.log(self.decay)], [1 - self.decay]], dtype=dtype, device=device)

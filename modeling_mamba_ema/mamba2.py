@@ -13,7 +13,6 @@ from torch.nn import functional as F
 from transformers import initialization as init
 from transformers.utils.generic import maybe_autocast
 
-
 try:
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 except ImportError:
@@ -96,7 +95,7 @@ def ssd_chunked(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The same as `ssd_reference` by matrix products within chunks (Dao & Gu 2024, section 6).
 
-    Only the states at the chunk borders are computed one after the other. Turns are cheap: memory grows by
+    Only the states at the chunk borders are computed one after the other. Memory grows by a few times
     heads * chunk_size numbers a turn.
 
     Args:
@@ -122,9 +121,7 @@ def ssd_chunked(
     # sum runs over its own terms; a difference of two running sums would cancel where the decay is strong.
     lower = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()
     terms = log_decay[..., None].expand(*log_decay.shape, length).masked_fill(~lower.tril(-1), 0.0)
-    decay = torch.exp(
-        terms.cumsum(-2).masked_fill(~lower, -torch.inf)
-    )  # (batch, chunks, heads, length, length)
+    decay = torch.exp(terms.cumsum(-2).masked_fill(~lower, -torch.inf))  # (batch, chunks, heads, length, length)
 
     # 2. outputs from the inputs of the same chunk
     outputs = ((C @ B.transpose(-1, -2)) * decay) @ values  # (batch, chunks, heads, length, headdim)
@@ -205,9 +202,7 @@ class Mamba2(nn.Module):
         ValueError: expand * d_model is no multiple of headdim.
     """
 
-    def __init__(
-        self, d_model: int, d_state: int, d_conv: int, expand: int, headdim: int, chunk_size: int = 64
-    ):
+    def __init__(self, d_model: int, d_state: int, d_conv: int, expand: int, headdim: int, chunk_size: int = 64):
         super().__init__()
         d_inner = expand * d_model
         if d_inner % headdim != 0:
@@ -226,15 +221,13 @@ class Mamba2(nn.Module):
 
         self.in_proj = nn.Linear(d_model, d_inner + self.conv_dim + self.nheads, bias=False)  # z, x, B, C, dt
         # Holds the weights only: the causal convolution with its state is written out in `_convolve`.
-        self.conv1d = nn.Conv1d(
-            self.conv_dim, self.conv_dim, d_conv, groups=self.conv_dim, padding=d_conv - 1
-        )
+        self.conv1d = nn.Conv1d(self.conv_dim, self.conv_dim, d_conv, groups=self.conv_dim, padding=d_conv - 1)
         self.dt_bias = nn.Parameter(torch.empty(self.nheads))
         self.A_log = nn.Parameter(torch.empty(self.nheads))
         self.D = nn.Parameter(torch.empty(self.nheads))
         # Not weights of a linear map: weight decay on them would change how long the mixer remembers.
         for parameter in (self.dt_bias, self.A_log, self.D):
-            parameter._no_weight_decay = True
+            parameter._no_weight_decay = True  # type: ignore[attr-defined]
         self.norm = GatedRMSNorm(d_inner)
         self.out_proj = nn.Linear(d_inner, d_model, bias=False)
         self.reset_parameters()
@@ -246,11 +239,9 @@ class Mamba2(nn.Module):
             init.kaiming_uniform_(projection.weight, a=math.sqrt(5))
         init.kaiming_uniform_(self.conv1d.weight, a=math.sqrt(5))
         bound = 1 / math.sqrt(self.d_conv)
-        init.uniform_(self.conv1d.bias, -bound, bound)
+        init.uniform_(self.conv1d.bias, -bound, bound)  # type: ignore[arg-type]
 
-        init.copy_(
-            self.A_log, torch.empty_like(self.A_log, dtype=torch.float32).uniform_(*A_INIT_RANGE).log()
-        )
+        init.copy_(self.A_log, torch.empty_like(self.A_log, dtype=torch.float32).uniform_(*A_INIT_RANGE).log())
         init.ones_(self.D)
         log_dt = torch.empty_like(self.dt_bias, dtype=torch.float32).uniform_(*map(math.log, DT_INIT_RANGE))
         dt = log_dt.exp().clamp(min=DT_INIT_FLOOR)
@@ -259,11 +250,10 @@ class Mamba2(nn.Module):
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Mamba2State:
         """The state before the first turn: zeros."""
-        options = {"device": device, "dtype": at_least_float32(dtype)}
-        return Mamba2State(
-            conv=torch.zeros(batch_size, self.d_conv - 1, self.conv_dim, **options),
-            ssm=torch.zeros(batch_size, self.nheads, self.headdim, self.d_state, **options),
-        )
+        dtype = at_least_float32(dtype)
+        conv = torch.zeros(batch_size, self.d_conv - 1, self.conv_dim, device=device, dtype=dtype)
+        ssm = torch.zeros(batch_size, self.nheads, self.headdim, self.d_state, device=device, dtype=dtype)
+        return Mamba2State(conv, ssm)
 
     def forward(
         self, hidden_states: torch.Tensor, lengths: torch.Tensor, state: Mamba2State | None = None
@@ -317,7 +307,7 @@ class Mamba2(nn.Module):
         turns = inputs.shape[1]
         window = torch.cat([conv_state, inputs], dim=1)  # (batch, d_conv - 1 + turns, conv_dim)
         weight = self.conv1d.weight[:, 0].to(inputs.dtype)  # (conv_dim, d_conv)
-        outputs = self.conv1d.bias.to(inputs.dtype)
+        outputs = self.conv1d.bias.to(inputs.dtype)  # type: ignore[union-attr]
         for tap in range(self.d_conv):
             outputs = outputs + window[:, tap : tap + turns] * weight[:, tap]
         # The last d_conv - 1 inputs of a row end at its own last valid turn.
@@ -332,9 +322,7 @@ class Mamba2Block(nn.Module):
         dropout: probability in training; the others as in `Mamba2`.
     """
 
-    def __init__(
-        self, d_model: int, d_state: int, d_conv: int, expand: int, headdim: int, dropout: float = 0.0
-    ):
+    def __init__(self, d_model: int, d_state: int, d_conv: int, expand: int, headdim: int, dropout: float = 0.0):
         super().__init__()
         self.norm = nn.RMSNorm(d_model, eps=NORM_EPS)
         self.mixer = Mamba2(d_model, d_state, d_conv, expand, headdim)

@@ -15,7 +15,6 @@ from modeling_mamba_ema.conversation_encoder import CONTEXTS, ConversationEncode
 from modeling_mamba_ema.conversation_state import ConversationState
 from modeling_mamba_ema.exponential_moving_average import ExponentialMovingAverage, ema_reference
 
-
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 HIDDEN = 8
 
@@ -223,9 +222,7 @@ def test_saved_and_loaded_state_continues_bitwise(context, dtype, tmp_path):
     save_file(state.detach().state_dict(), tmp_path / "state.safetensors")
     loaded = ConversationState.from_state_dict(load_file(tmp_path / "state.safetensors"))
     assert_states_equal(loaded, state)
-    assert torch.equal(
-        whole(encoder, observations[:, 5:], loaded)[0], whole(encoder, observations[:, 5:], state)[0]
-    )
+    assert torch.equal(whole(encoder, observations[:, 5:], loaded)[0], whole(encoder, observations[:, 5:], state)[0])
 
 
 @every_context
@@ -245,7 +242,8 @@ def test_streams_are_joined_and_separated(context):
 def test_state_is_detached_and_moved():
     encoder, observations = make_encoder(ema_decay_learnable=True), make_observations(2, 5)
     _, state = whole(encoder, observations)
-    assert state.ema.requires_grad and not state.detach().ema.requires_grad
+    assert state.ema.requires_grad
+    assert not state.detach().ema.requires_grad
     assert all(tensor.is_meta for tensor in state.to(device="meta").state_dict().values())
 
 
@@ -257,7 +255,7 @@ def test_state_travels_in_a_model_output():
 
 
 @pytest.mark.parametrize(
-    "wrong, message",
+    ("wrong", "message"),
     [
         (lambda state: state.select([0]), "holds 1 conversations, the batch 2"),
         (lambda _: whole(make_encoder("ema"), make_observations(2, 3))[1], r"mamba.0.conv is absent"),
@@ -338,7 +336,28 @@ def test_ema_has_its_closed_form():
     assert_close(averages[0, 5], sum(weight * values[0, turn] for turn, weight in enumerate(weights)))
 
 
-@pytest.mark.parametrize("decay, expected", [(1e-7, "current"), (1 - 1e-7, "first")])
+@pytest.mark.parametrize("filler", [0.0, 1e4, math.nan])
+def test_ema_of_ragged_rows_equals_that_of_unpadded_rows(filler):
+    ema = ExponentialMovingAverage(HIDDEN, 0.8, False, chunk_size=4)
+    lengths, state, num_turns = torch.tensor([7, 3, 0]), make_observations(3, 1)[:, 0], torch.tensor([2, 0, 5])
+    values = make_observations(3, 7, seed=2)
+    values[torch.arange(7) >= lengths[:, None]] = filler
+    averages, new_state = run_ema(ema, values, lengths, state, num_turns)
+    assert averages.isfinite().all()
+    assert_close(averages[0], ema_reference(values[:1], 0.8, state[:1])[0])
+    assert_close(averages[1, :3], ema_reference(values[1:2, :3], 0.8, None)[0])
+    assert torch.equal(new_state, torch.stack([averages[0, -1], averages[1, 2], state[2]]))
+
+
+def test_reset_leaves_a_loaded_decay_alone():
+    ema = ExponentialMovingAverage(HIDDEN, 0.8, True)
+    torch.nn.init.normal_(ema.decay_logit)
+    before, ema.decay_logit._is_hf_initialized = ema.decay_logit.detach().clone(), True
+    ema.reset_parameters()
+    assert torch.equal(ema.decay_logit, before)
+
+
+@pytest.mark.parametrize(("decay", "expected"), [(1e-7, "current"), (1 - 1e-7, "first")])
 def test_ema_at_the_ends_of_its_range(decay, expected):
     values = make_observations(1, 50, torch.float32)
     averages, _ = run_ema(ExponentialMovingAverage(HIDDEN, decay, False), values)
@@ -412,7 +431,9 @@ def test_gradients_reach_every_parameter_and_the_initial_state(context, with_nan
     found, _ = encoder(observations, mask, ConversationState.from_state_dict(tensors))
     found.square().sum().backward()
     for name, tensor in [*encoder.named_parameters(), *leaves.items()]:
-        assert tensor.grad is not None and tensor.grad.isfinite().all() and tensor.grad.abs().sum() > 0, name
+        assert tensor.grad is not None, name
+        assert tensor.grad.isfinite().all(), name
+        assert tensor.grad.abs().sum() > 0, name
 
 
 @every_context
@@ -439,7 +460,7 @@ def test_construction_on_the_meta_device_needs_no_data():
 
 
 @pytest.mark.parametrize(
-    "context, parts",
+    ("context", "parts"),
     [("ema", {"ema"}), ("mamba", {"layers", "norm"}), ("mamba_ema", {"layers", "norm", "ema"})],
 )
 def test_context_chooses_the_parts(context, parts):
@@ -448,7 +469,7 @@ def test_context_chooses_the_parts(context, parts):
 
 
 @pytest.mark.parametrize(
-    "changes, message",
+    ("changes", "message"),
     [({"context": "none"}, "must be one of ema, mamba, mamba_ema"), ({"num_hidden_layers": 0}, "at least 1")],
 )
 def test_impossible_encoders_are_refused(changes, message):
