@@ -8,7 +8,6 @@ from .conversation_state import ConversationState
 from .feature_extraction_mamba_ema import InvalidAudioError, MambaEMAFeatureExtractor
 from .modeling_mamba_ema import MambaEMAForRegression, MambaEMAModel
 
-
 # With the package installed, the Auto classes need no remote code.
 AutoConfig.register(MambaEMAConfig.model_type, MambaEMAConfig, exist_ok=True)
 AutoModel.register(MambaEMAConfig, MambaEMAForRegression, exist_ok=True)

@@ -90,7 +90,8 @@ class MambaEMAConfig(PretrainedConfig):
 
     ```python
     >>> from modeling_mamba_ema import MambaEMAConfig
-    >>> config = MambaEMAConfig(speech_encoder_pooling="attention", id2label={0: "valence", 1: "arousal", 2: "dominance"})
+    >>> labels = {0: "valence", 1: "arousal", 2: "dominance"}
+    >>> config = MambaEMAConfig(speech_encoder_pooling="attention", id2label=labels)
     >>> config.label_range("arousal")
     (0.0, 1.0)
 
@@ -274,7 +275,9 @@ def _refuse_remote_attention_kernels(fields: dict[str, Any]) -> None:
         value = fields.get(name)
         values = value.values() if isinstance(value, dict) else [value]
         if any(isinstance(choice, str) and choice not in ("eager", "sdpa") for choice in values):
-            raise ValueError(f"{name} is {value!r}; Mamba-EMA allows 'eager' and 'sdpa', no attention kernel from a repository")
+            raise ValueError(
+                f"{name} is {value!r}; Mamba-EMA allows 'eager' and 'sdpa', no attention kernel from a repository"
+            )
 
 
 __all__ = ["MambaEMAConfig"]

@@ -147,7 +147,7 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
 
     @classmethod
     def from_speech_encoder(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> MambaEMAFeatureExtractor:
-        """The feature extractor for a pretrained WavLM: its normalisation, or the default where its folder names none."""
+        """The feature extractor for a pretrained WavLM: its normalisation, or the default where it names none."""
         try:
             theirs, _ = cls.get_feature_extractor_dict(pretrained_model_name_or_path, **kwargs)
         except OSError:
@@ -203,14 +203,16 @@ def _is_sequence(item: Any) -> bool:
 
 
 def _as_conversations(raw_speech: Any) -> tuple[list[list[Any]], int]:
-    """Sort the input into conversations of turns; depth is 0 for one waveform, 1 for utterances, 2 for conversations."""
+    """Sort the input into conversations of turns; depth is 0 for a waveform, 1 for utterances, 2 for conversations."""
     if _depth(raw_speech) == 0:
         return [[raw_speech]], 0
     if len(raw_speech) == 0:
         raise InvalidAudioError("the batch is empty; at least one utterance is needed")
     depths = {_depth(item) for item in raw_speech}
     if len(depths) > 1:
-        raise InvalidAudioError("the batch mixes utterances and conversations; give either waveforms or lists of waveforms")
+        raise InvalidAudioError(
+            "the batch mixes utterances and conversations; give either waveforms or lists of waveforms"
+        )
     if depths == {0}:
         return [[item] for item in raw_speech], 1
     for row, turns in enumerate(raw_speech):

@@ -74,7 +74,7 @@ With the package `modeling_mamba_ema` installed and imported, the same lines wor
 
 For research on speech emotion and for tools whose users know that their emotion is being estimated. The numbers are
 estimates of how listeners would rate a voice, not of what a person feels. They shift with language, culture, age,
-recording and microphone, and are least reliable on speakers and situations unlike the training data. Do not use them to
-judge, hire, grade, police or diagnose anybody, or on people who have not agreed to it; some of these uses are prohibited
-by law, for example at work and in education in the European Union.
+recording and microphone, and are least reliable on speakers and situations unlike the training data. Do not use them
+to judge, hire, grade, police or diagnose anybody, or on people who have not agreed to it; some of these uses are
+prohibited by law, for example at work and in education in the European Union.
 """

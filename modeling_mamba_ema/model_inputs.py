@@ -48,11 +48,13 @@ def collect_utterances(
     """
     if not torch.is_floating_point(input_values):
         raise ValueError(
-            f"input_values are {input_values.dtype}, but must be floating point; MambaEMAFeatureExtractor converts integers"
+            f"input_values are {input_values.dtype}, but must be floating point; "
+            "MambaEMAFeatureExtractor converts integers"
         )
     if input_values.dim() not in (2, 3) or 0 in input_values.shape:
         raise ValueError(
-            f"input_values have shape {tuple(input_values.shape)}, but must be (batch, samples) or (batch, turns, samples), not empty"
+            f"input_values have shape {tuple(input_values.shape)}, but must be (batch, samples) or "
+            "(batch, turns, samples), not empty"
         )
     _check_mask("attention_mask", attention_mask, input_values.shape, "one value for each sample of input_values")
     if input_values.dim() == 2:

@@ -187,7 +187,7 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
             conversation_state: the state an earlier call returned; the turns given now continue its conversations.
                 (batch, samples) inputs are then the next turn of each conversation.
             use_conversation_state: return the state after the last turn.
-            frame_values: (batch, turns, layers, frames, hidden), WavLM frames computed before, instead of `input_values`.
+            frame_values: (batch, turns, layers, frames, hidden), frames computed before, instead of `input_values`.
             frame_mask: (batch, turns, frames), 1 at frames that are there; needed with `frame_values`.
             output_hidden_states: return WavLM's hidden states.
             return_dict: `False` for a plain tuple.
@@ -389,7 +389,9 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         )
         missing = sorted(set(loading["missing_keys"]) - {"masked_spec_embed"})
         if missing:
-            raise ValueError(f"{pretrained_model_name_or_path} lacks {len(missing)} weights of WavLM, first {missing[0]}")
+            raise ValueError(
+                f"{pretrained_model_name_or_path} lacks {len(missing)} weights of WavLM, first {missing[0]}"
+            )
         extractor = MambaEMAFeatureExtractor.from_speech_encoder(pretrained_model_name_or_path, revision=revision)
         config_kwargs.setdefault("do_normalize", extractor.do_normalize)
         model = cls(MambaEMAConfig(speech_encoder_config=encoder_config, **config_kwargs))

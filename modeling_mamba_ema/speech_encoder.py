@@ -1,8 +1,8 @@
 """Speech encoder: waveforms of utterances -> WavLM frames -> chosen layers -> one pooled vector an utterance.
 
-WavLM is transformers' `WavLMModel`; its sub-modules are run here step by step for two reasons. WavLM-base normalises the
-first convolution over the whole padded row, so that the amount of padding changes the answer (by 41 % at twice the
-length); here only an utterance's own frames count. And layers above the highest one that is read are not computed.
+WavLM is transformers' `WavLMModel`; its sub-modules are run here step by step for two reasons. WavLM-base normalises
+the first convolution over the whole padded row, so that the amount of padding changes the answer; here only an
+utterance's own frames count. And layers above the highest one that is read are not computed.
 """
 
 from __future__ import annotations

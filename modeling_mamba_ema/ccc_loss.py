@@ -1,0 +1,136 @@
+"""The CCC loss, the same on one process and on many.
+
+The concordance correlation coefficient of a batch is no mean over its parts: the CCC of a shard is not a shard of the
+CCC. So the predictions of all processes are gathered before the moments are taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+
+MISSING_LABEL = -100.0
+
+
+def ccc_loss(
+    predictions: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    label_weights: Sequence[float] | None = None,
+    mse_weight: float = 0.0,
+    eps: float = 1e-8,
+) -> torch.Tensor:
+    r"""`1 - mean over labels of CCC`, over all turns of the global batch.
+
+    .. math:: \rho_c = \frac{2\,\mathrm{cov}(y, t)}{\mathrm{var}(y) + \mathrm{var}(t) + (\bar y - \bar t)^2 + \epsilon}
+
+    with population moments (Lin 1989, "A Concordance Correlation Coefficient to Evaluate Reproducibility"). The
+    covariance form has finite gradients where the form over correlations has none: constant predictions or labels.
+
+    While gradients are recorded and several processes train, every process must call this function, with any number
+    of turns, zero included. All get the loss of the global batch, and gradients which, averaged over the processes as
+    DistributedDataParallel does, are those of one process that holds the whole batch.
+
+    Args:
+        predictions: (turns, labels).
+        labels: (turns, labels), -100 where a label is missing.
+        label_weights: weight of each label in the mean; None: all the same.
+        mse_weight: share w of the mean squared error, `(1 - w) (1 - CCC) + w MSE`.
+        eps: keeps the quotient finite; far below the variance of labels with a range near 1.
+
+    Returns:
+        Scalar in float32 (float64 for float64 predictions). 0 is perfect agreement.
+
+    Raises:
+        ValueError: shapes that differ, a prediction or label that is not finite, or fewer than two labelled turns in
+            the global batch while training, from which no CCC can be learned.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> truth = torch.tensor([[0.1], [0.5], [0.9]])
+    >>> round(float(ccc_loss(truth, truth)), 4)
+    0.0
+    >>> round(float(ccc_loss(1 - truth, truth)), 4)
+    2.0
+
+    ```
+    """
+    if predictions.shape != labels.shape or predictions.dim() != 2:
+        raise ValueError(
+            f"predictions {tuple(predictions.shape)} and labels {tuple(labels.shape)} must both be (turns, labels)"
+        )
+    dtype = torch.float64 if predictions.dtype == torch.float64 else torch.float32
+    with torch.autocast(device_type=predictions.device.type, enabled=False):
+        predictions, labels = predictions.to(dtype), labels.to(dtype)
+        world_size = 1
+        if torch.is_grad_enabled() and dist.is_available() and dist.is_initialized():
+            world_size = dist.get_world_size()
+        if world_size > 1:
+            predictions, labels = _gather_turns(predictions, labels, world_size)
+        _require_finite("prediction", predictions)
+        _require_finite("label", labels)
+        given = labels != MISSING_LABEL  # (turns, labels)
+        enough = given.sum(dim=0) >= 2  # (labels,): a CCC needs two points
+        if predictions.requires_grad and not bool(enough.any()):
+            raise ValueError(
+                f"the batch has {predictions.shape[0]} turns and no label with two values; a CCC needs at least two. "
+                "Put more turns into a batch, and drop a last batch that is smaller"
+            )
+        ccc = _concordance(predictions, labels, given, eps)  # (labels,)
+        weights = ccc.new_ones(ccc.shape) if label_weights is None else ccc.new_tensor(label_weights)
+        weights = weights * enough
+        loss = 1.0 - (weights * ccc).sum() / weights.sum().clamp_min(torch.finfo(dtype).tiny)
+        if mse_weight:
+            squared = (predictions - labels).square().masked_fill(~given, 0.0).sum(dim=0) / given.sum(dim=0).clamp_min(1)
+            mse = (weights * squared).sum() / weights.sum().clamp_min(torch.finfo(dtype).tiny)
+            loss = (1.0 - mse_weight) * loss + mse_weight * mse
+        # DistributedDataParallel averages gradients over processes, while each process holds only its own turns' share
+        # of the gradient of the global loss. The value that is logged stays the loss itself.
+        return loss if world_size == 1 else loss.detach() + world_size * (loss - loss.detach())
+
+
+def _concordance(
+    predictions: torch.Tensor, labels: torch.Tensor, given: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """CCC of each label over the turns where it is given: (turns, labels) -> (labels,)"""
+    count = given.sum(dim=0).clamp_min(1)
+    mean_y = predictions.masked_fill(~given, 0.0).sum(dim=0) / count
+    mean_t = labels.masked_fill(~given, 0.0).sum(dim=0) / count
+    # Two passes: the mean of squares minus the square of the mean cancels in float32.
+    dev_y = (predictions - mean_y).masked_fill(~given, 0.0)
+    dev_t = (labels - mean_t).masked_fill(~given, 0.0)
+    covariance = (dev_y * dev_t).sum(dim=0) / count
+    variances = (dev_y.square() + dev_t.square()).sum(dim=0) / count
+    return 2.0 * covariance / (variances + (mean_y - mean_t).square() + eps)
+
+
+def _gather_turns(
+    predictions: torch.Tensor, labels: torch.Tensor, world_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """All processes' turns in the order of their ranks; only this process' own predictions carry a gradient."""
+    own = torch.stack([predictions.detach(), labels], dim=-1)  # (turns, labels, 2)
+    counts = [torch.zeros(1, dtype=torch.long, device=own.device) for _ in range(world_size)]
+    dist.all_gather(counts, torch.tensor([own.shape[0]], device=own.device))
+    sizes = [int(count) for count in counts]
+    padded = own.new_zeros(max(sizes), *own.shape[1:])
+    padded[: own.shape[0]] = own
+    gathered = [torch.empty_like(padded) for _ in range(world_size)]
+    dist.all_gather(gathered, padded)
+    parts = [part[:size].unbind(dim=-1) for part, size in zip(gathered, sizes)]
+    rank = dist.get_rank()
+    everyone = [predictions if index == rank else part[0] for index, part in enumerate(parts)]
+    return torch.cat(everyone), torch.cat([part[1] for part in parts])
+
+
+def _require_finite(name: str, values: torch.Tensor) -> None:
+    finite = torch.isfinite(values)
+    if not bool(finite.all()):
+        row, column = (~finite).nonzero()[0].tolist()
+        raise ValueError(
+            f"{int((~finite).sum())} of {finite.numel()} {name}s are NaN or infinite, the first in turn {row} of the "
+            f"batch, label {column}; nothing can be learned from them"
+        )

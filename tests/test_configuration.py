@@ -1,0 +1,103 @@
+"""MambaEMAConfig: defaults, round trips, refused values."""
+
+import pytest
+from tests.helpers import tiny_config
+from transformers import WavLMConfig
+
+from modeling_mamba_ema import MambaEMAConfig
+
+
+def test_the_default_encoder_is_wavlm_large_without_layer_drop_and_spec_augment():
+    encoder = MambaEMAConfig().speech_encoder_config
+    assert (encoder.hidden_size, encoder.num_hidden_layers, encoder.num_attention_heads) == (1024, 24, 16)
+    assert encoder.layerdrop == 0.0
+    assert encoder.apply_spec_augment is False
+
+
+def test_the_default_labels_are_valence_and_arousal_on_the_unit_scale():
+    config = MambaEMAConfig()
+    assert config.labels == ["valence", "arousal"]
+    assert config.label2id == {"valence": 0, "arousal": 1}
+    assert config.label_range("arousal") == (0.0, 1.0)
+    assert config.problem_type == "regression"
+
+
+def test_a_folder_gives_the_same_configuration_back(tmp_path):
+    config = tiny_config(
+        id2label={0: "valence", 1: "arousal", 2: "dominance"},
+        label_ranges={"dominance": (1, 7)},
+        speech_encoder_layers=[0, -1],
+        ema_decay_learnable=True,
+    )
+    config.save_pretrained(tmp_path)
+    loaded = MambaEMAConfig.from_pretrained(tmp_path)
+    assert loaded.to_dict() == config.to_dict()
+    assert loaded.label_range("dominance") == (1.0, 7.0)
+    assert loaded.encoder_layer_indices == [0, 2]
+    assert WavLMConfig.from_pretrained(tmp_path).hidden_size == config.speech_encoder_config.hidden_size
+
+
+def test_num_labels_may_be_given_instead_of_names():
+    config = tiny_config(num_labels=3)
+    assert len(config.labels) == 3
+    assert config.label_range(config.labels[2]) == (0.0, 1.0)
+
+
+def test_an_unknown_pooling_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(ValueError, match="'max'.*'mean', 'attention', 'multihead_attention', 'statistics', 'attentive"):
+        tiny_config(speech_encoder_pooling="max")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("context", "lstm"),
+        ("hidden_size", 10**9),
+        ("hidden_size", 0),
+        ("num_hidden_layers", 2.0),
+        ("state_size", True),
+        ("conv_kernel", 9),
+        ("expand", "two"),
+        ("head_dim", 7),
+        ("ema_decay", 1.5),
+        ("ema_decay", "0.8"),
+        ("dropout", -0.1),
+        ("loss_mse_weight", 2),
+        ("speech_encoder_layers", 7),
+        ("speech_encoder_layers", []),
+        ("speech_encoder_layers", [-1, 2]),
+        ("speech_encoder_layers", "last"),
+        ("label_ranges", {"joy": (0, 1)}),
+        ("label_ranges", {"valence": (1, 1)}),
+        ("loss_label_weights", {"valence": -1.0}),
+        ("id2label", {0: "valence", 2: "arousal"}),
+        ("id2label", {0: "valence", 1: "valence"}),
+        ("speech_encoder_config", "microsoft/wavlm-large"),
+    ],
+)
+def test_a_value_outside_its_range_is_named_with_what_is_allowed(field, value):
+    with pytest.raises(ValueError, match=field):
+        tiny_config(**{field: value})
+
+
+def test_encoder_sizes_are_bounded():
+    with pytest.raises(ValueError, match=r"speech_encoder_config.hidden_size is 1000000000; allowed are .* to 4096"):
+        MambaEMAConfig(speech_encoder_config={"hidden_size": 10**9})
+
+
+def test_heads_must_divide_the_encoders_width():
+    with pytest.raises(ValueError, match="speech_encoder_pooling_heads is 5, but must divide"):
+        tiny_config(speech_encoder_pooling="multihead_attention", speech_encoder_pooling_heads=5)
+
+
+def test_a_learnable_decay_needs_a_start_inside_the_open_interval():
+    with pytest.raises(ValueError, match="strictly between 0 and 1"):
+        tiny_config(ema_decay=1.0, ema_decay_learnable=True)
+
+
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_configuration_cannot_choose_an_attention_kernel_from_a_repository(key, nested):
+    fields = {key: "someone/kernels"}
+    with pytest.raises(ValueError, match="no attention kernel from a repository"):
+        MambaEMAConfig(**({"speech_encoder_config": fields} if nested else fields))

@@ -1,0 +1,279 @@
+"""The whole model: batch invariance, streaming, causality, gradients, labels."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from tests.helpers import tiny_config, tiny_model
+
+from modeling_mamba_ema import ConversationState, MambaEMAFeatureExtractor, MambaEMAModel
+from modeling_mamba_ema.configuration_mamba_ema import CONTEXTS, POOLINGS
+
+RATE = 16_000
+SETTINGS = [
+    *((norm, pooling, "mamba_ema") for norm, pooling in itertools.product(("group", "layer"), POOLINGS)),
+    *(("layer", "attention", context) for context in CONTEXTS if context != "mamba_ema"),
+]
+settings = pytest.mark.parametrize(("norm", "pooling", "context"), SETTINGS)
+precisions = pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)], ids=["float64", "float32"]
+)
+
+
+def turns_of(*lengths, seed=0):
+    generator = np.random.default_rng(seed)
+    return [generator.normal(0, 0.1, length).astype(np.float32) for length in lengths]
+
+
+def features(speech):
+    return MambaEMAFeatureExtractor()(speech, sampling_rate=RATE, return_tensors="pt")
+
+
+@torch.no_grad()
+def predict(model, speech, **kwargs):
+    return model(**features(speech), **kwargs)
+
+
+@settings
+@precisions
+def test_an_utterance_gets_the_same_numbers_alone_in_a_batch_and_in_any_conversation(
+    norm, pooling, context, dtype, tolerance
+):
+    model = tiny_model(norm=norm, dtype=dtype, speech_encoder_pooling=pooling, context=context)
+    first, short, long = turns_of(4_000, 400, 24_000)
+    alone = predict(model, first).logits[0]
+    assert not torch.allclose(alone, predict(model, short).logits[0], atol=1e-3), "the model must tell turns apart"
+    in_batch = predict(model, [long, first, short]).logits[1]
+    in_conversations = predict(model, [[long, short, short], [first], [first, long]]).logits
+    for other in (in_batch, in_conversations[1, 0], in_conversations[2, 0]):
+        torch.testing.assert_close(other, alone, atol=tolerance, rtol=0)
+
+
+@settings
+@precisions
+def test_streaming_turn_by_turn_equals_the_whole_conversation(norm, pooling, context, dtype, tolerance):
+    model = tiny_model(norm=norm, dtype=dtype, speech_encoder_pooling=pooling, context=context)
+    turns = turns_of(3_000, 400, 9_000, 2_000, 4_000)
+    whole = predict(model, [turns]).logits[0]
+    state, streamed = None, []
+    for turn in turns:
+        outputs = predict(model, turn, conversation_state=state, use_conversation_state=True)
+        state = outputs.conversation_state
+        streamed.append(outputs.logits[0])
+    torch.testing.assert_close(torch.stack(streamed), whole, atol=tolerance, rtol=0)
+
+
+@precisions
+def test_a_conversation_may_be_cut_anywhere(dtype, tolerance):
+    model = tiny_model(dtype=dtype)
+    turns = turns_of(*range(800, 2_000, 200))
+    whole = predict(model, [turns]).logits[0]
+    for cut in range(1, len(turns)):
+        head = predict(model, [turns[:cut]], use_conversation_state=True)
+        tail = predict(model, [turns[cut:]], conversation_state=head.conversation_state)
+        torch.testing.assert_close(torch.cat([head.logits[0], tail.logits[0]]), whole, atol=tolerance, rtol=0)
+
+
+def test_the_state_of_a_ragged_batch_continues_each_conversation_as_if_it_had_been_alone():
+    model = tiny_model(dtype=torch.float64)
+    a, b, c, d = turns_of(2_000, 3_000, 2_500, 800)
+    batch = predict(model, [[a, b, c], [d]], use_conversation_state=True)
+    assert batch.conversation_state.num_turns.tolist() == [3, 1]
+    after = predict(model, [b, b], conversation_state=batch.conversation_state).logits
+    alone = predict(model, [[d, b]]).logits[0, 1]
+    torch.testing.assert_close(after[1], alone, atol=1e-12, rtol=0)
+
+
+def test_a_turn_that_is_masked_out_leaves_no_trace():
+    model = tiny_model(dtype=torch.float64)
+    a, b, c = turns_of(2_000, 3_000, 2_500)
+    inputs = features([[a, b, c]])
+    inputs["turn_mask"][0, 1] = 0
+    with torch.no_grad():
+        logits = model(**inputs).logits[0]
+    shortened = predict(model, [[a, c]]).logits[0]
+    torch.testing.assert_close(logits[[0, 2]], shortened, atol=1e-12, rtol=0)
+    assert torch.isnan(logits[1]).all()
+
+
+def test_a_later_turn_never_changes_an_earlier_output():
+    model = tiny_model()
+    a, b, c, other = turns_of(2_000, 3_000, 2_500, 2_500)
+    before = predict(model, [[a, b, c]]).logits[0]
+    after = predict(model, [[a, b, other]]).logits[0]
+    assert torch.equal(before[:2], after[:2])
+    assert not torch.equal(before[2], after[2])
+
+
+def test_context_none_reads_each_turn_by_itself_and_the_others_remember():
+    a, b = turns_of(2_000, 3_000)
+    for context in CONTEXTS:
+        model = tiny_model(context=context)
+        gap = (predict(model, [[a, b]]).logits[0, 1] - predict(model, b).logits[0]).abs().max()
+        assert (gap < 1e-6) == (context == "none"), context
+
+
+def test_a_state_is_a_value_that_no_call_changes():
+    model = tiny_model()
+    a, b = turns_of(2_000, 3_000)
+    state = predict(model, a, use_conversation_state=True).conversation_state
+    kept = state.copy()
+    first = predict(model, b, conversation_state=state, use_conversation_state=True).logits
+    second = predict(model, b, conversation_state=state, use_conversation_state=True).logits
+    assert torch.equal(first, second)
+    for name, tensor in state.state_dict().items():
+        assert torch.equal(tensor, kept.state_dict()[name]), name
+    restored = ConversationState.from_state_dict(state.state_dict())
+    assert torch.equal(predict(model, b, conversation_state=restored).logits, first)
+
+
+def test_padded_turns_have_no_numbers_and_predictions_lie_on_the_unit_scale():
+    logits = predict(tiny_model(), [turns_of(2_000, 3_000), turns_of(1_000)]).logits
+    assert torch.isnan(logits[1, 1]).all()
+    assert ((logits[~torch.isnan(logits)] >= 0) & (logits[~torch.isnan(logits)] <= 1)).all()
+
+
+def test_attention_comes_back_as_weights_over_the_valid_frames():
+    model = tiny_model(speech_encoder_pooling="multihead_attention", speech_encoder_pooling_heads=4)
+    weights = predict(model, [turns_of(16_000, 4_000), turns_of(8_000)]).pooling_attentions
+    assert weights.shape == (2, 2, 4, 49)
+    torch.testing.assert_close(weights[0].sum(-1), torch.ones(2, 4))
+    assert not weights[0, 1, :, 12:].any()
+    assert not weights[1, 1].any()
+
+
+def test_cached_frames_give_the_numbers_of_the_waveform():
+    model = tiny_model(speech_encoder_layers=[0, -1])
+    a, b, c = turns_of(2_000, 8_000, 2_500)
+    inputs = features([[a, b], [c]])
+    with torch.no_grad():
+        expected = model(**inputs, output_hidden_states=True)
+        frames = torch.stack(
+            [expected.hidden_states[layer] for layer in (0, 2)], dim=2
+        )  # (2, 2, layers, frames, hidden)
+        mask = expected.pooling_attentions[:, :, 0] > 0
+        cached = model(frame_values=frames, frame_mask=mask)
+    torch.testing.assert_close(cached.logits, expected.logits, atol=1e-6, rtol=0, equal_nan=True)
+
+
+@settings
+def test_every_trainable_parameter_receives_a_gradient(norm, pooling, context):
+    model = tiny_model(
+        norm=norm,
+        speech_encoder_pooling=pooling,
+        context=context,
+        speech_encoder_layers=[1, -1],
+        ema_decay_learnable=True,
+    ).train()
+    speech = [turns_of(16_000, 9_000, 12_000), turns_of(7_000, 8_000)]
+    labels = torch.rand(2, 3, 2)
+    model(**features(speech), labels=labels).loss.backward()
+    without = [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    # Softmax over time does not change when all scores move together, so the bias of the attention has gradient 0.
+    assert [name for name in without if not name.endswith("speech_encoder.attention.bias")] == []
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+def test_missing_labels_and_padded_turns_do_not_count_in_the_loss():
+    model = tiny_model()
+    speech = [turns_of(2_000, 3_000, 900), turns_of(1_000)]
+    labels = torch.full((2, 3, 2), -100.0)
+    labels[0] = torch.tensor([[0.1, 0.2], [0.5, -100.0], [0.9, 0.7]])
+    labels[1, 0] = torch.tensor([0.3, 0.4])
+    with torch.no_grad():
+        outputs = model(**features(speech), labels=labels)
+    from modeling_mamba_ema.ccc_loss import ccc_loss
+
+    rows = [(0, 0), (0, 1), (0, 2), (1, 0)]
+    expected = ccc_loss(torch.stack([outputs.logits[row] for row in rows]), torch.stack([labels[row] for row in rows]))
+    torch.testing.assert_close(outputs.loss, expected)
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (torch.tensor([[0.5, float("nan")], [0.5, 0.5]]), r"label at \[0, 1\] is NaN"),
+        (torch.tensor([[0.5, 0.5], [4.0, 0.5]]), r"label at \[1, 0\] is 4, but labels are on the unit scale"),
+        (torch.rand(2), "labels have shape"),
+        (torch.rand(2, 3), "labels have shape"),
+    ],
+)
+def test_labels_that_cannot_be_right_are_refused(labels, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_model()(**features(turns_of(2_000, 3_000)), labels=labels)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f["attention_mask"][1].zero_(), "row 1 of the batch has no valid turn"),
+        (lambda f: f["attention_mask"][1, 399:].zero_(), "turn 0 of row 1 has 399 valid samples; at least 400"),
+        (lambda f: f["attention_mask"][0, :10].zero_(), "gap or is left-padded"),
+        (lambda f: f["attention_mask"][0, 50:60].zero_(), "gap or is left-padded"),
+        (lambda f: f["attention_mask"].mul_(2), "must hold 0 and 1 only"),
+        (lambda f: f.update(attention_mask=f["attention_mask"][:, :-1]), "attention_mask has shape"),
+        (lambda f: f.update(attention_mask=f["attention_mask"][:1]), "attention_mask has shape"),
+        (lambda f: f.update(attention_mask=torch.ones(2, 9)), "attention_mask has shape"),
+        (lambda f: f.update(input_values=f["input_values"].int()), "must be floating point"),
+        (lambda f: f.update(input_values=f["input_values"][:0]), "not empty"),
+        (lambda f: f.update(input_values=f["input_values"][0]), "must be .batch, samples. or .batch, turns, samples."),
+        (lambda f: f.update(turn_mask=torch.ones(2, 3)), "turn_mask has shape"),
+    ],
+)
+def test_inputs_that_are_no_complete_utterances_are_refused(change, message):
+    inputs = dict(features(turns_of(3_000, 3_000)))
+    change(inputs)
+    with pytest.raises(ValueError, match=message):
+        tiny_model()(**inputs)
+
+
+def test_a_state_of_another_batch_or_model_is_refused():
+    a, b = turns_of(2_000, 3_000)
+    state = predict(tiny_model(), a, use_conversation_state=True).conversation_state
+    with pytest.raises(ValueError, match="2"):
+        predict(tiny_model(), [a, b], conversation_state=state)
+    with pytest.raises(ValueError, match="state"):
+        predict(tiny_model(context="ema"), a, conversation_state=state)
+
+
+def test_predictions_are_read_back_on_the_labels_own_scale():
+    model = tiny_model(label_ranges={"valence": (1, 7), "arousal": (-1, 1)})
+    scaled = model.to_label_ranges(torch.tensor([[0.0, 0.0], [0.5, 0.5], [1.0, 1.0]]))
+    torch.testing.assert_close(scaled, torch.tensor([[1.0, -1.0], [4.0, 0.0], [7.0, 1.0]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_weights_give_float32_predictions_close_to_the_full_ones(dtype):
+    speech = [turns_of(8_000, 16_000, 3_000)]
+    full = predict(tiny_model(), speech).logits
+    half = predict(tiny_model().to(dtype), speech, use_conversation_state=True)
+    assert half.logits.dtype == torch.float32
+    assert half.conversation_state.ema.dtype == torch.float32
+    torch.testing.assert_close(half.logits, full, atol=5e-2 if dtype == torch.bfloat16 else 1e-2, rtol=0)
+
+
+def test_attention_adds_1025_parameters_to_wavlm_large_with_mean_pooling():
+    from modeling_mamba_ema import MambaEMAConfig
+
+    def count(pooling):
+        with torch.device("meta"):
+            return sum(p.numel() for p in MambaEMAModel(MambaEMAConfig(speech_encoder_pooling=pooling)).parameters())
+
+    assert count("attention") - count("mean") == 1025
+
+
+def test_the_attention_layer_is_one_linear_reachable_on_the_speech_encoder():
+    model = tiny_model(speech_encoder_pooling="attention")
+    assert model.speech_encoder.pooling == "attention"
+    assert isinstance(model.speech_encoder.attention, torch.nn.Linear)
+    assert model.speech_encoder.attention.out_features == 1
+    assert not hasattr(tiny_model(speech_encoder_pooling="mean").speech_encoder, "attention")
+
+
+def test_inputs_are_needed_once():
+    model = tiny_model()
+    with pytest.raises(ValueError, match="either input_values or frame_values"):
+        model()
+    with pytest.raises(ValueError, match="need frame_mask"):
+        model(frame_values=torch.randn(1, 1, 1, 5, tiny_config().speech_encoder_config.hidden_size))
