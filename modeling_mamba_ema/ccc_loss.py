@@ -65,7 +65,8 @@ def ccc_loss(
         )
     dtype = torch.float64 if predictions.dtype == torch.float64 else torch.float32
     with torch.autocast(device_type=predictions.device.type, enabled=False):
-        predictions, labels = predictions.to(dtype), labels.to(dtype)
+        own_predictions = predictions = predictions.to(dtype)
+        labels = labels.to(dtype)
         world_size = 1
         if torch.is_grad_enabled() and dist.is_available() and dist.is_initialized():
             world_size = dist.get_world_size()
@@ -88,9 +89,12 @@ def ccc_loss(
             squared = (predictions - labels).square().masked_fill(~given, 0.0).sum(dim=0) / given.sum(dim=0).clamp_min(1)
             mse = (weights * squared).sum() / weights.sum().clamp_min(torch.finfo(dtype).tiny)
             loss = (1.0 - mse_weight) * loss + mse_weight * mse
+        if world_size == 1:
+            return loss
         # DistributedDataParallel averages gradients over processes, while each process holds only its own turns' share
-        # of the gradient of the global loss. The value that is logged stays the loss itself.
-        return loss if world_size == 1 else loss.detach() + world_size * (loss - loss.detach())
+        # of the gradient of the global loss. The value that is logged stays the loss itself. The last term, always 0,
+        # gives a process without turns a gradient of zeros, for which the others wait.
+        return loss.detach() + world_size * (loss - loss.detach()) + 0.0 * own_predictions.sum()
 
 
 def _concordance(
