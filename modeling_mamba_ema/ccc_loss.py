@@ -76,7 +76,7 @@ def ccc_loss(
         _require_finite("label", labels)
         given = labels != MISSING_LABEL  # (turns, labels)
         enough = given.sum(dim=0) >= 2  # (labels,): a CCC needs two points
-        if predictions.requires_grad and not bool(enough.any()):
+        if torch.is_grad_enabled() and not bool(enough.any()):
             raise ValueError(
                 f"the batch has {predictions.shape[0]} turns and no label with two values; a CCC needs at least two. "
                 "Put more turns into a batch, and drop a last batch that is smaller"
