@@ -86,7 +86,9 @@ def ccc_loss(
         weights = weights * enough
         loss = 1.0 - (weights * ccc).sum() / weights.sum().clamp_min(torch.finfo(dtype).tiny)
         if mse_weight:
-            squared = (predictions - labels).square().masked_fill(~given, 0.0).sum(dim=0) / given.sum(dim=0).clamp_min(1)
+            squared = (predictions - labels).square().masked_fill(~given, 0.0).sum(dim=0) / given.sum(dim=0).clamp_min(
+                1
+            )
             mse = (weights * squared).sum() / weights.sum().clamp_min(torch.finfo(dtype).tiny)
             loss = (1.0 - mse_weight) * loss + mse_weight * mse
         if world_size == 1:
@@ -97,9 +99,7 @@ def ccc_loss(
         return loss.detach() + world_size * (loss - loss.detach()) + 0.0 * own_predictions.sum()
 
 
-def _concordance(
-    predictions: torch.Tensor, labels: torch.Tensor, given: torch.Tensor, eps: float
-) -> torch.Tensor:
+def _concordance(predictions: torch.Tensor, labels: torch.Tensor, given: torch.Tensor, eps: float) -> torch.Tensor:
     """CCC of each label over the turns where it is given: (turns, labels) -> (labels,)"""
     count = given.sum(dim=0).clamp_min(1)
     mean_y = predictions.masked_fill(~given, 0.0).sum(dim=0) / count

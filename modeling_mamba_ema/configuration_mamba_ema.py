@@ -81,7 +81,6 @@ class MambaEMAConfig(PretrainedConfig):
             Weight of a label in the loss (1 where not named).
         loss_mse_weight (`float`, *optional*, defaults to 0.0):
             Share of the mean squared error in the loss; the rest is `1 - CCC`.
-        initializer_range (`float`, *optional*, defaults to 0.02): Standard deviation of new linear layers.
 
     Raises:
         ValueError: A value is outside its range, named with what is allowed.
@@ -129,7 +128,6 @@ class MambaEMAConfig(PretrainedConfig):
         label_ranges: dict[str, tuple[float, float]] | None = None,
         loss_label_weights: dict[str, float] | None = None,
         loss_mse_weight: float = 0.0,
-        initializer_range: float = 0.02,
         **kwargs: Any,
     ):
         _refuse_remote_attention_kernels(kwargs)
@@ -162,7 +160,6 @@ class MambaEMAConfig(PretrainedConfig):
         self.label_ranges = None if label_ranges is None else {k: list(v) for k, v in label_ranges.items()}
         self.loss_label_weights = loss_label_weights
         self.loss_mse_weight = loss_mse_weight
-        self.initializer_range = initializer_range
         if kwargs.get("id2label") is None and kwargs.get("num_labels") is None:
             kwargs["id2label"] = dict(enumerate(DEFAULT_LABELS))
         if kwargs.get("id2label") is not None:
@@ -209,7 +206,6 @@ class MambaEMAConfig(PretrainedConfig):
             )
         _require_number("dropout", self.dropout, 0.0, 0.99)
         _require_number("loss_mse_weight", self.loss_mse_weight, 0.0, 1.0)
-        _require_number("initializer_range", self.initializer_range, 0.0, 1.0)
         if self.expand * self.hidden_size % self.head_dim:
             raise ValueError(
                 f"head_dim is {self.head_dim}, but must divide expand * hidden_size = {self.expand * self.hidden_size}"

@@ -112,10 +112,12 @@ class MambaEMAPreTrainedModel(PreTrainedModel):
             if hasattr(module, "layer_weights"):
                 init.zeros_(module.layer_weights)
         elif isinstance(module, HeadwiseLinear):
-            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+            init.normal_(module.weight, mean=0.0, std=module.weight.shape[-1] ** -0.5)
             init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
-            init.normal_(module.weight, mean=0.0, std=self.config.initializer_range)
+            # Keeps the variance from layer to layer. With the smaller weights usual in transformers the predictions of
+            # a new model hardly vary, and where nothing varies a CCC has almost no gradient.
+            init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
             if module.bias is not None:
                 init.zeros_(module.bias)
         elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):

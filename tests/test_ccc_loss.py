@@ -150,6 +150,7 @@ def train_on_a_shard(rank, world_size, folder, splits, poison):
     except ValueError as error:
         result = {"error": str(error)}
     torch.save(result, Path(folder) / f"rank{rank}.pt")
+    dist.barrier()  # gloo may lose what is still under way when the other side closes first
     dist.destroy_process_group()
 
 

@@ -63,9 +63,7 @@ def test_differs_from_torchmetrics_only_by_sample_moments():
 def test_reports_every_label_and_plain_means(metric):
     y, t = np.stack([*pairs(30)]), np.stack(pairs(30, seed=1))
     predictions, references = np.column_stack([y[0], t[0]]), np.column_stack([y[1], t[1]])
-    results = metric.compute(
-        predictions=predictions, references=references, label_names=["valence", "arousal"]
-    )
+    results = metric.compute(predictions=predictions, references=references, label_names=["valence", "arousal"])
     assert results["ccc_valence"] == pytest.approx(audmetric.concordance_cc(y[1], y[0]), abs=1e-12)
     assert results["ccc"] == pytest.approx((results["ccc_valence"] + results["ccc_arousal"]) / 2, abs=1e-15)
     assert results["pearson_arousal"] == pytest.approx(scipy.stats.pearsonr(t[0], t[1])[0], abs=1e-12)

@@ -1,0 +1,142 @@
+"""A run as YAML: sections `model`, `data`, `training`, each field checked by name and type."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+MAX_BYTES = 1_000_000
+
+
+@dataclass
+class ModelSection:
+    params: dict[str, Any] = field(default_factory=dict, metadata={"help": "arguments of MambaEMAConfig"})
+    pretrained_speech_encoder: str | None = field(
+        default=None, metadata={"help": "folder or Hub name of a WavLM to start from; null: random weights"}
+    )
+    revision: str = field(default="main", metadata={"help": "commit, tag or branch of the pretrained WavLM"})
+
+
+@dataclass
+class DataSection:
+    source: str = field(default="", metadata={"help": "folder with metadata.jsonl/.csv/.parquet, or such a file"})
+    train_split: str = field(default="train", metadata={"help": "split to learn from"})
+    validation_split: str = field(default="validation", metadata={"help": "split that chooses the best checkpoint"})
+    test_split: str | None = field(default="test", metadata={"help": "split measured once, at the end; null: none"})
+    turns_per_item: int | None = field(
+        default=None, metadata={"help": "cut training conversations into windows of this many turns; null: whole"}
+    )
+    max_seconds: float = field(default=30.0, metadata={"help": "longest utterance in seconds"})
+
+
+@dataclass
+class TrainingSection:
+    output_dir: str = field(default="outputs/run", metadata={"help": "folder for checkpoints and results"})
+    epochs: float = field(default=10.0, metadata={"help": "passes over the training split"})
+    conversations_per_batch: int = field(default=8, metadata={"help": "conversations (or windows) a process and step"})
+    learning_rate: float = field(default=1e-4, metadata={"help": "of pooling, updater and head"})
+    encoder_learning_rate: float | None = field(default=None, metadata={"help": "of WavLM; null: the same"})
+    weight_decay: float = field(default=0.01, metadata={"help": "AdamW's, on matrices only"})
+    warmup_ratio: float = field(default=0.1, metadata={"help": "share of the steps with a rising learning rate"})
+    scheduler: str = field(default="cosine", metadata={"help": "transformers' name of the learning rate schedule"})
+    max_grad_norm: float = field(default=1.0, metadata={"help": "gradient clipping"})
+    bf16: bool = field(default=False, metadata={"help": "bf16 autocast on a GPU that has it"})
+    gradient_checkpointing: bool = field(default=False, metadata={"help": "less memory, a third more time"})
+    patience: int | None = field(
+        default=None, metadata={"help": "stop after this many evaluations without a better mean CCC; null: never"}
+    )
+    dataloader_workers: int = field(default=0, metadata={"help": "processes that read audio"})
+    report_to: str = field(default="none", metadata={"help": "trackers, as for transformers' TrainingArguments"})
+    seed: int = field(default=0, metadata={"help": "of weights, order and dropout"})
+
+
+@dataclass
+class RunConfiguration:
+    model: ModelSection = field(default_factory=ModelSection)
+    data: DataSection = field(default_factory=DataSection)
+    training: TrainingSection = field(default_factory=TrainingSection)
+
+    def save(self, path: str | Path) -> None:
+        """Write the resolved configuration, from which the run can be repeated."""
+        Path(path).write_text(yaml.safe_dump(dataclasses.asdict(self), sort_keys=False), encoding="utf-8")
+
+
+def load_run_configuration(path: str | Path, overrides: Sequence[str] = ()) -> RunConfiguration:
+    """Read a YAML file and apply overrides from the command line.
+
+    Args:
+        path: the file, under 1 MB; read with YAML's safe loader, which builds plain values only.
+        overrides: `section.field=value`, e.g. `training.learning_rate=1e-5`; dots go on into `model.params`.
+
+    Raises:
+        ValueError: an unknown key (named with the nearest known one), a value of the wrong type, a malformed override.
+    """
+    path = Path(path)
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"{path} is larger than {MAX_BYTES} bytes; that is no run configuration")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no plain YAML: {error}") from error
+    for override in overrides:
+        name, separator, value = override.partition("=")
+        if not separator or not name:
+            raise ValueError(f"{override!r} is no override; write section.field=value")
+        _set(content, name.split("."), _scalar(value))
+    return _build(RunConfiguration, content, "")
+
+
+def _scalar(text: str) -> Any:
+    value = yaml.safe_load(text)
+    if isinstance(value, str):
+        try:
+            return float(value)  # YAML 1.1 reads 1e-5, without a dot, as text
+        except ValueError:
+            return value
+    return value
+
+
+def _set(content: dict[str, Any], names: list[str], value: Any) -> None:
+    for name in names[:-1]:
+        content = content.setdefault(name, {})
+        if not isinstance(content, dict):
+            raise ValueError(f"{'.'.join(names)} goes into {name}, which is a value, not a section")
+    content[names[-1]] = value
+
+
+def _build(section: type, content: Any, prefix: str) -> Any:
+    if not isinstance(content, dict):
+        raise ValueError(f"{prefix.rstrip('.') or 'the configuration'} must be a section, got {content!r}")
+    kinds = typing.get_type_hints(section)
+    values = {}
+    for name, value in content.items():
+        if name not in kinds:
+            close = difflib.get_close_matches(str(name), kinds, n=1)
+            hint = f"did you mean {prefix}{close[0]}?" if close else f"known are {', '.join(kinds)}"
+            raise ValueError(f"unknown key {prefix}{name}; {hint}")
+        if dataclasses.is_dataclass(kinds[name]):
+            values[name] = _build(typing.cast(type, kinds[name]), value, f"{prefix}{name}.")
+        else:
+            values[name] = _checked(value, kinds[name], f"{prefix}{name}")
+    return section(**values)
+
+
+def _checked(value: Any, kind: Any, name: str) -> Any:
+    allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    allowed = tuple(typing.get_origin(option) or option for option in allowed)
+    if isinstance(value, str) and float in allowed:
+        value = _scalar(value)
+    if isinstance(value, int) and not isinstance(value, bool) and float in allowed and int not in allowed:
+        value = float(value)
+    if isinstance(value, bool) and bool not in allowed or not isinstance(value, allowed):
+        names = " or ".join("null" if option is type(None) else option.__name__ for option in allowed)
+        raise ValueError(f"{name} is {value!r}, but must be {names}")
+    return value
