@@ -8,6 +8,8 @@ One program from top to bottom: configuration, data, model, training, evaluation
 import argparse
 import json
 import logging
+import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -17,12 +19,18 @@ from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
 
 from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
+from modeling_mamba_ema.plots import plot_learning_curve
 from modeling_mamba_ema.training import (
+    EXIT_CODE,
     ConversationCollator,
     EvaluationLog,
     MambaEMATrainer,
+    StopOnSigterm,
     ccc_of_predictions,
+    choose_checkpoint,
     load_run_configuration,
+    prediction_table,
+    save_predictions,
 )
 
 logger = logging.getLogger("run_finetune")
@@ -45,8 +53,10 @@ def main() -> None:
     set_seed(run.training.seed)
     output = Path(run.training.output_dir)
 
-    # 2. model: a new one, or a new head on a pretrained WavLM
-    if run.model.pretrained_speech_encoder is None:
+    # 2. model: one that was trained before, a new one, or a new head on a pretrained WavLM
+    if run.model.pretrained_model is not None:
+        model = MambaEMAForRegression.from_pretrained(run.model.pretrained_model, revision=run.model.revision)
+    elif run.model.pretrained_speech_encoder is None:
         model = MambaEMAForRegression(MambaEMAConfig(**run.model.params))
     else:
         model = MambaEMAForRegression.from_pretrained_speech_encoder(
@@ -65,6 +75,8 @@ def main() -> None:
     validation = ConversationDataset(splits[run.data.validation_split], config.labels)
 
     # 4. training
+    when = "epoch" if run.training.save_steps is None else "steps"
+    stop_on_sigterm = StopOnSigterm()
     trainer = MambaEMATrainer(
         model=model,
         args=TrainingArguments(
@@ -81,15 +93,19 @@ def main() -> None:
             warmup_steps=run.training.warmup_ratio,
             max_grad_norm=run.training.max_grad_norm,
             bf16=run.training.bf16,
-            gradient_checkpointing=run.training.gradient_checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False},
-            eval_strategy="epoch",
-            save_strategy="epoch",
+            activation_checkpointing=run.training.gradient_checkpointing,
+            activation_checkpointing_kwargs={"use_reentrant": False},
+            eval_strategy=when,
+            save_strategy=when,
+            logging_strategy=when,
+            eval_steps=run.training.save_steps,
+            save_steps=run.training.save_steps or 500,
+            logging_steps=run.training.save_steps or 500,
             save_total_limit=2,
+            restore_callback_states_from_checkpoint=True,  # else a resumed run forgets its patience
             load_best_model_at_end=True,
             metric_for_best_model="ccc",  # never the loss: a mean over batches is no CCC
             greater_is_better=True,
-            logging_strategy="epoch",
             logging_nan_inf_filter=False,  # with the filter NaN reads as loss 0.0, a perfect CCC
             report_to=run.training.report_to,
             seed=run.training.seed,
@@ -102,42 +118,68 @@ def main() -> None:
         processing_class=extractor,
         compute_metrics=ccc_of_predictions(config.labels),
         encoder_learning_rate=run.training.encoder_learning_rate,
+        max_seconds_per_batch=run.data.max_seconds_per_batch,
         callbacks=[
+            stop_on_sigterm,
             EvaluationLog(config.labels),
             *([] if run.training.patience is None else [EarlyStoppingCallback(run.training.patience)]),
         ],
     )
+    try:
+        with trainer.args.main_process_first(desc="choosing a checkpoint"):
+            main_process = trainer.is_world_process_zero()
+            checkpoint = choose_checkpoint(run, output / "checkpoints", trainer.args.world_size, main_process)
+    except ValueError as error:
+        parser.error(str(error))
+    if checkpoint is not None and (output / "results.json").exists():
+        logger.info("%s holds a finished run; training.resume=never trains anew", output)
+        return
     if trainer.is_world_process_zero():
         output.mkdir(parents=True, exist_ok=True)
+        (output / "results.json").unlink(missing_ok=True)
         run.save(output / "run_configuration.yaml")
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         logger.info("%d conversations to learn from, %d trainable parameters", len(train), trainable)
-    trainer.train()
+        if checkpoint is not None:
+            logger.info("going on from %s", checkpoint)
+    trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+    if stop_on_sigterm.interrupted:
+        logger.info("SIGTERM: a checkpoint is saved; the same command goes on from it")
+        sys.exit(EXIT_CODE)
+    if trainer.state.best_model_checkpoint is None:
+        sys.exit("no evaluation gave a CCC that is a number, so there is no best model to save")
 
     # 5. evaluation of the best checkpoint, with intervals over conversations; the test split is measured once
     trainer.compute_metrics = ccc_of_predictions(config.labels, intervals=True)
-    results = {}
+    results, tables = {}, {}
     for name in (run.data.validation_split, run.data.test_split):
         if name is not None:
             dataset = ConversationDataset(splits[name], config.labels)
-            metrics = trainer.evaluate(dataset, metric_key_prefix=name)
+            predicted = trainer.predict(dataset, metric_key_prefix=name)
+            tables[name] = prediction_table(predicted.predictions, dataset)
             results[name] = {
                 key.removeprefix(f"{name}_"): value
-                for key, value in metrics.items()
-                if "ccc" in key or "rmse" in key or "num_" in key
+                for key, value in predicted.metrics.items()
+                if any(part in key for part in ("ccc", "pearson", "rmse", "mae", "num_"))
             }
 
     # 6. a folder that loads by itself
     if trainer.is_world_process_zero():
         model.save_pretrained(output / "model")
         extractor.save_pretrained(output / "model")
-        (output / "results.json").write_text(json.dumps(results, indent=2), encoding="utf-8")
+        for name, table in tables.items():
+            save_predictions(table, output / f"predictions_{name}.csv")
+        plot_learning_curve(trainer.state.log_history, config.labels).savefig(output / "learning_curve.png")
         for name, metrics in results.items():
             logger.info("%s: %d turns of %d conversations", name, metrics["num_turns"], metrics["num_conversations"])
             for label in [*(f"ccc_{label}" for label in config.labels), "ccc"]:
                 interval = metrics[f"{label}_low"], metrics[f"{label}_high"]
                 logger.info("  %-12s %.3f  (95 %% interval %.3f to %.3f)", label, metrics[label], *interval)
         logger.info("model and feature extractor are in %s", output / "model")
+        # Last, and in one piece: this file says that the run is finished.
+        unfinished = output / "results.json.part"
+        unfinished.write_text(json.dumps(results, indent=2), encoding="utf-8")
+        os.replace(unfinished, output / "results.json")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,25 @@
 """Fine-tuning on transformers' Trainer."""
 
+from .checkpoints import newest_complete_checkpoint, why_incomplete
 from .collator import ConversationCollator
+from .interruption import EXIT_CODE, StopOnSigterm
+from .predictions import prediction_table, save_predictions
+from .resume import choose_checkpoint
 from .run_configuration import RunConfiguration, load_run_configuration
 from .trainer import EvaluationLog, MambaEMATrainer, ccc_of_predictions
 
 __all__ = [
+    "EXIT_CODE",
     "ConversationCollator",
     "EvaluationLog",
     "MambaEMATrainer",
     "RunConfiguration",
+    "StopOnSigterm",
     "ccc_of_predictions",
+    "choose_checkpoint",
     "load_run_configuration",
+    "newest_complete_checkpoint",
+    "prediction_table",
+    "save_predictions",
+    "why_incomplete",
 ]

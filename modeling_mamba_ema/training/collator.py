@@ -17,13 +17,13 @@ class ConversationCollator:
         extractor: makes `input_values` and masks of the waveforms.
 
     Returns, when called with items of `ConversationDataset`: `input_values`, `attention_mask` (batch, turns, samples),
-    `turn_mask` (batch, turns), `labels` (batch, turns, labels).
+    `turn_mask` (batch, turns), `labels` (batch, turns, labels), and `conversation_ids`, a list of names for messages.
     """
 
     def __init__(self, extractor: MambaEMAFeatureExtractor):
         self.extractor = extractor
 
-    def __call__(self, items: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
         try:
             features = self.extractor(
                 [item["waveforms"] for item in items], sampling_rate=SAMPLING_RATE, return_tensors="pt"
@@ -35,4 +35,4 @@ class ConversationCollator:
         batch_labels = torch.full((len(items), turns, labels), MISSING_LABEL)
         for row, item in enumerate(items):
             batch_labels[row, : len(item["labels"])] = torch.from_numpy(item["labels"])
-        return {**features, "labels": batch_labels}
+        return {**features, "labels": batch_labels, "conversation_ids": [item["conversation_id"] for item in items]}

@@ -22,7 +22,10 @@ class ModelSection:
     pretrained_speech_encoder: str | None = field(
         default=None, metadata={"help": "folder or Hub name of a WavLM to start from; null: random weights"}
     )
-    revision: str = field(default="main", metadata={"help": "commit, tag or branch of the pretrained WavLM"})
+    pretrained_model: str | None = field(
+        default=None, metadata={"help": "folder or Hub name of a Mamba-EMA to continue from; params must be empty then"}
+    )
+    revision: str = field(default="main", metadata={"help": "commit, tag or branch of what is pretrained"})
 
 
 @dataclass
@@ -33,6 +36,10 @@ class DataSection:
     test_split: str | None = field(default="test", metadata={"help": "split measured once, at the end; null: none"})
     turns_per_item: int | None = field(
         default=None, metadata={"help": "cut training conversations into windows of this many turns; null: whole"}
+    )
+    max_seconds_per_batch: float | None = field(
+        default=None,
+        metadata={"help": "fill batches by seconds of audio, all processes together; null: conversations_per_batch"},
     )
     max_seconds: float = field(default=30.0, metadata={"help": "longest utterance in seconds"})
 
@@ -55,6 +62,15 @@ class TrainingSection:
     )
     dataloader_workers: int = field(default=0, metadata={"help": "processes that read audio"})
     report_to: str = field(default="none", metadata={"help": "trackers, as for transformers' TrainingArguments"})
+    save_steps: int | None = field(
+        default=None, metadata={"help": "evaluate and save after this many steps; null: after each epoch"}
+    )
+    resume: str = field(
+        default="auto",
+        metadata={
+            "help": "auto: go on from the newest complete checkpoint; never: begin anew; or a checkpoint's folder"
+        },
+    )
     seed: int = field(default=0, metadata={"help": "of weights, order and dropout"})
 
 
@@ -63,6 +79,14 @@ class RunConfiguration:
     model: ModelSection = field(default_factory=ModelSection)
     data: DataSection = field(default_factory=DataSection)
     training: TrainingSection = field(default_factory=TrainingSection)
+
+    def __post_init__(self) -> None:
+        starts = self.model.pretrained_model, self.model.pretrained_speech_encoder
+        if all(starts) or (self.model.pretrained_model and self.model.params):
+            raise ValueError(
+                "model.pretrained_model brings its own sizes and encoder; leave out model.params and "
+                "model.pretrained_speech_encoder"
+            )
 
     def save(self, path: str | Path) -> None:
         """Write the resolved configuration, from which the run can be repeated."""

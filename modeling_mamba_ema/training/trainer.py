@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Sequence
+import shutil
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import evaluate
@@ -12,44 +16,162 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import rotate_checkpoints, seed_worker
 
 from ..metrics import ccc_metric_path
 from ..model_inputs import MISSING_LABEL
+from .batch_sampler import AudioSecondsBatchSampler, seconds_of_turns
+from .checkpoints import STAGING, seal_checkpoint
 
 logger = logging.getLogger(__name__)
 
+
 class MambaEMATrainer(Trainer):
-    """transformers' Trainer with a learning rate of its own for WavLM.
+    """transformers' Trainer with a learning rate of its own for WavLM, batches by seconds, and checkpoints that survive.
 
     Args:
         encoder_learning_rate: for WavLM's parameters; None: the same as everywhere.
+        max_seconds_per_batch: fill training batches by seconds of audio, all processes together; None: by number of
+            items.
         args, kwargs: as for `Trainer`.
     """
 
-    def __init__(self, *args: Any, encoder_learning_rate: float | None = None, **kwargs: Any):
+    def __init__(
+        self,
+        *args: Any,
+        encoder_learning_rate: float | None = None,
+        max_seconds_per_batch: float | None = None,
+        **kwargs: Any,
+    ):
         super().__init__(*args, **kwargs)
         self.encoder_learning_rate = encoder_learning_rate
+        self.max_seconds_per_batch = max_seconds_per_batch
+        self._staging: Path | None = None
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            model = self.model if model is None else model
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             encoder_rate = self.encoder_learning_rate
             groups = parameter_groups(
-                self.model,
+                model,
                 weight_decay=self.args.weight_decay,
                 learning_rate=self.args.learning_rate,
                 encoder_learning_rate=self.args.learning_rate if encoder_rate is None else encoder_rate,
             )
+            check_parameter_groups(model, groups)
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches by seconds of audio where asked for."""
+        if self.max_seconds_per_batch is None:
+            return super().get_train_dataloader()
+        sampler = AudioSecondsBatchSampler(
+            seconds_of_turns(self.train_dataset),
+            self.max_seconds_per_batch,
+            num_processes=self.args.world_size,
+            seed=self.args.seed,
+        )
+        # After a resume in the middle of an epoch, accelerate's wrappers hide the sampler from Trainer's set_epoch.
+        self.pop_callback(SetSamplerEpoch)
+        self.add_callback(SetSamplerEpoch(sampler))
+        workers = self.args.dataloader_num_workers
+        loader = DataLoader(
+            self.train_dataset,
+            batch_sampler=sampler,
+            collate_fn=self.data_collator,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            worker_init_fn=partial(seed_worker, num_workers=workers, rank=self.args.process_index),
+        )
+        return self.accelerator.prepare(loader)
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Trainer's loss; what is wrong with it is told with the conversations it came from."""
+        inputs = dict(inputs)
+        names = ", ".join(inputs.pop("conversation_ids", []))
+        try:
+            result = super().compute_loss(model, inputs, *args, **kwargs)
+        except ValueError as error:
+            raise ValueError(f"step {self.state.global_step}: {error} (conversations of the batch: {names})") from error
+        loss = result[0] if isinstance(result, tuple) else result
+        if not bool(torch.isfinite(loss)):
+            raise ValueError(
+                f"step {self.state.global_step}: the loss is {float(loss)}, nothing can be learned from it "
+                f"(conversations of the batch: {names})"
+            )
+        return result
+
+    def _clip_grad_norm(self, model: nn.Module) -> Any:
+        norm = super()._clip_grad_norm(model)
+        if norm is not None and not bool(torch.isfinite(torch.as_tensor(norm))):
+            raise ValueError(
+                f"step {self.state.global_step}: the gradient's norm is {float(norm)}; the weights are still as before "
+                "this step. A smaller learning rate, or training without bf16, helps most often"
+            )
+        return norm
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._staging) if self._staging is not None else super()._get_output_dir(trial)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Trainer writes the checkpoint into a folder of another name, which gets its own when all of it is there."""
+        output = Path(self.args.output_dir)
+        name = f"checkpoint-{self.state.global_step}"
+        staging = output / STAGING
+        if self.args.should_save:
+            shutil.rmtree(staging, ignore_errors=True)  # what a run that was killed while saving left behind
+        self.accelerator.wait_for_everyone()
+        self._staging = staging
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._staging = None
+        if self.state.best_global_step:
+            self.state.best_model_checkpoint = str(output / f"checkpoint-{self.state.best_global_step}")
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            self.state.save_to_json(str(staging / name / "trainer_state.json"))
+            seal_checkpoint(staging / name, output / name)
+            rotate_checkpoints(
+                output_dir=str(output),
+                save_total_limit=self.args.save_total_limit,
+                best_model_checkpoint=self.state.best_model_checkpoint,
+            )
+            staging.rmdir()
+        self.accelerator.wait_for_everyone()
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
+        with self._every_batch():
+            return super().get_eval_dataloader(eval_dataset)
+
+    def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
+        with self._every_batch():
+            return super().get_test_dataloader(test_dataset)
+
+    @contextlib.contextmanager
+    def _every_batch(self) -> Iterator[None]:
         """Evaluation sees every turn: Trainer would leave out the last batch there too."""
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            yield
         finally:
             self.args.dataloader_drop_last = drop_last
+
+
+class SetSamplerEpoch(TrainerCallback):
+    """Tells a batch sampler the epoch before it is asked for batches."""
+
+    def __init__(self, sampler: AudioSecondsBatchSampler):
+        self.sampler = sampler
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.sampler.set_epoch(int(state.epoch or 0))
 
 
 class EvaluationLog(TrainerCallback):
@@ -106,6 +228,24 @@ def parameter_groups(
         }
         for (in_encoder, decayed), parameters in groups.items()
     ]
+
+
+def check_parameter_groups(model: nn.Module, groups: Sequence[dict[str, Any]]) -> None:
+    """Every trainable parameter must be in exactly one group; a layer left out would stay at its random start.
+
+    Raises:
+        ValueError: parameters that are in no group, or in several; the message names the first.
+    """
+    counts: dict[int, int] = {}
+    for group in groups:
+        for parameter in group["params"]:
+            counts[id(parameter)] = counts.get(id(parameter), 0) + 1
+    wrong = [name for name, p in model.named_parameters() if counts.get(id(p), 0) != int(p.requires_grad)]
+    if wrong:
+        raise ValueError(
+            f"{len(wrong)} parameters are not in exactly one optimizer group (or are frozen and in one), the first is "
+            f"{wrong[0]}"
+        )
 
 
 def flatten_turns(prediction: EvalPrediction) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

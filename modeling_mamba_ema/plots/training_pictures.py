@@ -1,0 +1,101 @@
+"""How training went, and how good the predictions are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from .pictures import COLOURS, GREY
+
+
+def plot_learning_curve(log_history: Sequence[dict[str, Any]], labels: Sequence[str]) -> Figure:
+    """Training loss and validation CCC over the epochs.
+
+    Args:
+        log_history: of Trainer's state.
+        labels: names of the labels.
+    """
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    training = [entry for entry in log_history if "loss" in entry]
+    evaluations = [entry for entry in log_history if "eval_ccc" in entry]
+    axes.plot(
+        [entry["epoch"] for entry in training],
+        [entry["loss"] for entry in training],
+        ":",
+        color=GREY,
+        label="loss, training",
+    )
+    for colour, label in zip(COLOURS, labels):
+        axes.plot(
+            [entry["epoch"] for entry in evaluations],
+            [entry[f"eval_ccc_{label}"] for entry in evaluations],
+            "o-",
+            markersize=3,
+            color=colour,
+            label=f"CCC of {label}, validation",
+        )
+    axes.plot(
+        [entry["epoch"] for entry in evaluations],
+        [entry["eval_ccc"] for entry in evaluations],
+        color="black",
+        linewidth=2,
+        label="mean CCC, validation",
+    )
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("CCC, loss")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=9)
+    return figure
+
+
+def plot_predictions(table: pd.DataFrame) -> Figure:
+    """Predicted against true, one panel a label, with the identity line.
+
+    Args:
+        table: of `prediction_table`.
+    """
+    labels = list(dict.fromkeys(table["label"]))
+    figure = Figure(figsize=(4.2 * len(labels), 4.2), layout="constrained")
+    for axes, colour, label in zip(np.atleast_1d(figure.subplots(1, len(labels))), COLOURS, labels):
+        rows = table[(table["label"] == label) & table["reference"].notna()]
+        axes.plot([0, 1], [0, 1], color="black", linewidth=1, label="identity")
+        axes.plot(rows["reference"], rows["prediction"], ".", color=colour, alpha=0.6)
+        axes.set_xlabel(f"true {label}")
+        axes.set_ylabel(f"predicted {label}")
+        axes.set_title(f"{label}, {len(rows)} turns", fontsize=12)
+        axes.set_xlim(-0.02, 1.02)
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_aspect("equal")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=9, loc="upper left")
+    return figure
+
+
+def plot_error_by_position(table: pd.DataFrame) -> Figure:
+    """RMSE by the position of a turn in its conversation; the number of turns behind each point is drawn with it.
+
+    Args:
+        table: of `prediction_table`.
+    """
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    given = table[table["reference"].notna()]
+    squared = given.assign(squared=(given["prediction"] - given["reference"]) ** 2)
+    for colour, label in zip(COLOURS, dict.fromkeys(given["label"])):
+        error = np.sqrt(squared[squared["label"] == label].groupby("position")["squared"].mean())
+        axes.plot(error.index + 1, error, "o-", color=colour, label=f"RMSE of {label}")
+    count = given[given["label"] == given["label"].iloc[0]].groupby("position").size()
+    counts = axes.twinx()
+    counts.bar(count.index + 1, count, color=GREY, alpha=0.25)
+    counts.set_ylabel("turns at this position (bars)")
+    axes.set_xlabel("position of the turn in its conversation")
+    axes.set_ylabel("RMSE on the unit scale")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=9)
+    return figure

@@ -1,0 +1,82 @@
+"""Where a run begins: anew, or at a checkpoint of the same run."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import os
+from pathlib import Path
+
+from .checkpoints import newest_complete_checkpoint, number_of_processes, why_incomplete
+from .run_configuration import RunConfiguration, load_run_configuration
+
+logger = logging.getLogger(__name__)
+
+CONFIGURATION_FILE = "run_configuration.yaml"
+# What may change between a run and its continuation without changing the weights that come out.
+_FREE = {"training.resume", "training.output_dir", "training.report_to", "training.dataloader_workers"}
+
+
+def choose_checkpoint(run: RunConfiguration, folder: Path, world_size: int, main_process: bool = True) -> Path | None:
+    """The checkpoint to resume from, by `training.resume`; None: begin anew.
+
+    Call it in the main process first, then in the others: broken or unwanted checkpoints are renamed there.
+
+    Args:
+        run: the resolved configuration.
+        folder: of the run's checkpoints, beside which its configuration was saved.
+        world_size: number of processes of this run.
+
+    Raises:
+        ValueError: the checkpoint named is incomplete, or the run in this folder had another configuration.
+    """
+    if run.training.resume == "never":
+        if main_process and folder.is_dir() and any(folder.iterdir()):
+            _keep_aside(folder)
+        return None
+    if run.training.resume != "auto":
+        checkpoint = Path(run.training.resume)
+        problem = why_incomplete(checkpoint)
+        if problem is not None:
+            raise ValueError(f"training.resume: {checkpoint} cannot be resumed: {problem}")
+    else:
+        newest = newest_complete_checkpoint(folder)
+        if newest is None:
+            return None
+        checkpoint = newest
+        changed = differences(folder.parent / CONFIGURATION_FILE, run)
+        if changed:
+            raise ValueError(
+                f"{folder.parent} holds a run with other settings: {'; '.join(changed)}. Take another "
+                "training.output_dir, or training.resume=never to begin anew (the old checkpoints are kept aside), or "
+                f"training.resume={checkpoint} to go on all the same"
+            )
+    if number_of_processes(checkpoint) != world_size:
+        logger.warning(
+            "%s was written by %d processes, this run has %d: dropout will differ from the uninterrupted run",
+            checkpoint.name,
+            number_of_processes(checkpoint),
+            world_size,
+        )
+    return checkpoint
+
+
+def differences(saved: Path, run: RunConfiguration) -> list[str]:
+    """Settings of a saved configuration that differ and matter, as `section.field: old -> new`."""
+    if not saved.is_file():
+        return []
+    old, new = dataclasses.asdict(load_run_configuration(saved)), dataclasses.asdict(run)
+    return [
+        f"{section}.{name}: {old[section][name]!r} -> {new[section][name]!r}"
+        for section in new
+        for name in new[section]
+        if old[section][name] != new[section][name] and f"{section}.{name}" not in _FREE
+    ]
+
+
+def _keep_aside(folder: Path) -> None:
+    count = 1
+    while (target := folder.with_name(f"{folder.name}-before-{count}")).exists():
+        count += 1
+    os.replace(folder, target)
+    logger.info("checkpoints of the run before are kept in %s", target)
