@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -94,7 +95,7 @@ class AudioSecondsBatchSampler(Sampler[list[int]]):
             latest = len(order) - (self.num_batches - index) * self.min_items
             bounds.append(min(max(wanted, bounds[-1] + self.min_items), latest))
         bounds.append(len(order))
-        batches = [order[start:end].tolist() for start, end in zip(bounds, bounds[1:])]
+        batches = [order[start:end].tolist() for start, end in itertools.pairwise(bounds)]
         return [batches[index] for index in random.permutation(len(batches))]
 
     def _shares(self, batch: list[int]) -> list[list[int]]:

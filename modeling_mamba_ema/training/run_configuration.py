@@ -67,9 +67,7 @@ class TrainingSection:
     )
     resume: str = field(
         default="auto",
-        metadata={
-            "help": "auto: go on from the newest complete checkpoint; never: begin anew; or a checkpoint's folder"
-        },
+        metadata={"help": "auto: go on from the newest complete checkpoint; never: anew; or a checkpoint's folder"},
     )
     seed: int = field(default=0, metadata={"help": "of weights, order and dropout"})
 

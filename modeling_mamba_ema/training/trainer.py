@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 class MambaEMATrainer(Trainer):
-    """transformers' Trainer with a learning rate of its own for WavLM, batches by seconds, and checkpoints that survive.
+    """Trainer with a learning rate of its own for WavLM, batches by seconds, and checkpoints that survive.
 
     Args:
         encoder_learning_rate: for WavLM's parameters; None: the same as everywhere.

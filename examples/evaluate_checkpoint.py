@@ -1,0 +1,98 @@
+"""Measure a saved model on a split of a corpus.
+
+    python examples/evaluate_checkpoint.py outputs/demo/model data/demo --split test --output outputs/demo/evaluation
+
+Writes predictions (conversation, turn, label, prediction), metrics with 95 % intervals over conversations, and two
+pictures: predicted against true, and the error by the position of a turn in its conversation.
+"""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import TrainingArguments
+
+from modeling_mamba_ema import MambaEMAFeatureExtractor, MambaEMAForRegression
+from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
+from modeling_mamba_ema.plots import plot_error_by_position, plot_predictions
+from modeling_mamba_ema.training import (
+    ConversationCollator,
+    MambaEMATrainer,
+    ccc_of_predictions,
+    prediction_table,
+    save_predictions,
+)
+
+logger = logging.getLogger("evaluate_checkpoint")
+
+
+def main() -> None:
+    # 1. arguments
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder or Hub name of a Mamba-EMA")
+    parser.add_argument("source", help="a corpus: folder with metadata.jsonl/.csv/.parquet, or such a file")
+    parser.add_argument("--split", default="test", help="default: %(default)s")
+    parser.add_argument("--output", type=Path, required=True, help="folder for what is written")
+    parser.add_argument("--format", choices=["csv", "parquet"], default="csv", help="of the predictions")
+    parser.add_argument("--conversations-per-batch", type=int, default=4, help="default: %(default)s")
+    parser.add_argument("--revision", default="main", help="commit, tag or branch of the model on the Hub")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    transformers.utils.logging.set_verbosity_error()
+
+    # 2. model and data
+    model = MambaEMAForRegression.from_pretrained(arguments.model, revision=arguments.revision)
+    extractor = MambaEMAFeatureExtractor.from_pretrained(arguments.model, revision=arguments.revision)
+    labels = model.config.labels
+    try:
+        splits = load_emotion_dataset(arguments.source, labels, model.config.label_ranges)
+    except ValueError as error:
+        parser.error(str(error))
+    if arguments.split not in splits:
+        parser.error(f"{arguments.source} has no split {arguments.split}; there are {', '.join(splits)}")
+    dataset = ConversationDataset(splits[arguments.split], labels)
+
+    # 3. predictions of whole conversations
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    trainer = MambaEMATrainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(arguments.output),
+            per_device_eval_batch_size=arguments.conversations_per_batch,
+            dataloader_pin_memory=torch.cuda.is_available(),
+            remove_unused_columns=False,
+            label_names=["labels"],
+            report_to="none",
+        ),
+        data_collator=ConversationCollator(extractor),
+        compute_metrics=ccc_of_predictions(labels, intervals=True),
+    )
+    predicted = trainer.predict(dataset, metric_key_prefix=arguments.split)
+    table = prediction_table(predicted.predictions, dataset)
+    speed = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
+    metrics = {
+        name: value
+        for key, value in predicted.metrics.items()
+        if (name := key.removeprefix(f"{arguments.split}_")) not in speed
+    }
+
+    # 4. files
+    if trainer.is_world_process_zero():
+        save_predictions(table, arguments.output / f"predictions.{arguments.format}")
+        (arguments.output / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+        plot_predictions(table).savefig(arguments.output / "predicted_against_true.png")
+        plot_error_by_position(table).savefig(arguments.output / "error_by_position.png")
+        logger.info(
+            "%s: %d turns of %d conversations", arguments.split, metrics["num_turns"], metrics["num_conversations"]
+        )
+        for name in [*(f"ccc_{label}" for label in labels), "ccc"]:
+            interval = metrics[f"{name}_low"], metrics[f"{name}_high"]
+            logger.info("  %-14s %.3f  (95 %% interval %.3f to %.3f)", name, metrics[name], *interval)
+        logger.info("written to %s", arguments.output)
+
+
+if __name__ == "__main__":
+    main()

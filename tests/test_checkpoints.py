@@ -1,0 +1,173 @@
+"""Training that is killed goes on as if nothing had happened."""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from modeling_mamba_ema.training import newest_complete_checkpoint, why_incomplete
+from modeling_mamba_ema.training.checkpoints import seal_checkpoint
+from tests.tiny_corpus import ROOT, environment, run_program, write_corpus, write_run
+
+FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "config.json"]
+
+
+def make_checkpoint(folder, step):
+    staging = folder / "tmp" / f"checkpoint-{step}"
+    staging.mkdir(parents=True)
+    for name in FILES:
+        (staging / name).write_text(f"{name} at {step}, long enough to cut\n")
+    seal_checkpoint(staging, folder / f"checkpoint-{step}")
+
+
+def missing(path):
+    path.unlink()
+
+
+def truncated(path):
+    path.write_bytes(path.read_bytes()[:5])
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def flipped(path):
+    content = bytearray(path.read_bytes())
+    content[3] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [missing, truncated, empty, flipped])
+@pytest.mark.parametrize("name", [*FILES, "SHA256SUMS"])
+def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, caplog, name, damage):
+    make_checkpoint(tmp_path, 2)
+    make_checkpoint(tmp_path, 10)
+    assert newest_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-10"
+    damage(tmp_path / "checkpoint-10" / name)
+    assert newest_complete_checkpoint(tmp_path) == tmp_path / "checkpoint-2"
+    assert (tmp_path / "broken-checkpoint-10").is_dir()
+    assert "checkpoint-10 cannot be resumed" in caplog.text
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_checkpoint_sealed_without_a_needed_file_is_incomplete(tmp_path, name):
+    make_checkpoint(tmp_path, 1)
+    (tmp_path / "checkpoint-1" / name).unlink()
+    seal_checkpoint(tmp_path / "checkpoint-1", tmp_path / "checkpoint-1b")
+    assert "it has no" in why_incomplete(tmp_path / "checkpoint-1b")
+
+
+def test_sums_cannot_point_outside_the_checkpoint(tmp_path):
+    make_checkpoint(tmp_path, 1)
+    with (tmp_path / "checkpoint-1" / "SHA256SUMS").open("a") as file:
+        file.write("00  ../../secret\n")
+    assert "outside" in why_incomplete(tmp_path / "checkpoint-1")
+
+
+def test_a_folder_without_checkpoints_begins_anew(tmp_path):
+    assert newest_complete_checkpoint(tmp_path / "nothing") is None
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory, corpus):
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    configuration = write_run(folder / "run.yaml", corpus, folder / "run")
+    run_program("examples/run_finetune.py", str(configuration))
+    return folder / "run"
+
+
+def final_checkpoint(run):
+    return newest_complete_checkpoint(run / "checkpoints")
+
+
+def assert_same_run(run, other):
+    assert final_checkpoint(run).name == final_checkpoint(other).name
+    for part in (final_checkpoint, lambda folder: folder / "model"):
+        weights, expected = (load_file(part(folder) / "model.safetensors") for folder in (run, other))
+        assert weights.keys() == expected.keys()
+        for name, value in expected.items():
+            assert torch.equal(weights[name], value), name
+    assert json.loads((run / "results.json").read_text()) == json.loads((other / "results.json").read_text())
+
+
+def start(configuration):
+    return subprocess.Popen(
+        [sys.executable, "examples/run_finetune.py", str(configuration)],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_checkpoint(process, run, step):
+    deadline = time.monotonic() + 90
+    while not list((run / "checkpoints").glob(f"checkpoint-{step}")):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
+def test_a_run_that_is_stopped_goes_on_to_the_same_weights(tmp_path, corpus, uninterrupted, number):
+    run = tmp_path / "run"
+    configuration = write_run(tmp_path / "run.yaml", corpus, run)
+    process = start(configuration)
+    wait_for_checkpoint(process, run, 4)
+    process.send_signal(number)
+    process.communicate(timeout=30)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 143)
+    assert not (run / "results.json").exists()
+    if number == signal.SIGKILL:
+        # What a kill in the middle of a save leaves behind.
+        newest = final_checkpoint(run)
+        shutil.copytree(newest, run / "checkpoints" / "tmp-saving" / "checkpoint-99")
+    run_program("examples/run_finetune.py", str(configuration))
+    assert_same_run(run, uninterrupted)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_eight_kills_at_random_moments_change_nothing(tmp_path, corpus, uninterrupted):
+    run, random = tmp_path / "run", np.random.default_rng(0)
+    configuration = write_run(tmp_path / "run.yaml", corpus, run)
+    for _ in range(8):
+        process, before = start(configuration), newest_step(run)
+        deadline = time.monotonic() + 90
+        while process.poll() is None and newest_step(run) <= before:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        time.sleep(random.uniform(0, 0.2))
+        process.kill()
+        process.communicate(timeout=30)
+    run_program("examples/run_finetune.py", str(configuration))
+    assert_same_run(run, uninterrupted)
+
+
+def newest_step(run):
+    return max((int(path.name.split("-")[1]) for path in (run / "checkpoints").glob("checkpoint-*")), default=0)
+
+
+def test_a_finished_run_is_left_alone_and_other_settings_are_refused(uninterrupted):
+    configuration = uninterrupted.parent / "run.yaml"
+    before = (uninterrupted / "results.json").stat().st_mtime_ns
+    result = run_program("examples/run_finetune.py", str(configuration))
+    assert "holds a finished run" in result.stdout + result.stderr
+    result = run_program("examples/run_finetune.py", str(configuration), "training.learning_rate=0.5", check=False)
+    assert result.returncode != 0
+    assert "training.learning_rate: 0.002 -> 0.5" in result.stderr
+    assert (uninterrupted / "results.json").stat().st_mtime_ns == before

@@ -1,0 +1,288 @@
+"""The trainer: batches, optimizer groups, faults that stop it, and the same result on one process and two."""
+
+import json
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainingArguments
+
+from modeling_mamba_ema import MambaEMAFeatureExtractor
+from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
+from modeling_mamba_ema.training import ConversationCollator, MambaEMATrainer
+from modeling_mamba_ema.training.batch_sampler import AudioSecondsBatchSampler, seconds_of_turns
+from modeling_mamba_ema.training.trainer import check_parameter_groups, parameter_groups
+from tests.helpers import tiny_model
+from tests.tiny_corpus import ROOT, environment, run_program, write_corpus, write_run
+
+LABELS = ["valence", "arousal"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def train_split(corpus):
+    return ConversationDataset(load_emotion_dataset(corpus, LABELS)["train"], LABELS)
+
+
+def make_trainer(tmp_path, dataset, model=None, **arguments):
+    return MambaEMATrainer(
+        model=tiny_model() if model is None else model,
+        args=TrainingArguments(
+            output_dir=str(tmp_path),
+            use_cpu=True,
+            report_to="none",
+            remove_unused_columns=False,
+            dataloader_pin_memory=False,
+            label_names=["labels"],
+            logging_nan_inf_filter=False,
+            save_strategy="no",
+            max_steps=2,
+            disable_tqdm=True,
+            **arguments,
+        ),
+        train_dataset=dataset,
+        data_collator=ConversationCollator(MambaEMAFeatureExtractor()),
+        max_seconds_per_batch=6.0,
+    )
+
+
+# batches
+
+
+def turn_seconds(count=200):
+    random = np.random.default_rng(1)
+    return [random.uniform(0.5, 8.0, size=random.integers(1, 12)).tolist() for _ in range(count)]
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 7])
+def test_every_item_is_in_one_batch_and_batches_are_full_of_seconds(epoch):
+    seconds = turn_seconds()
+    sampler = AudioSecondsBatchSampler(seconds, max_seconds=200.0, seed=3)
+    batches = sampler.batches(epoch)
+    assert sorted(item for batch in batches for item in batch) == list(range(200))
+    totals = [sum(sum(seconds[item]) for item in batch) for batch in batches]
+    assert max(totals) <= 200 + max(map(sum, seconds))
+    assert np.mean(totals) > 0.8 * 200
+    assert min(map(len, batches)) >= 2
+    assert len(batches) == len(sampler)  # Trainer counts steps from it, so it may not change from epoch to epoch
+
+
+def test_a_limit_below_two_conversations_still_mixes_two():
+    batches = AudioSecondsBatchSampler(turn_seconds(21), max_seconds=0.1).batches(0)
+    assert sorted(map(len, batches)) == [2] * 9 + [3]
+
+
+def test_batches_hold_turns_of_similar_length():
+    seconds = turn_seconds()
+    longest = np.array([max(turns) for turns in seconds])
+    batches = AudioSecondsBatchSampler(seconds, max_seconds=200.0).batches(0)
+    assert np.mean([longest[batch].std() for batch in batches]) < 0.5 * longest.std()
+
+
+def test_order_depends_on_seed_and_epoch_only():
+    def order(seed, epoch):
+        return AudioSecondsBatchSampler(turn_seconds(), 200.0, seed=seed).batches(epoch)
+
+    assert order(0, 1) == order(0, 1)
+    assert order(0, 1) != order(0, 2)
+    assert order(0, 1) != order(1, 1)
+
+
+@pytest.mark.parametrize("num_processes", [2, 3])
+def test_processes_share_the_batches_of_one_process_evenly(num_processes):
+    seconds = turn_seconds()
+    alone = AudioSecondsBatchSampler(seconds, 200.0, min_items=3)
+    several = AudioSecondsBatchSampler(seconds, 200.0, num_processes=num_processes, min_items=3)
+    shares = list(several)
+    assert len(shares) == len(several) == num_processes * len(alone)
+    for index, batch in enumerate(alone):
+        own = shares[index * num_processes : (index + 1) * num_processes]
+        assert sorted(item for share in own for item in share) == sorted(batch)
+        totals = [sum(sum(seconds[item]) for item in share) for share in own]
+        assert min(totals) > 0
+        assert max(totals) - min(totals) <= max(sum(seconds[item]) for item in batch)
+
+
+def test_too_few_conversations_are_refused():
+    with pytest.raises(ValueError, match="a batch needs 3"):
+        AudioSecondsBatchSampler([[1.0], [1.0]], 10.0, num_processes=3)
+
+
+def test_seconds_come_from_the_headers(train_split):
+    seconds = seconds_of_turns(train_split)
+    expected = [[len(waveform) / 16_000 for waveform in train_split[i]["waveforms"]] for i in range(len(train_split))]
+    assert seconds == expected
+
+
+# optimizer
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attention", "multihead_attention", "attentive_statistics"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_every_trainable_parameter_is_in_one_group_and_gets_a_gradient(tmp_path, train_split, pooling, frozen):
+    model = tiny_model(
+        speech_encoder_pooling=pooling,
+        speech_encoder_layers=[1, 2],
+        freeze_speech_encoder=frozen,
+        ema_decay_learnable=True,
+    )
+    trainer = make_trainer(tmp_path, train_split, model)
+    optimizer = trainer.create_optimizer()
+    check_parameter_groups(model, optimizer.param_groups)
+    batch = trainer.data_collator([train_split[i] for i in range(6)])
+    trainer.compute_loss(model.train(), batch).backward()
+    without = [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
+    # The last addend of a softmax over time is the same for all frames and cancels: its gradient is 0 but for rounding.
+    assert [name for name in without if not name.endswith("attention.bias")] == []
+
+
+def test_encoder_and_rest_have_their_rates_and_vectors_do_not_decay():
+    model = tiny_model()
+    groups = parameter_groups(model, weight_decay=0.1, learning_rate=1e-3, encoder_learning_rate=1e-5)
+    settings = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    for name, parameter in trainable:
+        rate, decay = settings[id(parameter)]
+        assert rate == (1e-5 if "wavlm" in name else 1e-3), name
+        if parameter.dim() == 1 or getattr(parameter, "_no_weight_decay", False):
+            assert decay == 0, name
+    assert settings[id(model.speech_encoder.attention.weight)] == (1e-3, 0.1)
+
+
+def test_a_parameter_left_out_or_put_in_twice_is_named():
+    model = tiny_model()
+    groups = parameter_groups(model, 0.1, 1e-3, 1e-5)
+    check_parameter_groups(model, groups)
+    with pytest.raises(ValueError, match="not in exactly one optimizer group"):
+        check_parameter_groups(model, groups[1:])
+    with pytest.raises(ValueError, match="not in exactly one optimizer group"):
+        check_parameter_groups(model, [*groups, groups[0]])
+
+
+# faults
+
+
+class WithBadLabel(torch.utils.data.Dataset):
+    def __init__(self, dataset):
+        self.dataset, self.rows, self.items = dataset, dataset.rows, dataset.items
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        item = self.dataset[index]
+        if index == 0:
+            item["labels"] = np.full_like(item["labels"], np.nan)
+        return item
+
+
+def test_a_nan_label_stops_training_and_names_the_conversations(tmp_path, train_split):
+    trainer = make_trainer(tmp_path, WithBadLabel(train_split))
+    with pytest.raises(ValueError, match=r"NaN.*conversations of the batch: .*train_\d"):
+        trainer.train()
+
+
+def test_nan_weights_stop_training(tmp_path, train_split):
+    model = tiny_model()
+    with torch.no_grad():
+        model.speech_encoder.attention.weight[0, 0] = torch.nan
+    with pytest.raises(ValueError, match=r"conversations of the batch: .*train_\d"):
+        make_trainer(tmp_path, train_split, model).train()
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path, train_split):
+    model = tiny_model()
+    weight = model.speech_encoder.attention.weight
+    weight.register_hook(lambda gradient: gradient * torch.nan)
+    with pytest.raises(ValueError, match="the gradient's norm is nan"):
+        make_trainer(tmp_path, train_split, model).train()
+    assert bool(torch.isfinite(weight).all())
+
+
+# whole runs, as a user starts them
+
+
+def launch(processes, configuration, *overrides):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    name = {1: "cpu", 2: "cpu_two_processes"}[processes]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    command += [f"configuration/accelerate/{name}.yaml", "--main_process_port", str(port)]
+    command += ["examples/run_finetune.py", str(configuration), *overrides]
+    result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.fixture(scope="module")
+def one_and_two_processes(tmp_path_factory, corpus):
+    runs = {}
+    for processes in (1, 2):
+        folder = tmp_path_factory.mktemp(f"processes{processes}")
+        configuration = write_run(folder / "run.yaml", corpus, folder / "run")
+        # Dropout draws its own numbers in each process; everything else is to be the same.
+        launch(processes, configuration, "model.params.dropout=0.0", "training.epochs=2",
+               "model.params.speech_encoder_config.hidden_dropout=0.0",
+               "model.params.speech_encoder_config.attention_dropout=0.0",
+               "model.params.speech_encoder_config.activation_dropout=0.0",
+               "model.params.speech_encoder_config.feat_proj_dropout=0.0")  # fmt: skip
+        runs[processes] = folder / "run"
+    return runs
+
+
+def test_two_processes_train_the_weights_of_one(one_and_two_processes):
+    one, two = (load_file(run / "model" / "model.safetensors") for run in one_and_two_processes.values())
+    for name, weights in one.items():
+        torch.testing.assert_close(two[name], weights, atol=1e-5, rtol=0, msg=name)
+
+
+def test_two_processes_measure_what_one_measures(one_and_two_processes):
+    one, two = (json.loads((run / "results.json").read_text()) for run in one_and_two_processes.values())
+    assert one["test"]["num_turns"] == two["test"]["num_turns"] == 10
+    for split, metrics in one.items():
+        for name, value in metrics.items():
+            assert two[split][name] == pytest.approx(value, abs=1e-5), (split, name)
+
+
+def test_a_run_leaves_what_is_promised(one_and_two_processes):
+    for run in one_and_two_processes.values():
+        names = {path.name for path in run.iterdir()}
+        assert {"run_configuration.yaml", "results.json", "learning_curve.png", "model"} <= names
+        assert not list((run / "model").glob("*.bin"))
+        table = pd.read_csv(run / "predictions_test.csv")
+        assert list(table.columns) == ["conversation_id", "turn", "position", "label", "reference", "prediction"]
+        assert len(table) == 10 * len(LABELS)
+        assert table["prediction"].between(0, 1).all()
+
+
+def test_a_saved_model_is_measured_the_same_by_itself(one_and_two_processes, corpus, tmp_path):
+    run = one_and_two_processes[1]
+    run_program("examples/evaluate_checkpoint.py", str(run / "model"), str(corpus), "--output", str(tmp_path),
+                "--format", "parquet")  # fmt: skip
+    expected = json.loads((run / "results.json").read_text())["test"]
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics == pytest.approx(expected, abs=1e-6)
+    assert len(pd.read_parquet(tmp_path / "predictions.parquet")) == 10 * len(LABELS)
+    assert (tmp_path / "predicted_against_true.png").stat().st_size > 1000
+    assert (tmp_path / "error_by_position.png").stat().st_size > 1000
+
+
+def weights_after(tmp_path, dataset, seed):
+    trainer = make_trainer(tmp_path, dataset, tiny_model(dropout=0.2), seed=seed)
+    trainer.train()
+    return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
+
+
+def test_the_same_seed_trains_the_same_weights_and_another_seed_others(tmp_path, train_split):
+    first = weights_after(tmp_path, train_split, seed=1)
+    assert torch.equal(first, weights_after(tmp_path, train_split, seed=1))
+    assert not torch.equal(first, weights_after(tmp_path, train_split, seed=2))
