@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, WavLMConfig, WavLMModel
 from transformers import initialization as init
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from .ccc_loss import ccc_loss
 from .configuration_mamba_ema import SPEECH_ENCODER_DEFAULTS, MambaEMAConfig
@@ -25,6 +25,8 @@ from .model_card import model_card
 from .model_inputs import check_labels, collect_utterances
 from .pooling import HeadwiseLinear, pooled_size
 from .speech_encoder import SpeechEncoder, receptive_field
+
+logger = logging.get_logger(__name__)
 
 AUTO_MAP = {
     "AutoConfig": "configuration_mamba_ema.MambaEMAConfig",
@@ -177,6 +179,7 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
         frame_values: torch.Tensor | None = None,
         frame_mask: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> MambaEMAModelOutput | tuple[Any, ...]:
         """
@@ -192,6 +195,7 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
             frame_values: (batch, turns, layers, frames, hidden), frames computed before, instead of `input_values`.
             frame_mask: (batch, turns, frames), 1 at frames that are there; needed with `frame_values`.
             output_hidden_states: return WavLM's hidden states.
+            output_attentions: WavLM's self-attention is not returned; asking for it logs a hint at `pooling_attentions`.
             return_dict: `False` for a plain tuple.
 
         Raises:
@@ -201,6 +205,8 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
         return_dict = self.config.return_dict if return_dict is None else return_dict
         if output_hidden_states is None:
             output_hidden_states = bool(self.config.output_hidden_states)
+        if output_attentions:
+            logger.warning_once("WavLM's self-attention is not returned; pooling_attentions show what the model weighs")
         if (input_values is None) == (frame_values is None):
             raise ValueError("give either input_values or frame_values")
 
@@ -230,8 +236,8 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
         # 2. back to conversations: (batch, turns, ...), zeros at turns that are not there
         pooled = _scatter_turns(pooled, present)
         attention = _scatter_turns(attention, present)
-        if hidden_states is not None:
-            hidden_states = tuple(_scatter_turns(layer, present) for layer in hidden_states)
+        if hidden_states is not None and not single_turn:
+            hidden_states = [_scatter_turns(layer, present) for layer in hidden_states]
 
         # 3. observations and conversation context: z_t, c_t
         observations = self.projection(pooled)  # (batch, turns, hidden_size)
@@ -242,13 +248,12 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
 
         if single_turn:
             features, pooled, attention = features.squeeze(1), pooled.squeeze(1), attention.squeeze(1)
-            hidden_states = None if hidden_states is None else tuple(layer.squeeze(1) for layer in hidden_states)
         output = MambaEMAModelOutput(
             last_hidden_state=features,
             pooled_output=pooled,
             pooling_attentions=attention,
             conversation_state=state if use_conversation_state else None,
-            hidden_states=hidden_states,
+            hidden_states=None if hidden_states is None else tuple(hidden_states),
         )
         return output if return_dict else output.to_tuple()
 
@@ -294,6 +299,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         frame_values: torch.Tensor | None = None,
         frame_mask: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> MambaEMARegressionOutput | tuple[Any, ...]:
         """
@@ -301,7 +307,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
             labels: (batch, num_labels) or (batch, turns, num_labels) on the unit scale, -100 where missing. The loss is
                 `1 - mean CCC` over all turns of the global batch (see `ccc_loss`).
             input_values, attention_mask, turn_mask, conversation_state, use_conversation_state, frame_values,
-            frame_mask, output_hidden_states, return_dict: as in [`MambaEMAModel.forward`].
+            frame_mask, output_hidden_states, output_attentions, return_dict: as in [`MambaEMAModel.forward`].
 
         Raises:
             ValueError: as [`MambaEMAModel.forward`]; labels of the wrong shape or scale, or NaN.
@@ -316,6 +322,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
             frame_values=frame_values,
             frame_mask=frame_mask,
             output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
             return_dict=True,
         )
         logits = self.head(outputs.last_hidden_state)  # (batch, [turns,] num_labels)

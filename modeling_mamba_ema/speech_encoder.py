@@ -91,7 +91,7 @@ class SpeechEncoder(nn.Module):
         waveforms: torch.Tensor,
         lengths: torch.Tensor,
         output_hidden_states: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor] | None]:
         """Encode and pool a batch of utterances.
 
         Args:
@@ -100,15 +100,15 @@ class SpeechEncoder(nn.Module):
             output_hidden_states: return all hidden states of WavLM as well.
 
         Returns:
-            pooled (batch, pooled_size), attention (batch, heads, frames), and hidden states
-            (num_hidden_layers + 1, batch, frames, hidden) or None.
+            pooled (batch, pooled_size), attention (batch, heads, frames), and all `num_hidden_layers + 1` hidden states,
+            each (batch, frames, hidden), or None.
         """
         wanted = range(self.wavlm.config.num_hidden_layers + 1) if output_hidden_states else self.layers
         hidden_states = self.hidden_states(waveforms, lengths, wanted)  # one (batch, frames, hidden) a wanted layer
         chosen = [hidden_states[layer] for layer in self.layers] if output_hidden_states else hidden_states
         frame_mask = length_mask(num_frames(lengths, self.wavlm.config), chosen[0].shape[1])
         pooled, attention = self.pool(torch.stack(chosen, dim=1), frame_mask)
-        return pooled, attention, torch.stack(hidden_states) if output_hidden_states else None
+        return pooled, attention, hidden_states if output_hidden_states else None
 
     def pool(self, layer_frames: torch.Tensor, frame_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Sum the layers and pool the frames, whether they were computed now or read from a cache.
