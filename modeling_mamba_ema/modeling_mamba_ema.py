@@ -20,7 +20,7 @@ from .conversation_encoder import ConversationEncoder
 from .conversation_state import ConversationState
 from .exponential_moving_average import ExponentialMovingAverage
 from .feature_extraction_mamba_ema import MambaEMAFeatureExtractor
-from .mamba2 import Mamba2
+from .mamba2 import GatedRMSNorm, Mamba2
 from .model_card import model_card
 from .model_inputs import check_labels, collect_utterances
 from .pooling import HeadwiseLinear, pooled_size
@@ -122,7 +122,12 @@ class MambaEMAPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        elif isinstance(module, nn.Conv1d):
+            bound = (module.in_channels // module.groups * module.kernel_size[0]) ** -0.5
+            init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm, GatedRMSNorm)):
             init.ones_(module.weight)
             if getattr(module, "bias", None) is not None:
                 init.zeros_(module.bias)
