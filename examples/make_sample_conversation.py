@@ -1,6 +1,6 @@
 """Make the small SYNTHETIC conversation that ships with the package.
 
-    python examples/make_sample_conversation.py --output modeling_mamba_ema/sample
+python examples/make_sample_conversation.py --output modeling_mamba_ema/sample
 """
 
 import argparse

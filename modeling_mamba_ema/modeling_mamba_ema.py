@@ -98,7 +98,7 @@ class MambaEMAPreTrainedModel(PreTrainedModel):
     config: MambaEMAConfig
     base_model_prefix = "mamba_ema"
     main_input_name = "input_values"
-    input_modalities = ("audio",)
+    input_modalities = "audio"
     supports_gradient_checkpointing = True
     _no_split_modules = ["WavLMEncoderLayer", "WavLMEncoderLayerStableLayerNorm", "Mamba2Block"]
     # Trainer multiplies the loss by the accumulation steps for models that take `num_items_in_batch`; a CCC does not
@@ -129,10 +129,11 @@ class MambaEMAPreTrainedModel(PreTrainedModel):
                 init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, (nn.LayerNorm, nn.RMSNorm, GatedRMSNorm)):
             init.ones_(module.weight)
-            if getattr(module, "bias", None) is not None:
-                init.zeros_(module.bias)
+            bias = getattr(module, "bias", None)
+            if isinstance(bias, nn.Parameter):
+                init.zeros_(bias)
 
-    def _set_gradient_checkpointing(
+    def _set_gradient_checkpointing(  # type: ignore[override]
         self, enable: bool = True, gradient_checkpointing_func: Any = None, **kwargs: Any
     ) -> None:
         if enable and getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant", False):
@@ -200,7 +201,7 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
             frame_values: (batch, turns, layers, frames, hidden), frames computed before, instead of `input_values`.
             frame_mask: (batch, turns, frames), 1 at frames that are there; needed with `frame_values`.
             output_hidden_states: return WavLM's hidden states.
-            output_attentions: WavLM's self-attention is not returned; asking for it logs a hint at `pooling_attentions`.
+            output_attentions: WavLM's self-attention is not returned; asking for it logs a hint.
             return_dict: `False` for a plain tuple.
 
         Raises:
@@ -214,10 +215,11 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
             logger.warning_once("WavLM's self-attention is not returned; pooling_attentions show what the model weighs")
         if (input_values is None) == (frame_values is None):
             raise ValueError("give either input_values or frame_values")
+        single_turn = False
 
         # 1. speech encoder, over the utterances that are there: (utterances, pooled_size)
         hidden_states = None
-        if frame_values is None:
+        if input_values is not None:
             utterances = collect_utterances(
                 input_values.to(self.dtype) if input_values.is_floating_point() else input_values,
                 attention_mask,
@@ -229,11 +231,10 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
             pooled, attention, hidden_states = self.speech_encoder(
                 utterances.waveforms, utterances.lengths, output_hidden_states
             )
-        else:
+        elif frame_values is not None:
             if frame_mask is None:
                 raise ValueError("frame_values need frame_mask, (batch, turns, frames)")
             present = frame_mask.bool().any(dim=-1) if turn_mask is None else turn_mask.bool()
-            single_turn = False
             pooled, attention = self.speech_encoder.pool(
                 frame_values[present].to(self.dtype), frame_mask[present].bool()
             )
@@ -286,7 +287,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         super().__init__(config)
         self.mamba_ema = MambaEMAModel(config)
         features = config.hidden_size if config.context == "none" else 2 * config.hidden_size
-        self.head = RegressionHead(features, config.hidden_size, config.num_labels, config.dropout)
+        self.head = RegressionHead(features, config.hidden_size, len(config.labels), config.dropout)
         self.post_init()
 
     @property
@@ -394,13 +395,14 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
                 f"{pretrained_model_name_or_path} is of type {encoder_dict.get('model_type')!r}; a 'wavlm' is needed"
             )
         encoder_config = WavLMConfig.from_dict({**encoder_dict, **overrides})
-        wavlm, loading = WavLMModel.from_pretrained(
+        loaded: Any = WavLMModel.from_pretrained(
             pretrained_model_name_or_path,
             config=encoder_config,
             revision=revision,
             dtype=torch.float32,
             output_loading_info=True,
         )
+        wavlm, loading = loaded
         missing = sorted(set(loading["missing_keys"]) - {"masked_spec_embed"})
         if missing:
             raise ValueError(
@@ -412,17 +414,25 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         model.speech_encoder.wavlm.load_state_dict(wavlm.state_dict())
         return model
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
+    ) -> None:
         """Write a folder that works by itself: weights, configuration, code, feature extractor and model card.
 
         `AutoModel.from_pretrained(folder, trust_remote_code=True)` loads it where only torch and transformers are
         installed. A `preprocessor_config.json` or `README.md` that is there already is kept.
+
+        Raises:
+            ValueError: `push_to_hub=True`, which would upload before all files are there; `model.push_to_hub(name)`
+                uploads the whole folder.
         """
+        if kwargs.get("push_to_hub"):
+            raise ValueError("save_pretrained(push_to_hub=True) would leave files out; call model.push_to_hub(name)")
         self.config.auto_map = dict(AUTO_MAP)
-        super().save_pretrained(save_directory, **kwargs)
-        folder = Path(save_directory)
-        if not kwargs.get("is_main_process", True):
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if not is_main_process:
             return
+        folder = Path(save_directory)
         if not (folder / "preprocessor_config.json").exists():
             MambaEMAFeatureExtractor(do_normalize=self.config.do_normalize).save_pretrained(folder)
         custom_object_save(MambaEMAFeatureExtractor, folder)

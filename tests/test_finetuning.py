@@ -34,7 +34,7 @@ def corpus(tmp_path_factory):
 def configuration(folder, corpus, **training):
     encoder = {
         **TINY_ENCODER,
-        **{name: 0.0 for name in ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")},
+        **dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0),
     }
     run = {
         "model": {

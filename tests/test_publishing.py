@@ -37,7 +37,7 @@ GUARDED_IMPORTS = {"mamba_ssm", "soxr"}  # only inside try / except ImportError
 LOADER = """
 import socket, sys
 
-BLOCKED = {"modeling_mamba_ema", "mamba_ssm", "soundfile", "soxr", "datasets", "evaluate", "accelerate", "matplotlib", "scipy"}
+BLOCKED = {"modeling_mamba_ema", "mamba_ssm", "soundfile", "soxr", "datasets", "evaluate", "accelerate", "matplotlib"}
 
 def refuse(*args, **kwargs):
     raise OSError("no network in this test")

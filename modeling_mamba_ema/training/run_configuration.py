@@ -136,7 +136,7 @@ def _checked(value: Any, kind: Any, name: str) -> Any:
         value = _scalar(value)
     if isinstance(value, int) and not isinstance(value, bool) and float in allowed and int not in allowed:
         value = float(value)
-    if isinstance(value, bool) and bool not in allowed or not isinstance(value, allowed):
+    if (isinstance(value, bool) and bool not in allowed) or not isinstance(value, allowed):
         names = " or ".join("null" if option is type(None) else option.__name__ for option in allowed)
         raise ValueError(f"{name} is {value!r}, but must be {names}")
     return value

@@ -18,6 +18,7 @@ from ..model_inputs import MISSING_LABEL
 
 logger = logging.getLogger(__name__)
 
+
 class MambaEMATrainer(Trainer):
     """transformers' Trainer with a learning rate of its own for WavLM.
 
@@ -30,12 +31,13 @@ class MambaEMATrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.encoder_learning_rate = encoder_learning_rate
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            model = self.model
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
             encoder_rate = self.encoder_learning_rate
             groups = parameter_groups(
-                self.model,
+                model,
                 weight_decay=self.args.weight_decay,
                 learning_rate=self.args.learning_rate,
                 encoder_learning_rate=self.args.learning_rate if encoder_rate is None else encoder_rate,
