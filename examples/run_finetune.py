@@ -85,6 +85,7 @@ def main() -> None:
             per_device_train_batch_size=run.training.conversations_per_batch,
             per_device_eval_batch_size=run.training.conversations_per_batch,
             dataloader_drop_last=True,  # a last batch of one turn has no CCC
+            use_cpu=not torch.cuda.is_available(),
             dataloader_pin_memory=torch.cuda.is_available(),
             dataloader_num_workers=run.training.dataloader_workers,
             learning_rate=run.training.learning_rate,

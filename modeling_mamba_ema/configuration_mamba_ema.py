@@ -174,7 +174,8 @@ class MambaEMAConfig(PretrainedConfig):
     @property
     def labels(self) -> list[str]:
         """Label names in the order of the model's outputs."""
-        return [self.id2label[index] for index in range(self.num_labels)]
+        names: dict[Any, str] = dict(self.id2label or {})
+        return [names[index] for index in range(len(names))]
 
     @property
     def encoder_layer_indices(self) -> list[int]:
@@ -231,11 +232,12 @@ class MambaEMAConfig(PretrainedConfig):
             raise ValueError(f"speech_encoder_layers {layers} names a layer twice")
 
     def _validate_labels(self) -> None:
-        if not 1 <= self.num_labels <= 64:
-            raise ValueError(f"id2label names {self.num_labels} labels; allowed are 1 to 64")
-        if sorted(self.id2label) != list(range(self.num_labels)):
-            raise ValueError(f"id2label must number its labels from 0 without gaps, got {sorted(self.id2label)}")
-        if len(set(self.labels)) != self.num_labels:
+        numbers = sorted(int(index) for index in self.id2label or {})
+        if not 1 <= len(numbers) <= 64:
+            raise ValueError(f"id2label names {len(numbers)} labels; allowed are 1 to 64")
+        if numbers != list(range(len(numbers))):
+            raise ValueError(f"id2label must number its labels from 0 without gaps, got {numbers}")
+        if len(set(self.labels)) != len(numbers):
             raise ValueError(f"id2label names a label twice: {self.labels}")
         for label, scale in (self.label_ranges or {}).items():
             _require_choice("a label of label_ranges", label, tuple(self.labels))

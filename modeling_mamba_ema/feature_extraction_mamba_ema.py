@@ -103,7 +103,7 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
             TypeError: something that is not a waveform, such as a path.
             ValueError: no or a wrong sampling rate.
         """
-        self._check_sampling_rate(sampling_rate, resample)
+        rate = self._checked_rate(sampling_rate, resample)
         conversations, depth = _as_conversations(raw_speech)
         waveforms: list[np.ndarray] = []
         low_level: list[bool] = []
@@ -111,9 +111,9 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
             for turn, raw in enumerate(turns):
                 name = f"utterance {turn} of conversation {row}" if depth == 2 else f"utterance {row}"
                 waveform = _as_waveform(raw, name)
-                self._check_waveform(waveform, sampling_rate, name)
-                if sampling_rate != self.sampling_rate:
-                    waveform = _resample(waveform, sampling_rate, self.sampling_rate)
+                self._check_waveform(waveform, rate, name)
+                if rate != self.sampling_rate:
+                    waveform = _resample(waveform, rate, self.sampling_rate)
                 if waveform.size < MIN_SAMPLES:
                     raise InvalidAudioError(
                         f"{name} has {waveform.size} samples ({waveform.size / self.sampling_rate:.3f} s); at least "
@@ -154,7 +154,7 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
             return cls()
         return cls(do_normalize=theirs.get("do_normalize", True))
 
-    def _check_sampling_rate(self, sampling_rate: Any, resample: bool) -> None:
+    def _checked_rate(self, sampling_rate: Any, resample: bool) -> int:
         if sampling_rate is None:
             raise ValueError(
                 f"sampling_rate is missing; pass the rate of the audio in Hz, e.g. sampling_rate={self.sampling_rate}"
@@ -168,15 +168,16 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
             )
         if not 4_000 <= sampling_rate <= 192_000:
             raise ValueError(f"sampling_rate is {sampling_rate} Hz; allowed are 4000 to 192000 Hz")
+        return int(sampling_rate)
 
-    def _check_waveform(self, waveform: np.ndarray, sampling_rate: Any, name: str) -> None:
+    def _check_waveform(self, waveform: np.ndarray, sampling_rate: int, name: str) -> None:
         seconds = waveform.size / sampling_rate
         if seconds > self.max_seconds:
             raise InvalidAudioError(
                 f"{name} is {seconds:.1f} s long; allowed are {self.max_seconds:g} s: cut it into turns, or raise "
                 "max_seconds of the feature extractor (memory grows with the square of the length)"
             )
-        # The sum is finite exactly when every sample is; one pass without a temporary array.
+        # The peak is finite exactly when every sample is: one look finds NaN, infinity and unscaled integers.
         peak = float(np.abs(waveform).max(initial=0.0))
         if not np.isfinite(peak):
             bad = ~np.isfinite(waveform)

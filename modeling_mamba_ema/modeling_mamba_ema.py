@@ -12,7 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, WavLMConfig, WavLMModel
 from transformers import initialization as init
 from transformers.dynamic_module_utils import custom_object_save
-from transformers.utils import ModelOutput
+from transformers.utils import ModelOutput, logging
 
 from .ccc_loss import ccc_loss
 from .configuration_mamba_ema import SPEECH_ENCODER_DEFAULTS, MambaEMAConfig
@@ -20,11 +20,13 @@ from .conversation_encoder import ConversationEncoder
 from .conversation_state import ConversationState
 from .exponential_moving_average import ExponentialMovingAverage
 from .feature_extraction_mamba_ema import MambaEMAFeatureExtractor
-from .mamba2 import Mamba2
+from .mamba2 import GatedRMSNorm, Mamba2
 from .model_card import model_card
 from .model_inputs import check_labels, collect_utterances
 from .pooling import HeadwiseLinear, pooled_size
 from .speech_encoder import SpeechEncoder, receptive_field
+
+logger = logging.get_logger(__name__)
 
 AUTO_MAP = {
     "AutoConfig": "configuration_mamba_ema.MambaEMAConfig",
@@ -96,7 +98,7 @@ class MambaEMAPreTrainedModel(PreTrainedModel):
     config: MambaEMAConfig
     base_model_prefix = "mamba_ema"
     main_input_name = "input_values"
-    input_modalities = ("audio",)
+    input_modalities = "audio"
     supports_gradient_checkpointing = True
     _no_split_modules = ["WavLMEncoderLayer", "WavLMEncoderLayerStableLayerNorm", "Mamba2Block"]
     # Trainer multiplies the loss by the accumulation steps for models that take `num_items_in_batch`; a CCC does not
@@ -120,12 +122,18 @@ class MambaEMAPreTrainedModel(PreTrainedModel):
             init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
             if module.bias is not None:
                 init.zeros_(module.bias)
-        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        elif isinstance(module, nn.Conv1d):
+            bound = (module.in_channels // module.groups * module.kernel_size[0]) ** -0.5
+            init.uniform_(module.weight, -bound, bound)
+            if module.bias is not None:
+                init.uniform_(module.bias, -bound, bound)
+        elif isinstance(module, (nn.LayerNorm, nn.RMSNorm, GatedRMSNorm)):
             init.ones_(module.weight)
-            if getattr(module, "bias", None) is not None:
-                init.zeros_(module.bias)
+            bias = getattr(module, "bias", None)
+            if isinstance(bias, nn.Parameter):
+                init.zeros_(bias)
 
-    def _set_gradient_checkpointing(
+    def _set_gradient_checkpointing(  # type: ignore[override]
         self, enable: bool = True, gradient_checkpointing_func: Any = None, **kwargs: Any
     ) -> None:
         if enable and getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant", False):
@@ -177,6 +185,7 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
         frame_values: torch.Tensor | None = None,
         frame_mask: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> MambaEMAModelOutput | tuple[Any, ...]:
         """
@@ -192,6 +201,7 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
             frame_values: (batch, turns, layers, frames, hidden), frames computed before, instead of `input_values`.
             frame_mask: (batch, turns, frames), 1 at frames that are there; needed with `frame_values`.
             output_hidden_states: return WavLM's hidden states.
+            output_attentions: WavLM's self-attention is not returned; asking for it logs a hint.
             return_dict: `False` for a plain tuple.
 
         Raises:
@@ -201,12 +211,15 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
         return_dict = self.config.return_dict if return_dict is None else return_dict
         if output_hidden_states is None:
             output_hidden_states = bool(self.config.output_hidden_states)
+        if output_attentions:
+            logger.warning_once("WavLM's self-attention is not returned; pooling_attentions show what the model weighs")
         if (input_values is None) == (frame_values is None):
             raise ValueError("give either input_values or frame_values")
+        single_turn = False
 
         # 1. speech encoder, over the utterances that are there: (utterances, pooled_size)
         hidden_states = None
-        if frame_values is None:
+        if input_values is not None:
             utterances = collect_utterances(
                 input_values.to(self.dtype) if input_values.is_floating_point() else input_values,
                 attention_mask,
@@ -218,11 +231,10 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
             pooled, attention, hidden_states = self.speech_encoder(
                 utterances.waveforms, utterances.lengths, output_hidden_states
             )
-        else:
+        elif frame_values is not None:
             if frame_mask is None:
                 raise ValueError("frame_values need frame_mask, (batch, turns, frames)")
             present = frame_mask.bool().any(dim=-1) if turn_mask is None else turn_mask.bool()
-            single_turn = False
             pooled, attention = self.speech_encoder.pool(
                 frame_values[present].to(self.dtype), frame_mask[present].bool()
             )
@@ -230,8 +242,8 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
         # 2. back to conversations: (batch, turns, ...), zeros at turns that are not there
         pooled = _scatter_turns(pooled, present)
         attention = _scatter_turns(attention, present)
-        if hidden_states is not None:
-            hidden_states = tuple(_scatter_turns(layer, present) for layer in hidden_states)
+        if hidden_states is not None and not single_turn:
+            hidden_states = [_scatter_turns(layer, present) for layer in hidden_states]
 
         # 3. observations and conversation context: z_t, c_t
         observations = self.projection(pooled)  # (batch, turns, hidden_size)
@@ -242,13 +254,12 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
 
         if single_turn:
             features, pooled, attention = features.squeeze(1), pooled.squeeze(1), attention.squeeze(1)
-            hidden_states = None if hidden_states is None else tuple(layer.squeeze(1) for layer in hidden_states)
         output = MambaEMAModelOutput(
             last_hidden_state=features,
             pooled_output=pooled,
             pooling_attentions=attention,
             conversation_state=state if use_conversation_state else None,
-            hidden_states=hidden_states,
+            hidden_states=None if hidden_states is None else tuple(hidden_states),
         )
         return output if return_dict else output.to_tuple()
 
@@ -276,7 +287,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         super().__init__(config)
         self.mamba_ema = MambaEMAModel(config)
         features = config.hidden_size if config.context == "none" else 2 * config.hidden_size
-        self.head = RegressionHead(features, config.hidden_size, config.num_labels, config.dropout)
+        self.head = RegressionHead(features, config.hidden_size, len(config.labels), config.dropout)
         self.post_init()
 
     @property
@@ -294,6 +305,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         frame_values: torch.Tensor | None = None,
         frame_mask: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> MambaEMARegressionOutput | tuple[Any, ...]:
         """
@@ -301,7 +313,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
             labels: (batch, num_labels) or (batch, turns, num_labels) on the unit scale, -100 where missing. The loss is
                 `1 - mean CCC` over all turns of the global batch (see `ccc_loss`).
             input_values, attention_mask, turn_mask, conversation_state, use_conversation_state, frame_values,
-            frame_mask, output_hidden_states, return_dict: as in [`MambaEMAModel.forward`].
+            frame_mask, output_hidden_states, output_attentions, return_dict: as in [`MambaEMAModel.forward`].
 
         Raises:
             ValueError: as [`MambaEMAModel.forward`]; labels of the wrong shape or scale, or NaN.
@@ -316,6 +328,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
             frame_values=frame_values,
             frame_mask=frame_mask,
             output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
             return_dict=True,
         )
         logits = self.head(outputs.last_hidden_state)  # (batch, [turns,] num_labels)
@@ -382,13 +395,14 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
                 f"{pretrained_model_name_or_path} is of type {encoder_dict.get('model_type')!r}; a 'wavlm' is needed"
             )
         encoder_config = WavLMConfig.from_dict({**encoder_dict, **overrides})
-        wavlm, loading = WavLMModel.from_pretrained(
+        loaded: Any = WavLMModel.from_pretrained(
             pretrained_model_name_or_path,
             config=encoder_config,
             revision=revision,
             dtype=torch.float32,
             output_loading_info=True,
         )
+        wavlm, loading = loaded
         missing = sorted(set(loading["missing_keys"]) - {"masked_spec_embed"})
         if missing:
             raise ValueError(
@@ -400,17 +414,25 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         model.speech_encoder.wavlm.load_state_dict(wavlm.state_dict())
         return model
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
+    ) -> None:
         """Write a folder that works by itself: weights, configuration, code, feature extractor and model card.
 
         `AutoModel.from_pretrained(folder, trust_remote_code=True)` loads it where only torch and transformers are
         installed. A `preprocessor_config.json` or `README.md` that is there already is kept.
+
+        Raises:
+            ValueError: `push_to_hub=True`, which would upload before all files are there; `model.push_to_hub(name)`
+                uploads the whole folder.
         """
+        if kwargs.get("push_to_hub"):
+            raise ValueError("save_pretrained(push_to_hub=True) would leave files out; call model.push_to_hub(name)")
         self.config.auto_map = dict(AUTO_MAP)
-        super().save_pretrained(save_directory, **kwargs)
-        folder = Path(save_directory)
-        if not kwargs.get("is_main_process", True):
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        if not is_main_process:
             return
+        folder = Path(save_directory)
         if not (folder / "preprocessor_config.json").exists():
             MambaEMAFeatureExtractor(do_normalize=self.config.do_normalize).save_pretrained(folder)
         custom_object_save(MambaEMAFeatureExtractor, folder)

@@ -91,7 +91,7 @@ class SpeechEncoder(nn.Module):
         waveforms: torch.Tensor,
         lengths: torch.Tensor,
         output_hidden_states: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor] | None]:
         """Encode and pool a batch of utterances.
 
         Args:
@@ -100,15 +100,15 @@ class SpeechEncoder(nn.Module):
             output_hidden_states: return all hidden states of WavLM as well.
 
         Returns:
-            pooled (batch, pooled_size), attention (batch, heads, frames), and hidden states
-            (num_hidden_layers + 1, batch, frames, hidden) or None.
+            pooled (batch, pooled_size), attention (batch, heads, frames), and `num_hidden_layers + 1` hidden states,
+            each (batch, frames, hidden), or None.
         """
         wanted = range(self.wavlm.config.num_hidden_layers + 1) if output_hidden_states else self.layers
         hidden_states = self.hidden_states(waveforms, lengths, wanted)  # one (batch, frames, hidden) a wanted layer
         chosen = [hidden_states[layer] for layer in self.layers] if output_hidden_states else hidden_states
         frame_mask = length_mask(num_frames(lengths, self.wavlm.config), chosen[0].shape[1])
         pooled, attention = self.pool(torch.stack(chosen, dim=1), frame_mask)
-        return pooled, attention, torch.stack(hidden_states) if output_hidden_states else None
+        return pooled, attention, hidden_states if output_hidden_states else None
 
     def pool(self, layer_frames: torch.Tensor, frame_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Sum the layers and pool the frames, whether they were computed now or read from a cache.
@@ -125,10 +125,11 @@ class SpeechEncoder(nn.Module):
             frames = (layer_frames * weights).sum(dim=1)  # (batch, frames, hidden)
         else:
             frames = layer_frames.squeeze(1)
-        # Frames past an utterance's end may hold anything, NaN included: they must reach neither scores nor gradients.
+        # Frames past an utterance's end may hold anything, NaN included; they must not reach scores or gradients.
         frames = frames.masked_fill(~frame_mask.unsqueeze(-1), 0.0)
         # Without attention all frames score the same, and softmax makes equal scores uniform weights.
-        scores = self.attention(frames) if hasattr(self, "attention") else frames.new_zeros(*frames.shape[:2], 1)
+        uniform = frames.new_zeros(*frames.shape[:2], 1)
+        scores = self.attention(frames) if hasattr(self, "attention") else uniform
         weights = pooling_weights(scores, frame_mask)  # (batch, heads, frames)
         pooled = pool_frames(frames, weights, frame_mask, self.pooling in WITH_STANDARD_DEVIATION)
         return pooled.to(frames.dtype), weights
@@ -160,7 +161,8 @@ def wavlm_hidden_states(
     padded = bool((lengths < waveforms.shape[1]).any())
     # 1. convolution front end: (batch, samples) -> (batch, channels, frames)
     features = waveforms.unsqueeze(1)
-    for index, layer in enumerate(wavlm.feature_extractor.conv_layers):
+    front_end: Any = wavlm.feature_extractor.conv_layers
+    for index, layer in enumerate(front_end):
         if index == 0 and padded and config.feat_extract_norm == "group":
             valid = (lengths - config.conv_kernel[0]) // config.conv_stride[0] + 1
             features = layer.activation(_group_norm_over_valid(layer.conv(features), layer.layer_norm, valid))
@@ -217,5 +219,5 @@ def _spec_augment(wavlm: WavLMModel, hidden: torch.Tensor, frame_lengths: torch.
         return hidden
     mask = length_mask(frame_lengths, hidden.shape[1])
     hidden = hidden.clone()
-    hidden[long] = wavlm._mask_hidden_states(hidden[long], attention_mask=mask[long])
+    hidden[long] = wavlm._mask_hidden_states(hidden[long], attention_mask=mask[long])  # type: ignore[arg-type]
     return hidden

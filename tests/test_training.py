@@ -18,7 +18,7 @@ from modeling_mamba_ema.training import ConversationCollator, MambaEMATrainer
 from modeling_mamba_ema.training.batch_sampler import AudioSecondsBatchSampler, seconds_of_turns
 from modeling_mamba_ema.training.trainer import check_parameter_groups, parameter_groups
 from tests.helpers import tiny_model
-from tests.tiny_corpus import ROOT, environment, run_program, write_corpus, write_run
+from tests.tiny_corpus import ROOT, environment, write_corpus, write_run
 
 LABELS = ["valence", "arousal"]
 
@@ -145,19 +145,6 @@ def test_every_trainable_parameter_is_in_one_group_and_gets_a_gradient(tmp_path,
     assert [name for name in without if not name.endswith("attention.bias")] == []
 
 
-def test_encoder_and_rest_have_their_rates_and_vectors_do_not_decay():
-    model = tiny_model()
-    groups = parameter_groups(model, weight_decay=0.1, learning_rate=1e-3, encoder_learning_rate=1e-5)
-    settings = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
-    trainable = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    for name, parameter in trainable:
-        rate, decay = settings[id(parameter)]
-        assert rate == (1e-5 if "wavlm" in name else 1e-3), name
-        if parameter.dim() == 1 or getattr(parameter, "_no_weight_decay", False):
-            assert decay == 0, name
-    assert settings[id(model.speech_encoder.attention.weight)] == (1e-3, 0.1)
-
-
 def test_a_parameter_left_out_or_put_in_twice_is_named():
     model = tiny_model()
     groups = parameter_groups(model, 0.1, 1e-3, 1e-5)
@@ -211,14 +198,14 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path, train_spl
 # whole runs, as a user starts them
 
 
-def launch(processes, configuration, *overrides):
+def launch(processes, *program):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     name = {1: "cpu", 2: "cpu_two_processes"}[processes]
     command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
     command += [f"configuration/accelerate/{name}.yaml", "--main_process_port", str(port)]
-    command += ["examples/run_finetune.py", str(configuration), *overrides]
+    command += program
     result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200)
     assert result.returncode == 0, result.stdout + result.stderr
 
@@ -230,7 +217,7 @@ def one_and_two_processes(tmp_path_factory, corpus):
         folder = tmp_path_factory.mktemp(f"processes{processes}")
         configuration = write_run(folder / "run.yaml", corpus, folder / "run")
         # Dropout draws its own numbers in each process; everything else is to be the same.
-        launch(processes, configuration, "model.params.dropout=0.0", "training.epochs=2",
+        launch(processes, "examples/run_finetune.py", str(configuration), "model.params.dropout=0.0", "training.epochs=2",
                "model.params.speech_encoder_config.hidden_dropout=0.0",
                "model.params.speech_encoder_config.attention_dropout=0.0",
                "model.params.speech_encoder_config.activation_dropout=0.0",
@@ -242,15 +229,9 @@ def one_and_two_processes(tmp_path_factory, corpus):
 def test_two_processes_train_the_weights_of_one(one_and_two_processes):
     one, two = (load_file(run / "model" / "model.safetensors") for run in one_and_two_processes.values())
     for name, weights in one.items():
-        torch.testing.assert_close(two[name], weights, atol=1e-5, rtol=0, msg=name)
-
-
-def test_two_processes_measure_what_one_measures(one_and_two_processes):
-    one, two = (json.loads((run / "results.json").read_text()) for run in one_and_two_processes.values())
-    assert one["test"]["num_turns"] == two["test"]["num_turns"] == 10
-    for split, metrics in one.items():
-        for name, value in metrics.items():
-            assert two[split][name] == pytest.approx(value, abs=1e-5), (split, name)
+        # Softmax does not see the bias of the scores: its gradient is rounding noise, which Adam scales up.
+        if not name.endswith("speech_encoder.attention.bias"):
+            torch.testing.assert_close(two[name], weights, atol=1e-5, rtol=0, msg=name)
 
 
 def test_a_run_leaves_what_is_promised(one_and_two_processes):
@@ -264,14 +245,15 @@ def test_a_run_leaves_what_is_promised(one_and_two_processes):
         assert table["prediction"].between(0, 1).all()
 
 
-def test_a_saved_model_is_measured_the_same_by_itself(one_and_two_processes, corpus, tmp_path):
+def test_a_saved_model_is_measured_on_two_processes_as_in_its_run_on_one(one_and_two_processes, corpus, tmp_path):
     run = one_and_two_processes[1]
-    run_program("examples/evaluate_checkpoint.py", str(run / "model"), str(corpus), "--output", str(tmp_path),
-                "--format", "parquet")  # fmt: skip
+    launch(2, "examples/evaluate_checkpoint.py", str(run / "model"), str(corpus), "--output", str(tmp_path),
+           "--format", "parquet", "--conversations-per-batch", "1")  # fmt: skip
     expected = json.loads((run / "results.json").read_text())["test"]
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     assert metrics == pytest.approx(expected, abs=1e-6)
-    assert len(pd.read_parquet(tmp_path / "predictions.parquet")) == 10 * len(LABELS)
+    table, before = pd.read_parquet(tmp_path / "predictions.parquet"), pd.read_csv(run / "predictions_test.csv")
+    pd.testing.assert_frame_equal(table, before, atol=1e-6, rtol=0)
     assert (tmp_path / "predicted_against_true.png").stat().st_size > 1000
     assert (tmp_path / "error_by_position.png").stat().st_size > 1000
 

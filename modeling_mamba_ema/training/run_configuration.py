@@ -48,7 +48,9 @@ class DataSection:
 class TrainingSection:
     output_dir: str = field(default="outputs/run", metadata={"help": "folder for checkpoints and results"})
     epochs: float = field(default=10.0, metadata={"help": "passes over the training split"})
-    conversations_per_batch: int = field(default=8, metadata={"help": "conversations (or windows) a process and step"})
+    conversations_per_batch: int = field(
+        default=8, metadata={"help": "conversations (or windows) a process and step; of evaluation too"}
+    )
     learning_rate: float = field(default=1e-4, metadata={"help": "of pooling, updater and head"})
     encoder_learning_rate: float | None = field(default=None, metadata={"help": "of WavLM; null: the same"})
     weight_decay: float = field(default=0.01, metadata={"help": "AdamW's, on matrices only"})
@@ -158,7 +160,7 @@ def _checked(value: Any, kind: Any, name: str) -> Any:
         value = _scalar(value)
     if isinstance(value, int) and not isinstance(value, bool) and float in allowed and int not in allowed:
         value = float(value)
-    if isinstance(value, bool) and bool not in allowed or not isinstance(value, allowed):
+    if (isinstance(value, bool) and bool not in allowed) or not isinstance(value, allowed):
         names = " or ".join("null" if option is type(None) else option.__name__ for option in allowed)
         raise ValueError(f"{name} is {value!r}, but must be {names}")
     return value

@@ -48,7 +48,7 @@ class MambaEMATrainer(Trainer):
         self.max_seconds_per_batch = max_seconds_per_batch
         self._staging: Path | None = None
 
-    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             model = self.model if model is None else model
             optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)

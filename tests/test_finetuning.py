@@ -1,0 +1,234 @@
+"""The fine-tuning program, run as people run it: through `accelerate launch`, on a small synthetic corpus."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from datasets import Dataset
+from safetensors.torch import load_file
+from transformers import AutoModel
+
+from modeling_mamba_ema import MambaEMAFeatureExtractor
+from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
+from modeling_mamba_ema.training import ConversationCollator, load_run_configuration
+from modeling_mamba_ema.training.trainer import parameter_groups
+from tests.helpers import TINY_ENCODER, tiny_model
+
+REPOSITORY = Path(__file__).parent.parent
+LABELS = ["valence", "arousal"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("corpus")
+    command = [sys.executable, "examples/make_demo_corpus.py", "--output", str(folder), "--conversations", "14"]
+    subprocess.run(command, check=True, capture_output=True, cwd=REPOSITORY, timeout=120)
+    return folder
+
+
+def configuration(folder, corpus, **training):
+    encoder = {
+        **TINY_ENCODER,
+        **dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0),
+    }
+    run = {
+        "model": {
+            "params": {
+                "speech_encoder_config": encoder,
+                "hidden_size": 32,
+                "head_dim": 16,
+                "state_size": 16,
+                "dropout": 0.0,
+            }
+        },
+        "data": {"source": str(corpus), "turns_per_item": 3},
+        "training": {
+            "output_dir": str(folder / "run"),
+            "epochs": 1,
+            "conversations_per_batch": 4,
+            "learning_rate": 1e-3,
+            **training,
+        },
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "run.yaml").write_text(yaml.safe_dump(run))
+    return folder / "run.yaml"
+
+
+def finetune(path, *overrides, processes=1):
+    accelerate = "cpu.yaml" if processes == 1 else "cpu_two_processes.yaml"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "accelerate.commands.launch"),
+            *("--config_file", f"configuration/accelerate/{accelerate}"),
+            *("examples/run_finetune.py", str(path), *overrides),
+        ],
+        capture_output=True,
+        text=True,
+        cwd=REPOSITORY,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr + done.stdout
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory, corpus):
+    folder = tmp_path_factory.mktemp("one")
+    return folder / "run", finetune(configuration(folder, corpus))
+
+
+def test_a_run_leaves_a_model_that_loads_and_results_over_every_turn(one_process, corpus):
+    output, log = one_process
+    results = json.loads((output / "results.json").read_text())
+    splits = load_emotion_dataset(corpus, LABELS)
+    for split in ("validation", "test"):
+        assert results[split]["num_turns"] == len(splits[split])
+        for name in ("ccc", "ccc_valence", "ccc_arousal"):
+            assert results[split][f"{name}_low"] <= results[split][f"{name}_high"]
+    assert "CCC valence" in log
+    model = AutoModel.from_pretrained(output / "model")
+    assert torch.isfinite(model(torch.randn(1, 4_000)).logits).all()
+    assert not list((output / "model").glob("*.bin"))
+    assert yaml.safe_load((output / "run_configuration.yaml").read_text())["training"]["learning_rate"] == 1e-3
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_seed_others(one_process, corpus, tmp_path):
+    weights = load_file(one_process[0] / "model" / "model.safetensors")
+    finetune(configuration(tmp_path / "again", corpus))
+    again = load_file(tmp_path / "again" / "run" / "model" / "model.safetensors")
+    assert all(torch.equal(weights[name], again[name]) for name in weights)
+    finetune(configuration(tmp_path / "other", corpus), "training.seed=1")
+    other = load_file(tmp_path / "other" / "run" / "model" / "model.safetensors")
+    assert not all(torch.equal(weights[name], other[name]) for name in weights)
+
+
+def test_two_processes_train_and_measure_as_one_does_on_the_same_global_batch(one_process, corpus, tmp_path):
+    finetune(configuration(tmp_path, corpus, conversations_per_batch=2), processes=2)
+    alone = load_file(one_process[0] / "model" / "model.safetensors")
+    pair = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    for name, weight in alone.items():
+        # Softmax does not see the bias of the scores: its gradient is rounding noise, which Adam scales up.
+        if not name.endswith("speech_encoder.attention.bias"):
+            torch.testing.assert_close(pair[name], weight, atol=1e-5, rtol=0, msg=name)
+    one, two = (json.loads((f / "results.json").read_text())["test"] for f in (one_process[0], tmp_path / "run"))
+    assert two["num_turns"] == one["num_turns"]
+    assert all(two[name] == pytest.approx(one[name], abs=1e-6) for name in one)
+
+
+def test_every_trainable_parameter_is_in_exactly_one_optimizer_group():
+    model = tiny_model(speech_encoder_layers=[0, 1], ema_decay_learnable=True)
+    groups = parameter_groups(model, weight_decay=0.1, learning_rate=1e-3, encoder_learning_rate=1e-5)
+    grouped = [id(p) for group in groups for p in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+    rates = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
+    assert rates[id(model.speech_encoder.attention.weight)] == (1e-3, 0.1)
+    assert rates[id(model.speech_encoder.wavlm.encoder.layers[0].feed_forward.output_dense.weight)] == (1e-5, 0.1)
+    mixer = model.mamba_ema.conversation_encoder.layers[0].mixer
+    assert all(rates[id(p)] == (1e-3, 0.0) for p in (mixer.A_log, mixer.D, mixer.dt_bias))
+
+
+def test_a_frozen_encoder_is_in_no_optimizer_group_and_a_model_without_anything_to_train_is_refused():
+    model = tiny_model(freeze_speech_encoder=True)
+    options = {"weight_decay": 0.0, "learning_rate": 1e-3, "encoder_learning_rate": 1e-3}
+    grouped = {id(p) for group in parameter_groups(model, **options) for p in group["params"]}
+    assert not grouped & {id(p) for p in model.speech_encoder.wavlm.parameters()}
+    with pytest.raises(ValueError, match="no trainable parameter"):
+        parameter_groups(model.requires_grad_(False), **options)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("training.learning_rat=1e-5", "unknown key training.learning_rat; did you mean training.learning_rate?"),
+        ("dta.source=x", "unknown key dta; did you mean data?"),
+        ("training.epochs=many", "training.epochs is 'many', but must be float"),
+        ("training.bf16=3", "training.bf16 is 3, but must be bool"),
+        ("training.patience=1.5", "training.patience is 1.5, but must be int or null"),
+        ("model=5", "model must be a section, got 5"),
+        ("learning_rate", "'learning_rate' is no override"),
+    ],
+)
+def test_a_configuration_that_cannot_be_meant_is_refused(override, message):
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        load_run_configuration(REPOSITORY / "configuration" / "finetune.yaml", [override])
+
+
+def test_overrides_reach_every_section():
+    run = load_run_configuration(
+        REPOSITORY / "configuration" / "finetune.yaml",
+        ["training.learning_rate=1e-5", "model.params.context=ema", "data.test_split=null"],
+    )
+    assert run.training.learning_rate == 1e-5
+    assert run.model.params["context"] == "ema"
+    assert run.data.test_split is None
+
+
+def test_yaml_that_builds_objects_is_refused(tmp_path):
+    (tmp_path / "evil.yaml").write_text("model: !!python/object/apply:os.system ['true']")
+    with pytest.raises(ValueError, match="no plain YAML"):
+        load_run_configuration(tmp_path / "evil.yaml")
+
+
+@pytest.mark.parametrize("name", ["demo", "finetune", "finetune_full"])
+def test_the_configurations_in_the_repository_are_valid(name):
+    run = load_run_configuration(REPOSITORY / "configuration" / f"{name}.yaml")
+    assert run.model.params["speech_encoder_pooling"] == "attention"
+
+
+def test_windows_cut_conversations_in_order_and_lose_no_turn(corpus):
+    rows = load_emotion_dataset(corpus, LABELS)["train"]
+    windows = ConversationDataset(rows, LABELS, turns_per_item=3)
+    assert [index for item in windows.items for index in item] == list(range(len(rows)))
+    assert max(len(item) for item in windows.items) == 3
+    for item in windows.items:
+        assert len({rows[index]["conversation_id"] for index in item}) == 1
+
+
+def test_a_batch_is_padded_with_missing_labels(corpus):
+    conversations = ConversationDataset(load_emotion_dataset(corpus, LABELS)["train"], LABELS)
+    lengths = [len(item) for item in conversations.items]
+    pair = [conversations[lengths.index(min(lengths))], conversations[lengths.index(max(lengths))]]
+    batch = ConversationCollator(MambaEMAFeatureExtractor())(pair)
+    assert batch["turn_mask"].sum(1).tolist() == [min(lengths), max(lengths)]
+    assert (batch["labels"][0, min(lengths) :] == -100).all()
+    torch.testing.assert_close(batch["labels"][1], torch.from_numpy(pair[1]["labels"]))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: [{k: v for k, v in row.items() if k != "arousal"} for row in rows], "no column 'arousal'"),
+        (lambda rows: [{("Valence" if k == "valence" else k): v for k, v in row.items()} for row in rows], "'Valence'"),
+        (lambda rows: [{**row, "turn": 0} for row in rows], "turn 0 of conversation 'a' twice"),
+        (
+            lambda rows: [{**row, "valence": 4.0} for row in rows],
+            r"valence of turn 0 .* is 4, outside its scale \[0, 1\]",
+        ),
+    ],
+)
+def test_a_corpus_that_is_not_in_the_normal_form_is_refused(tmp_path, change, message):
+    rows = [
+        {"file_name": f"{turn}.wav", "conversation_id": "a", "turn": turn, "valence": 0.5, "arousal": 0.5}
+        for turn in range(2)
+    ]
+    Dataset.from_list(change(rows)).to_json(tmp_path / "metadata.jsonl")
+    with pytest.raises(ValueError, match=message):
+        load_emotion_dataset(tmp_path, LABELS)
+
+
+def test_labels_are_brought_to_the_unit_scale_and_missing_ones_marked(tmp_path):
+    rows = [
+        {"file_name": "a.wav", "conversation_id": "a", "turn": 0, "valence": 1.0, "arousal": None},
+        {"file_name": "b.wav", "conversation_id": "a", "turn": 1, "valence": 4.0, "arousal": 7.05},
+    ]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    loaded = load_emotion_dataset(tmp_path, LABELS, {"valence": (1, 7), "arousal": (1, 7)})["train"]
+    assert list(loaded["valence"]) == [0.0, 0.5]
+    assert list(loaded["arousal"]) == [-100.0, 1.0]

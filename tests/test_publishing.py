@@ -1,0 +1,318 @@
+"""Saving and loading: a folder that works by itself, with and without the package."""
+
+import ast
+import hashlib
+import json
+import subprocess
+import sys
+import textwrap
+import venv
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoModel,
+    AutoModelForAudioClassification,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Model,
+    WavLMModel,
+)
+
+import modeling_mamba_ema
+from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression
+from tests.helpers import tiny_config, tiny_model
+
+REPOSITORY = Path(__file__).parent.parent
+PACKAGE = Path(modeling_mamba_ema.__file__).parent
+ALLOWED_IMPORTS = {"torch", "transformers", "numpy"}
+GUARDED_IMPORTS = {"mamba_ssm", "soxr"}  # only inside try / except ImportError
+
+# Loads the folder through the Auto classes with nothing of this package and nothing optional importable, without a
+# network, and prints what it computed as hexadecimal float32.
+LOADER = """
+import socket, sys
+
+BLOCKED = {"modeling_mamba_ema", "mamba_ssm", "soundfile", "soxr", "datasets", "evaluate", "accelerate", "matplotlib"}
+
+def refuse(*args, **kwargs):
+    raise OSError("no network in this test")
+
+for name in BLOCKED:
+    sys.modules[name] = None  # as if not installed
+socket.socket.connect = refuse
+socket.getaddrinfo = refuse
+
+import torch
+from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
+
+folder = sys.argv[1]
+options = dict(trust_remote_code=True, revision="main")
+config = AutoConfig.from_pretrained(folder, **options)
+assert config.model_type == "mamba_ema", config
+extractor = AutoFeatureExtractor.from_pretrained(folder, **options)
+waveform = torch.sin(torch.arange(8000) * 0.05)
+features = extractor([[waveform, waveform[:3000]]], sampling_rate=16000, return_tensors="pt")
+for auto in (AutoModel, AutoModelForAudioClassification):
+    model = auto.from_pretrained(folder, **options).eval()
+    assert type(model).__name__ == "MambaEMAForRegression", type(model)
+    with torch.no_grad():
+        print(model(**features).logits.numpy().tobytes().hex())
+if len(sys.argv) > 2:
+    model.save_pretrained(sys.argv[2])
+    extractor.save_pretrained(sys.argv[2])
+"""
+
+
+def expected_output(model):
+    waveform = torch.sin(torch.arange(8000) * 0.05)
+    features = MambaEMAFeatureExtractor()([[waveform, waveform[:3000]]], sampling_rate=16_000, return_tensors="pt")
+    with torch.no_grad():
+        return model(**features).logits.numpy().tobytes().hex()
+
+
+def load_elsewhere(folder, tmp_path, python=sys.executable, again=None):
+    script = tmp_path / "loader.py"
+    script.write_text(LOADER)
+    environment = {
+        "PATH": "/usr/bin:/bin",
+        "HOME": str(tmp_path),
+        "HF_HOME": str(tmp_path / "hub"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
+    command = [str(python), str(script), str(folder), *([str(again)] if again else [])]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    torch.set_num_threads(1)
+    model = tiny_model(label_ranges={"valence": (1, 5)})
+    folder = tmp_path_factory.mktemp("published")
+    model.save_pretrained(folder)
+    MambaEMAFeatureExtractor().save_pretrained(folder)
+    return model, folder
+
+
+def test_a_folder_holds_weights_settings_code_and_card_and_nothing_that_runs_on_load(published):
+    names = {path.name for path in published[1].iterdir()}
+    assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} <= names
+    assert {path.suffix for path in published[1].iterdir()} == {".json", ".safetensors", ".py", ".md"}
+    auto_map = json.loads((published[1] / "config.json").read_text())["auto_map"]
+    assert set(auto_map) == {"AutoConfig", "AutoModel", "AutoModelForAudioClassification", "AutoFeatureExtractor"}
+    for reference in auto_map.values():
+        assert reference.split(".")[0] + ".py" in names
+
+
+def test_a_model_alone_writes_its_feature_extractor_too(tmp_path):
+    tiny_model(do_normalize=False).save_pretrained(tmp_path)
+    loaded = AutoFeatureExtractor.from_pretrained(tmp_path)
+    assert isinstance(loaded, MambaEMAFeatureExtractor)
+    assert loaded.do_normalize is False
+
+
+def test_it_loads_by_itself_in_another_process_with_bitwise_the_same_numbers(published, tmp_path):
+    model, folder = published
+    assert load_elsewhere(folder, tmp_path) == [expected_output(model)] * 2
+
+
+def test_a_model_loaded_as_remote_code_can_be_published_again(published, tmp_path):
+    model, folder = published
+    again = tmp_path / "again"
+    load_elsewhere(folder, tmp_path, again=again)
+    assert load_elsewhere(again, tmp_path) == [expected_output(model)] * 2
+
+
+@pytest.mark.slow
+def test_it_loads_in_a_fresh_environment_with_torch_transformers_numpy_and_safetensors_alone(published, tmp_path):
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    packages = ["torch", "transformers", "numpy", "safetensors"]
+    constraints = str(REPOSITORY / "constraints.txt")
+    subprocess.run([python, "-m", "pip", "install", "-q", "-c", constraints, *packages], check=True, timeout=1200)
+    assert load_elsewhere(published[1], tmp_path, python=python) == [expected_output(published[0])] * 2
+
+
+def test_the_installed_package_needs_no_remote_code(published):
+    model, folder = published
+    for auto in (AutoModel, AutoModelForAudioClassification):
+        loaded = auto.from_pretrained(folder).eval()
+        assert type(loaded) is MambaEMAForRegression
+        assert expected_output(loaded) == expected_output(model)
+    assert type(AutoConfig.from_pretrained(folder)) is MambaEMAConfig
+    assert type(AutoFeatureExtractor.from_pretrained(folder)) is MambaEMAFeatureExtractor
+
+
+@pytest.mark.parametrize("context", ["none", "ema", "mamba", "mamba_ema"])
+def test_nothing_is_missing_or_unexpected_in_a_checkpoint(tmp_path, context):
+    tiny_model(context=context, speech_encoder_layers=[0, -1], ema_decay_learnable=True).save_pretrained(tmp_path)
+    _, loading = MambaEMAForRegression.from_pretrained(tmp_path, output_loading_info=True)
+    assert not loading["missing_keys"]
+    assert not loading["unexpected_keys"]
+    assert not loading["mismatched_keys"]
+
+
+def test_saving_loading_and_saving_again_gives_the_same_file(published, tmp_path):
+    AutoModel.from_pretrained(published[1]).save_pretrained(tmp_path)
+    digests = {hashlib.sha256((f / "model.safetensors").read_bytes()).hexdigest() for f in (published[1], tmp_path)}
+    assert len(digests) == 1
+
+
+def test_a_parameter_missing_from_the_checkpoint_is_initialised_and_the_others_are_kept(tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    model = tiny_model(
+        speech_encoder_pooling="multihead_attention", speech_encoder_layers=[0, -1], ema_decay_learnable=True
+    )
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    ours = [name for name in tensors if ".wavlm." not in name]
+    assert len(ours) > 20
+    for name in ours:
+        save_file({k: v for k, v in tensors.items() if k != name}, tmp_path / "model.safetensors", {"format": "pt"})
+        state = MambaEMAForRegression.from_pretrained(tmp_path).state_dict()
+        assert torch.isfinite(state[name]).all(), name
+        assert state[name].abs().max() < 20, name
+        for other in ours:
+            assert other == name or torch.equal(state[other], tensors[other]), (name, other)
+
+
+def test_no_buffer_is_left_out_of_checkpoints():
+    model = tiny_model()
+    assert {name for name, _ in model.named_buffers()} <= set(model.state_dict())
+
+
+def test_weights_load_in_bfloat16_and_states_stay_float32(published):
+    model = AutoModel.from_pretrained(published[1], dtype=torch.bfloat16).eval()
+    assert model.dtype == torch.bfloat16
+    with torch.no_grad():
+        outputs = model(torch.randn(1, 4_000), use_conversation_state=True)
+    assert outputs.logits.dtype == torch.float32
+    assert outputs.conversation_state.mamba[0].ssm.dtype == torch.float32
+
+
+@pytest.mark.parametrize("device_map", ["cpu", {"": "cpu"}, "auto"])
+def test_device_maps_work(published, device_map):
+    model = AutoModel.from_pretrained(published[1], device_map=device_map).eval()
+    assert expected_output(model) == expected_output(published[0])
+
+
+def test_gradient_checkpointing_changes_no_gradient_and_the_reentrant_kind_is_refused():
+    gradients = []
+    for enabled in (False, True):
+        model = tiny_model().train()
+        if enabled:
+            model.gradient_checkpointing_enable()
+        torch.manual_seed(0)
+        model(torch.randn(3, 4_000), labels=torch.rand(3, 2)).loss.backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
+    with pytest.raises(ValueError, match="re-entrant"):
+        tiny_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+
+
+@pytest.mark.parametrize("norm", ["group", "layer"])
+def test_a_pretrained_wavlm_gives_its_weights_and_normalisation(tmp_path, norm):
+    encoder = tiny_config(norm).speech_encoder_config
+    encoder.layerdrop, encoder.apply_spec_augment = 0.1, True  # as published checkpoints have it
+    wavlm = WavLMModel(encoder)
+    wavlm.save_pretrained(tmp_path)
+    Wav2Vec2FeatureExtractor(do_normalize=False).save_pretrained(tmp_path)
+    model = MambaEMAForRegression.from_pretrained_speech_encoder(
+        tmp_path, speech_encoder_pooling="attention", hidden_size=32, head_dim=16
+    )
+    for name, tensor in wavlm.state_dict().items():
+        assert torch.equal(model.speech_encoder.wavlm.state_dict()[name], tensor), name
+    assert model.config.speech_encoder_config.layerdrop == 0.0
+    assert model.config.speech_encoder_config.apply_spec_augment is False
+    assert model.config.do_normalize is False
+    assert model.config.speech_encoder_pooling == "attention"
+
+
+def test_a_checkpoint_that_is_no_wavlm_or_lacks_weights_is_refused(tmp_path):
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    Wav2Vec2Model(Wav2Vec2Config(**sizes, conv_dim=[16] * 7, num_conv_pos_embedding_groups=2)).save_pretrained(
+        tmp_path / "wav2vec2"
+    )
+    with pytest.raises(ValueError, match="'wav2vec2'; a 'wavlm' is needed"):
+        MambaEMAForRegression.from_pretrained_speech_encoder(tmp_path / "wav2vec2")
+    wavlm = WavLMModel(tiny_config().speech_encoder_config)
+    state = {name: tensor for name, tensor in wavlm.state_dict().items() if "layers.1.attention.q_proj" not in name}
+    wavlm.save_pretrained(tmp_path / "part", state_dict=state)
+    with pytest.raises(ValueError, match="lacks 2 weights of WavLM"):
+        MambaEMAForRegression.from_pretrained_speech_encoder(tmp_path / "part")
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_config_json_cannot_choose_an_attention_kernel(published, tmp_path, nested):
+    config = json.loads((published[1] / "config.json").read_text())
+    (config["speech_encoder_config"] if nested else config)["_attn_implementation"] = "someone/kernels"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="no attention kernel"):
+        AutoConfig.from_pretrained(tmp_path)
+
+
+def test_the_model_card_has_metadata_the_hub_reads(published):
+    card = ModelCard.load(published[1] / "README.md")
+    assert card.data.pipeline_tag == "audio-classification"
+    assert card.data.library_name == "transformers"
+    assert card.data.license == "apache-2.0"
+    assert "| 0 | valence | 0 to 1 | 1 to 5 |" in card.text
+    for line in card.text.splitlines():
+        assert "trust_remote_code=True" not in line or "revision=" in line
+
+
+def test_exported_code_imports_little_and_runs_nothing_of_its_own(published):
+    for path in published[1].glob("*.py"):
+        tree = ast.parse(path.read_text())
+        guarded = {
+            id(node)
+            for attempt in ast.walk(tree)
+            if isinstance(attempt, ast.Try)
+            and any(ast.unparse(h.type or attempt) == "ImportError" for h in attempt.handlers)
+            for node in ast.walk(attempt)
+        }
+        for node in ast.walk(tree):
+            modules = []
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                modules = [node.module]
+            for module in modules:
+                root = module.split(".")[0]
+                allowed = ALLOWED_IMPORTS | set(sys.stdlib_module_names) - {
+                    "pickle",
+                    "subprocess",
+                    "socket",
+                    "ctypes",
+                    "urllib",
+                }
+                assert root in allowed or (root in GUARDED_IMPORTS and id(node) in guarded), f"{path.name}: {module}"
+            if isinstance(node, ast.Call):
+                called = ast.unparse(node.func)
+                assert called not in {"eval", "exec", "compile", "open", "__import__", "os.system", "torch.load"}, (
+                    path.name
+                )
+
+
+def test_the_snippet_of_the_configuration_prints_pooling_and_attention():
+    snippet = textwrap.dedent(
+        """
+        import yaml
+        from modeling_mamba_ema import MambaEMAConfig, MambaEMAForRegression
+        params = yaml.safe_load(open("configuration/finetune.yaml"))["model"]["params"]
+        model = MambaEMAForRegression(MambaEMAConfig(**params))
+        print(f"Pooling: {model.speech_encoder.pooling}")
+        print(f"Has attention: {hasattr(model.speech_encoder, 'attention')}")
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", snippet], capture_output=True, text=True, cwd=REPOSITORY, timeout=240)
+    assert done.stdout == "Pooling: attention\nHas attention: True\n", done.stderr
