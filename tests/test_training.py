@@ -217,11 +217,10 @@ def one_and_two_processes(tmp_path_factory, corpus):
         folder = tmp_path_factory.mktemp(f"processes{processes}")
         configuration = write_run(folder / "run.yaml", corpus, folder / "run")
         # Dropout draws its own numbers in each process; everything else is to be the same.
-        launch(processes, "examples/run_finetune.py", str(configuration), "model.params.dropout=0.0", "training.epochs=2",
-               "model.params.speech_encoder_config.hidden_dropout=0.0",
-               "model.params.speech_encoder_config.attention_dropout=0.0",
-               "model.params.speech_encoder_config.activation_dropout=0.0",
-               "model.params.speech_encoder_config.feat_proj_dropout=0.0")  # fmt: skip
+        encoder = "model.params.speech_encoder_config"
+        dropouts = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
+        overrides = ["model.params.dropout=0.0", "training.epochs=2", *(f"{encoder}.{name}=0.0" for name in dropouts)]
+        launch(processes, "examples/run_finetune.py", str(configuration), *overrides)
         runs[processes] = folder / "run"
     return runs
 
