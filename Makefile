@@ -40,7 +40,7 @@ style: $(STAMP) ## mend what can be mended
 	$(BIN)/ruff format .
 
 bench: $(STAMP) ## side-by-side measurements
-	$(BIN)/python benchmarks/bench_encoder.py
+	$(BIN)/python benchmarks/bench_updater.py
 
 clean: ## remove outputs; keeps .venv
 	rm -rf outputs data build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
