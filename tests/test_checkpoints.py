@@ -131,6 +131,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights(tmp_path, corpus, uni
     process.send_signal(number)
     process.communicate(timeout=30)
     assert process.returncode == (-9 if number == signal.SIGKILL else 143)
+    assert not list((run / "checkpoints").glob("broken-*"))
     assert not (run / "results.json").exists()
     if number == signal.SIGKILL:
         # What a kill in the middle of a save leaves behind.

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import re
+import shutil
 from pathlib import Path
 
 logger = logging.getLogger(__name__)
@@ -29,10 +30,13 @@ def seal_checkpoint(staging: Path, final: Path) -> None:
     (staging / SUMS).write_text("".join(lines), encoding="utf-8")
     for path in [*_files(staging), staging / SUMS, staging]:
         _fsync(path)
-    if final.exists():
-        set_aside(final, "a checkpoint of the same step was there")
+    replaced = final.with_name(f"tmp-replaced-{final.name}")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if final.exists():  # saved twice in one step
+        os.replace(final, replaced)
     os.replace(staging, final)
     _fsync(final.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def why_incomplete(checkpoint: Path) -> str | None:

@@ -17,6 +17,7 @@ class StopOnSigterm(TrainerCallback):
 
     def __init__(self) -> None:
         self.interrupted = False
+        self._stopping = False
         self._previous: Any = None
 
     def on_train_begin(
@@ -31,7 +32,15 @@ class StopOnSigterm(TrainerCallback):
             dist.all_reduce(flag, op=dist.ReduceOp.MAX)
             self.interrupted = bool(flag.item())
         if self.interrupted:
-            control.should_save = control.should_training_stop = True
+            self._stopping = control.should_save = control.should_training_stop = True
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._stopping:
+            # The epoch has not ended. An evaluation here would take time, and count for the best checkpoint and for
+            # patience, which the uninterrupted run does not do.
+            control.should_evaluate = control.should_save = control.should_log = False
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import evaluate
 import numpy as np
@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import rotate_checkpoints, seed_worker
 
+from ..data.dataset import ConversationDataset
 from ..metrics import ccc_metric_path
 from ..model_inputs import MISSING_LABEL
 from .batch_sampler import AudioSecondsBatchSampler, seconds_of_turns
@@ -67,8 +68,10 @@ class MambaEMATrainer(Trainer):
         """Batches by seconds of audio where asked for."""
         if self.max_seconds_per_batch is None:
             return super().get_train_dataloader()
+        if not isinstance(dataset := self.train_dataset, torch.utils.data.Dataset):
+            raise ValueError("training needs a train_dataset")
         sampler = AudioSecondsBatchSampler(
-            seconds_of_turns(self.train_dataset),
+            seconds_of_turns(cast(ConversationDataset, dataset)),
             self.max_seconds_per_batch,
             num_processes=self.args.world_size,
             seed=self.args.seed,
@@ -78,7 +81,7 @@ class MambaEMATrainer(Trainer):
         self.add_callback(SetSamplerEpoch(sampler))
         workers = self.args.dataloader_num_workers
         loader = DataLoader(
-            self.train_dataset,
+            dataset,
             batch_sampler=sampler,
             collate_fn=self.data_collator,
             num_workers=workers,
@@ -119,7 +122,7 @@ class MambaEMATrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Trainer writes the checkpoint into a folder of another name, which gets its own when all of it is there."""
-        output = Path(self.args.output_dir)
+        output = Path(str(self.args.output_dir))
         name = f"checkpoint-{self.state.global_step}"
         staging = output / STAGING
         if self.args.should_save:
