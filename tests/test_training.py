@@ -1,6 +1,8 @@
 """The trainer: batches, optimizer groups, faults that stop it, and the same result on one process and two."""
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import sys
@@ -10,11 +12,11 @@ import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 
 from modeling_mamba_ema import MambaEMAFeatureExtractor
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
-from modeling_mamba_ema.training import ConversationCollator, MambaEMATrainer
+from modeling_mamba_ema.training import ConversationCollator, MambaEMATrainer, StopOnSigterm, why_incomplete
 from modeling_mamba_ema.training.batch_sampler import AudioSecondsBatchSampler, seconds_of_turns
 from modeling_mamba_ema.training.trainer import check_parameter_groups, parameter_groups
 from tests.helpers import tiny_model
@@ -44,12 +46,11 @@ def make_trainer(tmp_path, dataset, model=None, **arguments):
             dataloader_pin_memory=False,
             label_names=["labels"],
             logging_nan_inf_filter=False,
-            save_strategy="no",
-            max_steps=2,
             disable_tqdm=True,
-            **arguments,
+            **{"save_strategy": "no", "max_steps": 2, **arguments},
         ),
         train_dataset=dataset,
+        eval_dataset=dataset,
         data_collator=ConversationCollator(MambaEMAFeatureExtractor()),
         max_seconds_per_batch=6.0,
     )
@@ -193,6 +194,32 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path, train_spl
     with pytest.raises(ValueError, match="the gradient's norm is nan"):
         make_trainer(tmp_path, train_split, model).train()
     assert bool(torch.isfinite(weight).all())
+
+
+class SendSigterm(TrainerCallback):
+    def __init__(self):
+        self.evaluations = 0
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self.evaluations += 1
+
+
+def test_sigterm_within_an_epoch_saves_one_complete_checkpoint_and_evaluates_nothing(tmp_path, train_split):
+    trainer = make_trainer(tmp_path, train_split, save_strategy="epoch", eval_strategy="epoch", max_steps=10)
+    stop, sender = StopOnSigterm(), SendSigterm()
+    trainer.add_callback(stop)
+    trainer.add_callback(sender)
+    before = signal.getsignal(signal.SIGTERM)
+    trainer.train()
+    assert stop.interrupted
+    assert trainer.state.global_step == 1
+    assert sender.evaluations == 0
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["checkpoint-1"]
+    assert why_incomplete(tmp_path / "checkpoint-1") is None
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 # whole runs, as a user starts them
