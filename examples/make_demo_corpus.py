@@ -41,7 +41,7 @@ Labels lie on [{low:g}, {high:g}]. Splits share no speaker.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--conversations", type=int, default=150, help="number of conversations (default 150)")
+    parser.add_argument("--conversations", type=int, default=220, help="number of conversations (default 220)")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything that is drawn (default 0)")
     arguments = parser.parse_args()
 
