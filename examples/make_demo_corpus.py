@@ -12,6 +12,7 @@ import json
 import time
 from collections import Counter
 from pathlib import Path
+from typing import TextIO
 
 import soundfile as sf
 
@@ -78,9 +79,16 @@ def main() -> None:
         print(f"  {split:<10} {turns[split]:>4} turns  {seconds[split] / 60:5.1f} min")
 
 
-def _fresh_metadata(folder: Path):
+def _fresh_metadata(folder: Path) -> TextIO:
+    """Open `metadata.jsonl` anew; audio that an earlier one lists is removed, nothing else in the folder is."""
     folder.mkdir(parents=True, exist_ok=True)
-    return (folder / "metadata.jsonl").open("w", encoding="utf-8")
+    metadata = folder / "metadata.jsonl"
+    if metadata.exists():
+        for line in metadata.read_text(encoding="utf-8").splitlines():
+            earlier = (folder / json.loads(line)["file_name"]).resolve()
+            if earlier.is_relative_to(folder.resolve()):
+                earlier.unlink(missing_ok=True)
+    return metadata.open("w", encoding="utf-8")
 
 
 if __name__ == "__main__":
