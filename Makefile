@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO := outputs/demo
+CORES := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-slow test-gpu quality style bench clean
@@ -18,7 +19,8 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 
 demo: $(STAMP) ## corpus -> training -> evaluation -> save -> load back -> a conversation, scored and drawn
 	$(BIN)/python examples/make_demo_corpus.py --output data/demo
-	$(BIN)/accelerate launch --config_file configuration/accelerate/cpu.yaml examples/run_finetune.py configuration/demo.yaml
+	$(BIN)/accelerate launch --config_file configuration/accelerate/cpu.yaml --num_cpu_threads_per_process $(CORES) \
+		examples/run_finetune.py configuration/demo.yaml
 	$(BIN)/python examples/score_conversation.py $(DEMO)/model data/demo --output $(DEMO)
 
 test: $(STAMP) ## the test suite, without tests marked slow or gpu

@@ -12,6 +12,7 @@ import json
 import time
 from collections import Counter
 from pathlib import Path
+from typing import TextIO
 
 import soundfile as sf
 
@@ -41,7 +42,7 @@ Labels lie on [{low:g}, {high:g}]. Splits share no speaker.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
-    parser.add_argument("--conversations", type=int, default=150, help="number of conversations (default 150)")
+    parser.add_argument("--conversations", type=int, default=220, help="number of conversations (default 220)")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything that is drawn (default 0)")
     arguments = parser.parse_args()
 
@@ -78,9 +79,16 @@ def main() -> None:
         print(f"  {split:<10} {turns[split]:>4} turns  {seconds[split] / 60:5.1f} min")
 
 
-def _fresh_metadata(folder: Path):
+def _fresh_metadata(folder: Path) -> TextIO:
+    """Open `metadata.jsonl` anew; audio that an earlier one lists is removed, nothing else in the folder is."""
     folder.mkdir(parents=True, exist_ok=True)
-    return (folder / "metadata.jsonl").open("w", encoding="utf-8")
+    metadata = folder / "metadata.jsonl"
+    if metadata.exists():
+        for line in metadata.read_text(encoding="utf-8").splitlines():
+            earlier = (folder / json.loads(line)["file_name"]).resolve()
+            if earlier.is_relative_to(folder.resolve()):
+                earlier.unlink(missing_ok=True)
+    return metadata.open("w", encoding="utf-8")
 
 
 if __name__ == "__main__":

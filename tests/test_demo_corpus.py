@@ -14,8 +14,9 @@ from modeling_mamba_ema.data.synthetic_corpus import SPEAKERS, emotional_walk
 SCRIPT = Path(__file__).parent.parent / "examples" / "make_demo_corpus.py"
 
 
-def make(folder, seed=0):
-    command = [sys.executable, str(SCRIPT), "--output", str(folder), "--conversations", "5", "--seed", str(seed)]
+def make(folder, seed=0, conversations=5):
+    command = [sys.executable, str(SCRIPT), "--output", str(folder)]
+    command += ["--conversations", str(conversations), "--seed", str(seed)]
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
@@ -32,14 +33,20 @@ def rows(corpus):
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(corpus, tmp_path):
-    assert make(tmp_path / "again") == corpus[1]
-    other = make(tmp_path / "other", seed=1)
+    other = make(tmp_path, seed=1, conversations=7)
     assert other["metadata.jsonl"] != corpus[1]["metadata.jsonl"]
+    (tmp_path / "notes.txt").write_text("mine")
+    again = make(tmp_path)  # over the other corpus, of which nothing may stay
+    assert again.pop("notes.txt") == b"mine"
+    assert again == corpus[1]
 
 
-def test_no_speaker_is_in_two_splits():
+def test_no_speaker_is_in_two_splits(rows):
     voices = [speaker.voice.split("+")[1] for speakers in SPEAKERS.values() for speaker in speakers]
     assert len(voices) == len(set(voices))
+    pairs = {(row["speaker"], row["split"]) for row in rows}
+    assert len(pairs) == len({speaker for speaker, _ in pairs})
+    assert {split for _, split in pairs} == {"train", "validation", "test"}
 
 
 def test_turns_are_numbered_and_two_speakers_alternate(rows):

@@ -189,13 +189,13 @@ def say(
     speech = synthesizer.speak(
         text,
         voice=speaker.voice,
-        rate=speaker.rate * (0.75 + 0.5 * arousal),
-        pitch=np.clip(speaker.pitch - 20 + 50 * arousal + generator.normal(0, 2), 0, 99),
+        rate=speaker.rate * (0.7 + 0.6 * arousal),
+        pitch=np.clip(speaker.pitch - 25 + 55 * arousal + generator.normal(0, 4), 0, 99),
         pitch_range=np.clip(10 + 80 * valence, 0, 99),
     )
     # Vocal effort: the first difference lifts high frequencies.
-    effort = 0.9 * (arousal - 0.5)
-    speech = speech + effort * np.diff(speech, prepend=speech[:1]) * (2.0 if effort > 0 else 0.5)
+    effort = arousal - 0.5
+    speech = speech + effort * np.diff(speech, prepend=speech[:1]) * (5.0 if effort > 0 else 1.0)
     # An unpleasant voice is rough, a pleasant one lilts: loudness modulated fast or slowly.
     seconds = np.arange(speech.size) / SAMPLING_RATE
     for hertz, depth in ((70, max(0.0, 0.55 - valence)), (6, max(0.0, valence - 0.45))):
