@@ -70,9 +70,10 @@ def main() -> int:
         )
         speaker = str(turn.get("speaker", ""))
         print(f"{number:>4}  {speaker:<16} {waveform.size / 16_000:>7.2f}  {'  '.join(columns)}")
-        # The attention to draw: the one farthest from mean pooling, by the largest weight over the mean weight.
+        # The attention to draw: that of a turn whose emotional stretch is known, else the one farthest from mean
+        # pooling, by the largest weight over the mean weight.
         attention = outputs.pooling_attentions[0]
-        sharpness = float(attention.max() * attention.shape[-1])
+        sharpness = (turn.get("salient_start") is not None, float(attention.max() * attention.shape[-1]))
         if sharpest is None or sharpness > sharpest[0]:
             sharpest = (sharpness, number, waveform, attention, turn)
 

@@ -53,7 +53,7 @@ def plot_attention(
     weight_axes.set_ylabel("weight of a frame (%)")
     weight_axes.set_ylim(bottom=0)
     handles = [*weight_axes.get_legend_handles_labels()[0], *wave_axes.get_legend_handles_labels()[0]]
-    weight_axes.legend(handles=handles, loc="upper right", fontsize=9)
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9, frameon=False)
     spectrum_axes.specgram(
         waveform + 1e-8, NFFT=400, noverlap=240, Fs=sampling_rate, cmap="cividis", vmin=-120, scale="dB"
     )
