@@ -31,6 +31,7 @@ from modeling_mamba_ema.training import (
     load_run_configuration,
     prediction_table,
     save_predictions,
+    write_results_into_card,
 )
 
 logger = logging.getLogger("run_finetune")
@@ -166,8 +167,11 @@ def main() -> None:
 
     # 6. a folder that loads by itself
     if trainer.is_world_process_zero():
+        (output / "model" / "README.md").unlink(missing_ok=True)  # of an earlier run, with its results
         model.save_pretrained(output / "model")
         extractor.save_pretrained(output / "model")
+        command = f"accelerate launch examples/run_finetune.py {arguments.configuration}"
+        write_results_into_card(output / "model" / "README.md", results, config.labels, run.data.source, command)
         for name, table in tables.items():
             save_predictions(table, output / f"predictions_{name}.csv")
         plot_learning_curve(trainer.state.log_history, config.labels).savefig(output / "learning_curve.png")

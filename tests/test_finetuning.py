@@ -96,6 +96,9 @@ def test_a_run_leaves_a_model_that_loads_and_results_over_every_turn(one_process
     model = AutoModel.from_pretrained(output / "model")
     assert torch.isfinite(model(torch.randn(1, 4_000)).logits).all()
     assert not list((output / "model").glob("*.bin"))
+    card = (output / "model" / "README.md").read_text()
+    assert f"{results['test']['ccc_arousal']:.3f} ({results['test']['ccc_arousal_low']:.3f} to" in card
+    assert "No evaluation has been recorded" not in card
     assert yaml.safe_load((output / "run_configuration.yaml").read_text())["training"]["learning_rate"] == 1e-3
 
 

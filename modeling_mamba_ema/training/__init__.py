@@ -4,6 +4,7 @@ from .checkpoints import newest_complete_checkpoint, why_incomplete
 from .collator import ConversationCollator
 from .interruption import EXIT_CODE, StopOnSigterm
 from .predictions import prediction_table, save_predictions
+from .results_card import write_results_into_card
 from .resume import choose_checkpoint
 from .run_configuration import RunConfiguration, load_run_configuration
 from .trainer import EvaluationLog, MambaEMATrainer, ccc_of_predictions
@@ -22,4 +23,5 @@ __all__ = [
     "prediction_table",
     "save_predictions",
     "why_incomplete",
+    "write_results_into_card",
 ]
