@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-MISSING_LABEL = -100.0
+from .ccc_loss import MISSING_LABEL
 
 
 @dataclass
