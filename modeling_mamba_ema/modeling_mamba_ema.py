@@ -136,7 +136,7 @@ class MambaEMAPreTrainedModel(PreTrainedModel):
     def _set_gradient_checkpointing(  # type: ignore[override]
         self, enable: bool = True, gradient_checkpointing_func: Any = None, **kwargs: Any
     ) -> None:
-        if enable and getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant", False):
+        if enable and getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant", True):
             raise ValueError(
                 "re-entrant gradient checkpointing recurses without end in WavLM's backward pass; "
                 "pass gradient_checkpointing_kwargs={'use_reentrant': False}"

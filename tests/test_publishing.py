@@ -215,8 +215,10 @@ def test_gradient_checkpointing_changes_no_gradient_and_the_reentrant_kind_is_re
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     assert all(torch.equal(gradients[0][name], gradients[1][name]) for name in gradients[0])
-    with pytest.raises(ValueError, match="re-entrant"):
-        tiny_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": True})
+    # Without a word on it torch takes the re-entrant kind.
+    for options in ({"use_reentrant": True}, {}, {"preserve_rng_state": True}):
+        with pytest.raises(ValueError, match="re-entrant"):
+            tiny_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
 
 
 @pytest.mark.parametrize("norm", ["group", "layer"])
