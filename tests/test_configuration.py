@@ -1,10 +1,10 @@
 """MambaEMAConfig: defaults, round trips, refused values."""
 
 import pytest
-from tests.helpers import tiny_config
 from transformers import WavLMConfig
 
 from modeling_mamba_ema import MambaEMAConfig
+from tests.helpers import tiny_config
 
 
 def test_the_default_encoder_is_wavlm_large_without_layer_drop_and_spec_augment():

@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from tests.helpers import tiny_config, tiny_model
 
 from modeling_mamba_ema import ConversationState, MambaEMAFeatureExtractor, MambaEMAModel
 from modeling_mamba_ema.configuration_mamba_ema import CONTEXTS, POOLINGS
+from tests.helpers import tiny_config, tiny_model
 
 RATE = 16_000
 SETTINGS = [

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tests.helpers import tiny_config, tiny_model
 from transformers import WavLMModel
 
 from modeling_mamba_ema.speech_encoder import num_frames, receptive_field, wavlm_hidden_states
+from tests.helpers import tiny_config, tiny_model
 
 NORMS = ("group", "layer")
 LENGTHS = (400, 719, 4_000, 16_000)
