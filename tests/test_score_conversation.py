@@ -10,7 +10,6 @@ import torch
 from matplotlib.image import imread
 
 from modeling_mamba_ema import MambaEMAFeatureExtractor
-from modeling_mamba_ema.plots import plot_attention, plot_trajectory
 from modeling_mamba_ema.sample import FOLDER, load_sample_conversation
 from tests.helpers import tiny_model
 
@@ -61,14 +60,3 @@ def test_the_sample_is_small_and_readable():
     turns = load_sample_conversation()
     assert len(turns) == 7
     assert all(turn["sampling_rate"] == 16_000 and turn["waveform"].size > 8_000 for turn in turns)
-
-
-@pytest.mark.parametrize("heads", [1, 4])
-@pytest.mark.parametrize("suffix", ["png", "svg"])
-def test_pictures_are_written(tmp_path, heads, suffix):
-    weights = np.random.default_rng(0).dirichlet(np.ones(49), size=heads)
-    figure = plot_attention(np.random.default_rng(0).normal(0, 0.1, 16_000), weights, salient=(0.2, 0.5), title="a")
-    figure.savefig(tmp_path / f"attention.{suffix}")
-    figure = plot_trajectory({"valence": [0.1, 0.5], "arousal": [0.3, 0.9]}, ["a", "b"], {"valence": [0.2, 0.4]})
-    figure.savefig(tmp_path / f"trajectory.{suffix}")
-    assert all((tmp_path / f"{name}.{suffix}").stat().st_size > 5_000 for name in ("attention", "trajectory"))

@@ -1,12 +1,19 @@
 """Pictures of what the model gives back."""
 
-from .pictures import plot_attention, plot_trajectory
+from .attention import plot_attention, plot_poolings
+from .style import write_picture
+from .timeline import plot_timeline
 from .training_pictures import plot_error_by_position, plot_learning_curve, plot_predictions
+from .trajectory import plot_circumplex, plot_trajectory
 
 __all__ = [
     "plot_attention",
+    "plot_circumplex",
     "plot_error_by_position",
     "plot_learning_curve",
+    "plot_poolings",
     "plot_predictions",
+    "plot_timeline",
     "plot_trajectory",
+    "write_picture",
 ]

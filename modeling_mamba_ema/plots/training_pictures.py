@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from .pictures import COLOURS, GREY
+from .style import COLOURS, GREY
 
 
 def plot_learning_curve(log_history: Sequence[dict[str, Any]], labels: Sequence[str]) -> Figure:

@@ -1,0 +1,51 @@
+"""What the pictures share: colours, reading arrays, writing files.
+
+Colours are those of Okabe & Ito, which colour-blind readers can tell apart; no picture tells things apart by colour
+alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+GREY = "#999999"
+SPEAKER_MARKERS = "osD^vP"
+STYLES = ("-", "-.", ":")  # of lines, one a label
+
+
+def as_array(values: Any, name: str, *dimensions: int) -> np.ndarray:
+    """Arrays, lists or tensors of any device and type as float64.
+
+    Raises:
+        ValueError: the number of dimensions is none of those allowed, or nothing is in it.
+    """
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu().double().numpy()
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim not in dimensions or array.size == 0:
+        allowed = " or ".join(map(str, dimensions))
+        raise ValueError(f"{name} has shape {array.shape}; it needs {allowed} dimension(s) and something in it")
+    return array
+
+
+def write_picture(figure: Figure, stem: str | Path) -> tuple[Path, Path]:
+    """Write a figure as `<stem>.png` and `<stem>.svg`; folders are made.
+
+    Returns:
+        The two paths.
+    """
+    stem = Path(stem)
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    png, svg = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")
+    figure.savefig(png, dpi=130)
+    # The same outputs give the same file: no date, and ids that do not change from run to run.
+    with matplotlib.rc_context({"svg.hashsalt": "mamba-ema", "svg.fonttype": "none"}):
+        figure.savefig(svg, metadata={"Date": None})
+    return png, svg

@@ -1,0 +1,146 @@
+"""The path of emotion over a conversation: over the turns, and on the plane of valence and arousal.
+
+The functions take predictions on the unit scale as arrays and return a matplotlib `Figure`; `write_picture` writes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+
+from .style import COLOURS, GREY, SPEAKER_MARKERS, STYLES, as_array
+
+# Words of the four corners, after the circumplex of Russell 1980: (valence, arousal), word.
+CORNERS = (
+    ((0.0, 1.04), "angry, afraid"),
+    ((1.0, 1.04), "excited, happy"),
+    ((0.0, -0.04), "sad, bored"),
+    ((1.0, -0.04), "calm, content"),
+)
+
+
+def plot_trajectory(
+    predictions: Mapping[str, Any],
+    speakers: Sequence[str] | None = None,
+    references: Mapping[str, Any] | None = None,
+    title: str = "",
+) -> Figure:
+    """Predicted emotion over the turns of a conversation.
+
+    Args:
+        predictions: for each label (turns,) on the unit scale; NaN leaves a gap.
+        speakers: one name a turn; each speaker gets a marker.
+        references: true values of some labels, drawn dashed.
+        title: above the picture.
+
+    Raises:
+        ValueError: no labels, or not one value and one speaker a turn.
+    """
+    if not predictions:
+        raise ValueError("predictions holds no labels; give for each label one value a turn")
+    rows = {label: as_array(values, label, 1) for label, values in predictions.items()}
+    truth = {label: as_array(values, f"reference of {label}", 1) for label, values in (references or {}).items()}
+    count = len(next(iter(rows.values())))
+    for label, values in [*rows.items(), *truth.items()]:
+        _check_turns(values, count, label)
+    names = _speaker_names(speakers, count)
+
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    turns = np.arange(1, count + 1)
+    for index, (label, values) in enumerate(rows.items()):
+        colour = COLOURS[index % len(COLOURS)]
+        style = STYLES[index % 3]
+        axes.plot(turns, values, style, color=colour, linewidth=2, label=label, marker=None if names else "o")
+        for marker, name in _markers(names):
+            own = [turn for turn, speaker in enumerate(speakers or []) if speaker == name]
+            axes.plot(turns[own], values[own], marker, color=colour, markersize=8)
+        if label in truth:
+            axes.plot(turns, truth[label], "--", color=colour, linewidth=1.2, label=f"{label}, label of the corpus")
+    for marker, name in _markers(names):
+        axes.plot([], [], marker, color="black", label=_short(name))
+    axes.set_xlabel("turn")
+    axes.set_ylabel("0 = low, 1 = high")
+    axes.set_xticks(turns[:: 1 + (count - 1) // 20])
+    axes.set_xlim(0.5, count + 0.5)
+    axes.set_ylim(-0.02, 1.02)
+    axes.grid(alpha=0.3)
+    axes.set_title(title, fontsize=12)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9, frameon=False)
+    return figure
+
+
+def plot_circumplex(valence: Any, arousal: Any, speakers: Sequence[str] | None = None, title: str = "") -> Figure:
+    """The path of each speaker on the plane of valence and arousal (the circumplex of Russell 1980).
+
+    Args:
+        valence, arousal: (turns,) on the unit scale; 0.5 is neutral.
+        speakers: one name a turn; each speaker gets a colour, a marker and a path.
+        title: above the picture.
+
+    Raises:
+        ValueError: not one valence, one arousal and one speaker a turn.
+    """
+    valence, arousal = as_array(valence, "valence", 1), as_array(arousal, "arousal", 1)
+    _check_turns(arousal, len(valence), "arousal")
+    names = _speaker_names(speakers, len(valence)) or [""]
+    halo = [withStroke(linewidth=2.5, foreground="white")]  # a number stays readable on an arrow
+    figure = Figure(figsize=(6, 6), layout="constrained")
+    axes = figure.subplots()
+    axes.axhline(0.5, color=GREY, linewidth=1)
+    axes.axvline(0.5, color=GREY, linewidth=1)
+    for (x, y), word in CORNERS:
+        axes.text(x, y, word, color="#666666", ha="left" if x < 0.5 else "right", va="center", style="italic")
+    for index, (marker, name) in enumerate(_markers(names)):
+        colour = COLOURS[index % len(COLOURS)]
+        own = [turn for turn in range(len(valence)) if name == "" or (speakers or [])[turn] == name]
+        x, y = valence[own], arousal[own]
+        axes.plot(x, y, marker, color=colour, markersize=8, label=_short(name) or None, zorder=3)
+        for start in range(len(own) - 1):
+            axes.annotate(
+                "",
+                xy=(x[start + 1], y[start + 1]),
+                xytext=(x[start], y[start]),
+                arrowprops={"arrowstyle": "-|>", "color": colour, "alpha": 0.6, "shrinkA": 5, "shrinkB": 6},
+            )
+        # Numbers only where a reader can still tell them apart.
+        if len(valence) <= 30:
+            for turn, px, py in zip(own, x, y):
+                axes.annotate(
+                    str(turn + 1), (px, py), xytext=(6, 5), textcoords="offset points", fontsize=9, path_effects=halo
+                )
+    axes.set_xlabel("valence: unpleasant to pleasant")
+    axes.set_ylabel("arousal: calm to excited")
+    axes.set_xlim(-0.08, 1.08)
+    axes.set_ylim(-0.08, 1.08)
+    axes.set_aspect("equal")
+    axes.set_title(title, fontsize=12)
+    if names != [""]:
+        figure.legend(loc="outside lower center", ncols=min(len(names), 4), fontsize=9, frameon=False)
+    return figure
+
+
+def _check_turns(values: np.ndarray, count: int, name: str) -> None:
+    if len(values) != count:
+        raise ValueError(f"{name} has {len(values)} turns, but {count} are predicted; give one value a turn")
+
+
+def _speaker_names(speakers: Sequence[str] | None, count: int) -> list[str]:
+    """The speakers in the order in which they first speak."""
+    if speakers is not None and len(speakers) != count:
+        raise ValueError(f"speakers has {len(speakers)} names for {count} turns; give one name a turn")
+    return list(dict.fromkeys(speakers or []))
+
+
+def _markers(names: Sequence[str]) -> list[tuple[str, str]]:
+    return [(SPEAKER_MARKERS[index % len(SPEAKER_MARKERS)], name) for index, name in enumerate(names)]
+
+
+def _short(name: str) -> str:
+    """A name for the legend: matplotlib hides those that begin with an underscore, and reads $ as mathematics."""
+    shown = name if len(name) <= 24 else f"{name[:23]}…"
+    return shown.replace("$", r"\$").replace("_", "\u02cd") if shown.startswith("_") else shown.replace("$", r"\$")
