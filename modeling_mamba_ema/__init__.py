@@ -7,6 +7,7 @@ from .configuration_mamba_ema import MambaEMAConfig
 from .conversation_state import ConversationState
 from .feature_extraction_mamba_ema import InvalidAudioError, MambaEMAFeatureExtractor
 from .modeling_mamba_ema import MambaEMAForRegression, MambaEMAModel
+from .pipeline_mamba_ema import MambaEMAPipeline
 
 # With the package installed, the Auto classes need no remote code.
 AutoConfig.register(MambaEMAConfig.model_type, MambaEMAConfig, exist_ok=True)
@@ -21,5 +22,6 @@ __all__ = [
     "MambaEMAFeatureExtractor",
     "MambaEMAForRegression",
     "MambaEMAModel",
+    "MambaEMAPipeline",
     "__version__",
 ]

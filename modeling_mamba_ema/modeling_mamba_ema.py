@@ -417,7 +417,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
     ) -> None:
-        """Write a folder that works by itself: weights, configuration, code, feature extractor and model card.
+        """Write a folder that works by itself: weights, configuration, code, feature extractor, model card.
 
         `AutoModel.from_pretrained(folder, trust_remote_code=True)` loads it where only torch and transformers are
         installed. A `preprocessor_config.json` or `README.md` that is there already is kept.
@@ -428,14 +428,22 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         """
         if kwargs.get("push_to_hub"):
             raise ValueError("save_pretrained(push_to_hub=True) would leave files out; call model.push_to_hub(name)")
+        # Not needed to run the model, so not imported with it; but transformers copies what is named here.
+        from .handler import EndpointHandler
+        from .pipeline_mamba_ema import CUSTOM_PIPELINES, MambaEMAPipeline
+
         self.config.auto_map = dict(AUTO_MAP)
+        self.config.custom_pipelines = {task: dict(info) for task, info in CUSTOM_PIPELINES.items()}
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if not is_main_process:
             return
         folder = Path(save_directory)
         if not (folder / "preprocessor_config.json").exists():
             MambaEMAFeatureExtractor(do_normalize=self.config.do_normalize).save_pretrained(folder)
-        custom_object_save(MambaEMAFeatureExtractor, folder)
+        for part in (MambaEMAFeatureExtractor, MambaEMAPipeline, EndpointHandler):
+            custom_object_save(part, folder)
+        # Inference Endpoints install this before they import handler.py.
+        (folder / "requirements.txt").write_text("soundfile\nsoxr\n", encoding="utf-8")
         if not (folder / "README.md").exists():
             (folder / "README.md").write_text(model_card(self.config), encoding="utf-8")
 

@@ -30,7 +30,7 @@ from tests.helpers import tiny_config, tiny_model
 REPOSITORY = Path(__file__).parent.parent
 PACKAGE = Path(modeling_mamba_ema.__file__).parent
 ALLOWED_IMPORTS = {"torch", "transformers", "numpy"}
-GUARDED_IMPORTS = {"mamba_ssm", "soxr"}  # only inside try / except ImportError
+GUARDED_IMPORTS = {"mamba_ssm", "soundfile", "soxr"}  # only inside try / except ImportError
 
 # Loads the folder through the Auto classes with nothing of this package and nothing optional importable, without a
 # network, and prints what it computed as hexadecimal float32.
@@ -104,7 +104,14 @@ def published(tmp_path_factory):
 def test_a_folder_holds_weights_settings_code_and_card_and_nothing_that_runs_on_load(published):
     names = {path.name for path in published[1].iterdir()}
     assert {"config.json", "model.safetensors", "preprocessor_config.json", "README.md"} <= names
-    assert {path.suffix for path in published[1].iterdir()} == {".json", ".safetensors", ".py", ".md"}
+    assert {path.suffix for path in published[1].iterdir()} == {".json", ".safetensors", ".py", ".md", ".txt"}
+    assert names - {path.name for path in PACKAGE.glob("*.py")} == {
+        "config.json",
+        "model.safetensors",
+        "preprocessor_config.json",
+        "README.md",
+        "requirements.txt",
+    }
     auto_map = json.loads((published[1] / "config.json").read_text())["auto_map"]
     assert set(auto_map) == {"AutoConfig", "AutoModel", "AutoModelForAudioClassification", "AutoFeatureExtractor"}
     for reference in auto_map.values():

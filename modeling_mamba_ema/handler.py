@@ -1,0 +1,50 @@
+"""Hugging Face Inference Endpoints call this file, which lies beside the weights of a published model."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any
+
+from transformers import pipeline
+
+PARAMETERS = ("top_k", "return_label_values", "sampling_rate")
+
+
+class EndpointHandler:
+    """
+    Args:
+        path: folder of the model, as the endpoint has downloaded it.
+    """
+
+    def __init__(self, path: str = ""):
+        self.pipeline: Any = pipeline("audio-classification", model=path, trust_remote_code=True, revision="main")
+
+    def __call__(self, data: dict[str, Any]) -> list[dict[str, Any]]:
+        """
+        Args:
+            data: `"inputs"`, the bytes of an audio file or, in a JSON request, their base64 text, or a list of samples;
+                and, if wanted, `"parameters"`: top_k, return_label_values, sampling_rate. Strings are never taken as
+                paths or URLs.
+
+        Returns:
+            `[{"label": "arousal", "score": 0.61}, ...]`, highest first, on the unit scale.
+
+        Raises:
+            ValueError: inputs or parameters that cannot be used; the message says what can.
+        """
+        parameters = dict(data.get("parameters") or {})
+        unknown = sorted(set(parameters) - set(PARAMETERS))
+        if unknown:
+            raise ValueError(f"parameters {unknown} are not known; allowed are {', '.join(PARAMETERS)}")
+        inputs = data.get("inputs")
+        if isinstance(inputs, str):
+            try:
+                inputs = base64.b64decode(inputs, validate=True)
+            except binascii.Error as error:
+                raise ValueError("inputs is a text that is no base64; send the bytes of an audio file") from error
+        elif isinstance(inputs, list):
+            inputs = {"array": inputs, "sampling_rate": parameters.pop("sampling_rate", None)}
+        elif not isinstance(inputs, (bytes, bytearray)):
+            raise ValueError(f"inputs is {type(inputs).__name__}; send the bytes of an audio file")
+        return self.pipeline(inputs, **parameters)
