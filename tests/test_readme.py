@@ -11,7 +11,8 @@ README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8"
 NEEDS_THE_HUB = ("microsoft/wavlm-large", "push_to_hub")
 
 
-def test_the_snippets_run(tmp_path, capsys):
+def test_the_snippets_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # they write files
     tiny_model().save_pretrained(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     local = [block for block in blocks if not any(word in block for word in NEEDS_THE_HUB)]
