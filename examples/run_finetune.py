@@ -13,12 +13,10 @@ import sys
 import warnings
 from pathlib import Path
 
-import torch
 import transformers
-from transformers import EarlyStoppingCallback, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, set_seed
 
-from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression
-from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
+from modeling_mamba_ema.data.dataset import ConversationDataset
 from modeling_mamba_ema.plots import plot_learning_curve
 from modeling_mamba_ema.training import (
     EXIT_CODE,
@@ -26,11 +24,14 @@ from modeling_mamba_ema.training import (
     EvaluationLog,
     MambaEMATrainer,
     StopOnSigterm,
+    build_model,
     ccc_of_predictions,
     choose_checkpoint,
     load_run_configuration,
+    load_splits,
     prediction_table,
     save_predictions,
+    training_arguments,
     write_results_into_card,
 )
 
@@ -55,65 +56,22 @@ def main() -> None:
     output = Path(run.training.output_dir)
 
     # 2. model: one that was trained before, a new one, or a new head on a pretrained WavLM
-    if run.model.pretrained_model is not None:
-        model = MambaEMAForRegression.from_pretrained(run.model.pretrained_model, revision=run.model.revision)
-    elif run.model.pretrained_speech_encoder is None:
-        model = MambaEMAForRegression(MambaEMAConfig(**run.model.params))
-    else:
-        model = MambaEMAForRegression.from_pretrained_speech_encoder(
-            run.model.pretrained_speech_encoder, revision=run.model.revision, **run.model.params
-        )
+    model, extractor = build_model(run)
     config = model.config
-    extractor = MambaEMAFeatureExtractor(do_normalize=config.do_normalize, max_seconds=run.data.max_seconds)
 
     # 3. data: whole conversations for evaluation, windows of them for training where asked for
-    splits = load_emotion_dataset(run.data.source, config.labels, config.label_ranges)
-    wanted = [run.data.train_split, run.data.validation_split, run.data.test_split]
-    missing = [split for split in wanted if split is not None and split not in splits]
-    if missing:
-        parser.error(f"{run.data.source} has no split {', '.join(missing)}; there are {', '.join(splits)}")
+    try:
+        splits = load_splits(run, config)
+    except ValueError as error:
+        parser.error(str(error))
     train = ConversationDataset(splits[run.data.train_split], config.labels, run.data.turns_per_item)
     validation = ConversationDataset(splits[run.data.validation_split], config.labels)
 
     # 4. training
-    when = "epoch" if run.training.save_steps is None else "steps"
     stop_on_sigterm = StopOnSigterm()
     trainer = MambaEMATrainer(
         model=model,
-        args=TrainingArguments(
-            output_dir=str(output / "checkpoints"),
-            num_train_epochs=run.training.epochs,
-            per_device_train_batch_size=run.training.conversations_per_batch,
-            per_device_eval_batch_size=run.training.conversations_per_batch,
-            dataloader_drop_last=True,  # a last batch of one turn has no CCC
-            use_cpu=not torch.cuda.is_available(),
-            dataloader_pin_memory=torch.cuda.is_available(),
-            dataloader_num_workers=run.training.dataloader_workers,
-            learning_rate=run.training.learning_rate,
-            weight_decay=run.training.weight_decay,
-            lr_scheduler_type=run.training.scheduler,
-            warmup_steps=run.training.warmup_ratio,
-            max_grad_norm=run.training.max_grad_norm,
-            bf16=run.training.bf16,
-            gradient_checkpointing=run.training.gradient_checkpointing,
-            gradient_checkpointing_kwargs={"use_reentrant": False},
-            eval_strategy=when,
-            save_strategy=when,
-            logging_strategy=when,
-            eval_steps=run.training.save_steps,
-            save_steps=run.training.save_steps or 500,
-            logging_steps=run.training.save_steps or 500,
-            save_total_limit=2,
-            restore_callback_states_from_checkpoint=True,  # else a resumed run forgets its patience
-            load_best_model_at_end=True,
-            metric_for_best_model="ccc",  # never the loss: a mean over batches is no CCC
-            greater_is_better=True,
-            logging_nan_inf_filter=False,  # with the filter NaN reads as loss 0.0, a perfect CCC
-            report_to=run.training.report_to,
-            seed=run.training.seed,
-            remove_unused_columns=False,
-            label_names=["labels"],
-        ),
+        args=training_arguments(run),
         train_dataset=train,
         eval_dataset=validation,
         data_collator=ConversationCollator(extractor),

@@ -1,5 +1,6 @@
 """Fine-tuning on transformers' Trainer."""
 
+from .building import build_model, load_splits, training_arguments
 from .checkpoints import newest_complete_checkpoint, why_incomplete
 from .collator import ConversationCollator
 from .interruption import EXIT_CODE, StopOnSigterm
@@ -16,12 +17,15 @@ __all__ = [
     "MambaEMATrainer",
     "RunConfiguration",
     "StopOnSigterm",
+    "build_model",
     "ccc_of_predictions",
     "choose_checkpoint",
     "load_run_configuration",
+    "load_splits",
     "newest_complete_checkpoint",
     "prediction_table",
     "save_predictions",
+    "training_arguments",
     "why_incomplete",
     "write_results_into_card",
 ]

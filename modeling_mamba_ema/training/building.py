@@ -1,0 +1,89 @@
+"""From a run configuration to what a program works with: the model, the splits, Trainer's arguments."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import DatasetDict
+from transformers import TrainingArguments
+
+from ..configuration_mamba_ema import MambaEMAConfig
+from ..data.dataset import load_emotion_dataset
+from ..feature_extraction_mamba_ema import MambaEMAFeatureExtractor
+from ..modeling_mamba_ema import MambaEMAForRegression
+from .run_configuration import RunConfiguration
+
+
+def build_model(run: RunConfiguration) -> tuple[MambaEMAForRegression, MambaEMAFeatureExtractor]:
+    """A model that was trained before, a new head on a pretrained WavLM, or a new model; and its feature extractor."""
+    if run.model.pretrained_model is not None:
+        model = MambaEMAForRegression.from_pretrained(run.model.pretrained_model, revision=run.model.revision)
+    elif run.model.pretrained_speech_encoder is None:
+        model = MambaEMAForRegression(MambaEMAConfig(**run.model.params))
+    else:
+        model = MambaEMAForRegression.from_pretrained_speech_encoder(
+            run.model.pretrained_speech_encoder, revision=run.model.revision, **run.model.params
+        )
+    extractor = MambaEMAFeatureExtractor(do_normalize=model.config.do_normalize, max_seconds=run.data.max_seconds)
+    return model, extractor
+
+
+def load_splits(run: RunConfiguration, config: MambaEMAConfig) -> DatasetDict:
+    """The corpus of a run, by split.
+
+    Raises:
+        ValueError: a corpus that cannot be read, or without a split that the run names.
+    """
+    splits = load_emotion_dataset(run.data.source, config.labels, config.label_ranges)
+    wanted = [run.data.train_split, run.data.validation_split, run.data.test_split]
+    missing = [split for split in wanted if split is not None and split not in splits]
+    if missing:
+        raise ValueError(f"{run.data.source} has no split {', '.join(missing)}; there are {', '.join(splits)}")
+    return splits
+
+
+def training_arguments(run: RunConfiguration, **changes: Any) -> TrainingArguments:
+    """Trainer's arguments for a run.
+
+    Args:
+        run: the resolved configuration.
+        changes: arguments to replace, by their name in `TrainingArguments`.
+    """
+    when = "epoch" if run.training.save_steps is None else "steps"
+    arguments: dict[str, Any] = {
+        "output_dir": str(Path(run.training.output_dir) / "checkpoints"),
+        "num_train_epochs": run.training.epochs,
+        "per_device_train_batch_size": run.training.conversations_per_batch,
+        "per_device_eval_batch_size": run.training.conversations_per_batch,
+        "dataloader_drop_last": True,  # a last batch of one turn has no CCC
+        "use_cpu": not torch.cuda.is_available(),
+        "dataloader_pin_memory": torch.cuda.is_available(),
+        "dataloader_num_workers": run.training.dataloader_workers,
+        "learning_rate": run.training.learning_rate,
+        "weight_decay": run.training.weight_decay,
+        "lr_scheduler_type": run.training.scheduler,
+        "warmup_steps": run.training.warmup_ratio,
+        "max_grad_norm": run.training.max_grad_norm,
+        "bf16": run.training.bf16,
+        "gradient_checkpointing": run.training.gradient_checkpointing,
+        "gradient_checkpointing_kwargs": {"use_reentrant": False},
+        "eval_strategy": when,
+        "save_strategy": when,
+        "logging_strategy": when,
+        "eval_steps": run.training.save_steps,
+        "save_steps": run.training.save_steps or 500,
+        "logging_steps": run.training.save_steps or 500,
+        "save_total_limit": 2,
+        "restore_callback_states_from_checkpoint": True,  # else a resumed run forgets its patience
+        "load_best_model_at_end": True,
+        "metric_for_best_model": "ccc",  # never the loss: a mean over batches is no CCC
+        "greater_is_better": True,
+        "logging_nan_inf_filter": False,  # with the filter NaN reads as loss 0.0, a perfect CCC
+        "report_to": run.training.report_to,
+        "seed": run.training.seed,
+        "remove_unused_columns": False,
+        "label_names": ["labels"],
+    }
+    return TrainingArguments(**{**arguments, **changes})
