@@ -36,7 +36,8 @@ def load_splits(run: RunConfiguration, config: MambaEMAConfig) -> DatasetDict:
     Raises:
         ValueError: a corpus that cannot be read, or without a split that the run names.
     """
-    splits = load_emotion_dataset(run.data.source, config.labels, config.label_ranges)
+    scales = {label: config.label_range(label) for label in config.labels}
+    splits = load_emotion_dataset(run.data.source, config.labels, scales)
     wanted = [run.data.train_split, run.data.validation_split, run.data.test_split]
     missing = [split for split in wanted if split is not None and split not in splits]
     if missing:
