@@ -39,8 +39,13 @@ _SPEECH_ENCODER_BOUNDS = {
     "num_attention_heads": (1, 64),
     "intermediate_size": (1, 16384),
     "num_conv_pos_embeddings": (1, 1024),
+    "num_conv_pos_embedding_groups": (1, 1024),
     "num_buckets": (1, 4096),
+    "max_bucket_distance": (1, 100_000),
 }
+# Of WavLM's convolution front end: (lowest, highest) of each layer's value. WavLM has 7 layers.
+_FRONT_END_BOUNDS = {"conv_dim": (1, 4096), "conv_kernel": (1, 64), "conv_stride": (1, 64)}
+_MAX_FRONT_END_LAYERS = 16
 
 
 class MambaEMAConfig(PretrainedConfig):
@@ -198,8 +203,16 @@ class MambaEMAConfig(PretrainedConfig):
         encoder = self.speech_encoder_config
         for name, (low, high) in _SPEECH_ENCODER_BOUNDS.items():
             _require_integer(f"speech_encoder_config.{name}", getattr(encoder, name), low, high)
-        for width in encoder.conv_dim:
-            _require_integer("each of speech_encoder_config.conv_dim", width, 1, 4096)
+        for name, (low, high) in _FRONT_END_BOUNDS.items():
+            values = getattr(encoder, name)
+            if not 1 <= len(values) <= _MAX_FRONT_END_LAYERS:
+                raise ValueError(
+                    f"speech_encoder_config.{name} has {len(values)} values; allowed are 1 to {_MAX_FRONT_END_LAYERS}"
+                )
+            for value in values:
+                _require_integer(f"each of speech_encoder_config.{name}", value, low, high)
+        if encoder.add_adapter:
+            raise ValueError("speech_encoder_config.add_adapter is True; Mamba-EMA reads WavLM's frames without adapter")
         _require_number("ema_decay", self.ema_decay, 0.0, 1.0)
         if self.ema_decay_learnable and not 0.0 < self.ema_decay < 1.0:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +31,8 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
         padding_value (`float`, defaults to 0.0): Value of padded samples.
         do_normalize (`bool`, defaults to `True`): Zero mean and unit variance for each utterance, as WavLM-large was
             trained. Utterances below -70 dBFS RMS are centred but not amplified: noise must not become speech.
-        max_seconds (`float`, defaults to 30.0): Longest utterance. WavLM's attention takes memory quadratic in it.
+        max_seconds (`float`, defaults to 30.0): Longest utterance, checked before a sample is copied. WavLM's attention
+            takes memory quadratic in it.
 
     Example:
 
@@ -76,22 +78,25 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
         pad_to_multiple_of: int | None = None,
         return_attention_mask: bool | None = None,
         return_low_level: bool = False,
+        skip_short: bool = False,
         return_tensors: str | TensorType | None = None,
     ) -> BatchFeature:
         """
         Args:
             raw_speech: one waveform, a list of waveforms (a batch of utterances), or a list of lists of waveforms (a
                 batch of conversations). A waveform is a 1-D array, tensor or list of mono samples; floats within
-                [-1, 1], or integers, which are scaled by the range of their type.
+                [-1, 1], or integers of 8, 16 or 32 bits, which are scaled by the range of their type.
             sampling_rate: rate of `raw_speech` in Hz; always needed.
             resample: convert another rate to the model's; without it another rate is an error. Needs `soxr`.
             padding: `True` or `"longest"` (default), `"max_length"`, or `False` (lists, no padding; not for
                 conversations).
-            max_length: samples to pad to with `"max_length"`, and to cut to with `truncation`.
+            max_length: samples to pad to with `"max_length"`, and to cut to with `truncation`; at least 400.
             truncation: cut utterances to `max_length`.
             pad_to_multiple_of: round padded lengths up to a multiple of this.
-            return_attention_mask: leave the mask out with `False`.
-            return_low_level: add `low_level`, True for each utterance below -70 dBFS RMS.
+            return_attention_mask: leave the mask out with `False`; an error where utterances differ in length.
+            return_low_level: add `low_level`, True for each utterance below -70 dBFS RMS after its mean is taken off.
+            skip_short: mask out turns of conversations that are shorter than 25 ms, as diarisation leaves them, instead
+                of refusing them: they get NaN, and the conversation goes on as if they were not there.
             return_tensors: `"pt"`, `"np"` or None.
 
         Returns:
@@ -104,26 +109,22 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
             ValueError: no or a wrong sampling rate.
         """
         rate = self._checked_rate(sampling_rate, resample)
+        _check_max_length(max_length)
         conversations, depth = _as_conversations(raw_speech)
         waveforms: list[np.ndarray] = []
         low_level: list[bool] = []
+        present: list[list[bool]] = []
         for row, turns in enumerate(conversations):
+            present.append([])
             for turn, raw in enumerate(turns):
                 name = f"utterance {turn} of conversation {row}" if depth == 2 else f"utterance {row}"
-                waveform = _as_waveform(raw, name)
-                self._check_waveform(waveform, rate, name)
-                if rate != self.sampling_rate:
-                    waveform = _resample(waveform, rate, self.sampling_rate)
-                if waveform.size < MIN_SAMPLES:
-                    raise InvalidAudioError(
-                        f"{name} has {waveform.size} samples ({waveform.size / self.sampling_rate:.3f} s); at least "
-                        f"{MIN_SAMPLES} ({MIN_SAMPLES / self.sampling_rate:.3f} s) are needed"
-                    )
-                if truncation and max_length is not None:
-                    waveform = waveform[:max_length]
-                rms = float(np.sqrt(np.mean(np.square(waveform, dtype=np.float64))))
-                low_level.append(rms < 10 ** (LOW_LEVEL_DBFS / 20))
-                waveforms.append(self._normalize(waveform, low_level[-1]) if self.do_normalize else waveform)
+                waveform = self._as_checked_waveform(raw, rate, name)[: max_length if truncation else None]
+                present[-1].append(_is_long_enough(waveform, name, allow_short=skip_short and depth == 2))
+                low_level.append(_level(waveform) < 10 ** (LOW_LEVEL_DBFS / 20))
+                if present[-1][-1]:
+                    waveforms.append(self._normalize(waveform, low_level[-1]) if self.do_normalize else waveform)
+            if not any(present[-1]):
+                raise InvalidAudioError(f"conversation {row} has no turn of {MIN_SAMPLES} samples; leave it out")
         features = self.pad(
             BatchFeature({"input_values": waveforms}),
             padding=padding,
@@ -133,10 +134,16 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
             return_attention_mask=return_attention_mask,
             return_tensors="np" if depth == 2 else None,
         )
+        padded = any(len(row) > waveform.size for row, waveform in zip(features["input_values"], waveforms))
+        if padded and "attention_mask" not in features:
+            raise ValueError(
+                "return_attention_mask=False would make padding count as speech; leave the mask in, or give one "
+                "utterance at a time"
+            )
         if depth == 2:
             if padding is False:
                 raise ValueError("padding=False gives rows of different length; conversations need padding")
-            features = _stack_conversations(features, [len(turns) for turns in conversations], self.padding_value)
+            features = _stack_conversations(features, present, self.padding_value)
         else:
             features["input_values"] = [np.asarray(row, dtype=np.float32) for row in features["input_values"]]
             if "attention_mask" in features:
@@ -160,35 +167,40 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
                 f"sampling_rate is missing; pass the rate of the audio in Hz, e.g. sampling_rate={self.sampling_rate}"
             )
         if isinstance(sampling_rate, bool) or not isinstance(sampling_rate, (int, np.integer)):
-            raise ValueError(f"sampling_rate is {sampling_rate!r}, but must be a whole number of Hz")
+            raise ValueError(f"sampling_rate is {reprlib.repr(sampling_rate)}, but must be a whole number of Hz")
+        if not 4_000 <= sampling_rate <= 192_000:
+            raise ValueError(f"sampling_rate is {reprlib.repr(sampling_rate)} Hz; allowed are 4000 to 192000 Hz")
         if sampling_rate != self.sampling_rate and not resample:
             raise ValueError(
                 f"sampling_rate is {sampling_rate} Hz, but the model works at {self.sampling_rate} Hz; "
                 "pass resample=True to convert"
             )
-        if not 4_000 <= sampling_rate <= 192_000:
-            raise ValueError(f"sampling_rate is {sampling_rate} Hz; allowed are 4000 to 192000 Hz")
         return int(sampling_rate)
 
-    def _check_waveform(self, waveform: np.ndarray, sampling_rate: int, name: str) -> None:
-        seconds = waveform.size / sampling_rate
+    def _as_checked_waveform(self, raw: Any, rate: int, name: str) -> np.ndarray:
+        """One waveform as people have it -> (samples,) float32 within [-1, 1] at the model's rate."""
+        samples = _as_mono(raw, name)
+        seconds = len(samples) / rate
         if seconds > self.max_seconds:
             raise InvalidAudioError(
                 f"{name} is {seconds:.1f} s long; allowed are {self.max_seconds:g} s: cut it into turns, or raise "
                 "max_seconds of the feature extractor (memory grows with the square of the length)"
             )
+        waveform = _as_float32(samples, name)
         # The peak is finite exactly when every sample is: one look finds NaN, infinity and unscaled integers.
         peak = float(np.abs(waveform).max(initial=0.0))
         if not np.isfinite(peak):
             bad = ~np.isfinite(waveform)
             raise InvalidAudioError(
-                f"{name} has {int(bad.sum())} samples that are NaN or infinite, the first at {int(bad.argmax())}"
+                f"{name} has {int(bad.sum())} samples that are NaN or infinite, the first at {int(bad.argmax())}; "
+                "allowed are finite numbers"
             )
         if peak > MAX_PEAK:
             raise InvalidAudioError(
                 f"{name} has a peak of {peak:.4g}; floating-point audio is within [-1, 1]. This looks like unscaled "
                 "integers: pass the integer array itself, or divide by its full scale"
             )
+        return waveform if rate == self.sampling_rate else _resample(waveform, rate, self.sampling_rate)
 
     @staticmethod
     def _normalize(waveform: np.ndarray, low_level: bool) -> np.ndarray:
@@ -240,16 +252,21 @@ def _depth(item: Any) -> int:
     )
 
 
-def _as_waveform(raw: Any, name: str) -> np.ndarray:
-    """One waveform as (samples,) float32 within [-1, 1]."""
+def _as_mono(raw: Any, name: str) -> np.ndarray | Sequence[Any]:
+    """The samples of one waveform along one axis, not yet copied or converted: their number is checked first."""
     if isinstance(raw, torch.Tensor):
-        raw = raw.detach().cpu()
-        raw = (raw.float() if raw.dtype == torch.bfloat16 else raw).numpy()
+        raw = raw.detach()
+        try:
+            raw = (raw.float() if raw.dtype == torch.bfloat16 else raw).cpu().numpy()
+        except (TypeError, RuntimeError, NotImplementedError) as error:
+            raise InvalidAudioError(
+                f"{name} is a tensor of {raw.dtype}, {raw.layout}, on {raw.device}; allowed are dense tensors of "
+                "floats, signed integers and uint8"
+            ) from error
     elif not isinstance(raw, np.ndarray):
-        if any(not isinstance(sample, (int, float, np.number)) or isinstance(sample, bool) for sample in raw):
-            raise TypeError(f"{name} holds something that is not a number; allowed are lists of samples")
-        # A list has no integer type whose range would scale it: Python numbers are taken as they stand.
-        raw = np.asarray(raw, dtype=np.float64)
+        return raw
+    if isinstance(raw, np.ma.MaskedArray):
+        raise InvalidAudioError(f"{name} is a masked array; allowed are plain ones: fill or cut out what is masked")
     if raw.ndim == 2 and raw.shape[0] == 1:
         raw = raw[0]
     if raw.ndim != 1:
@@ -257,16 +274,52 @@ def _as_waveform(raw: Any, name: str) -> np.ndarray:
             f"{name} has shape {raw.shape}; mono is needed, (samples,). Average or choose a channel of stereo audio, "
             "and give a batch as a list of waveforms"
         )
-    if raw.size == 0:
-        raise InvalidAudioError(f"{name} is empty; at least {MIN_SAMPLES} samples are needed")
-    if raw.dtype == np.uint8:
-        return (raw.astype(np.float32) - 128.0) / 128.0
-    if np.issubdtype(raw.dtype, np.signedinteger):
-        return (raw.astype(np.float64) / -float(np.iinfo(raw.dtype).min)).astype(np.float32)
-    if not np.issubdtype(raw.dtype, np.floating):
-        raise InvalidAudioError(f"{name} has dtype {raw.dtype}; allowed are floats, signed integers and uint8")
+    return raw
+
+
+def _as_float32(samples: np.ndarray | Sequence[Any], name: str) -> np.ndarray:
+    """Samples of any type -> (samples,) float32, integers scaled by the range of their type."""
+    if not isinstance(samples, np.ndarray):
+        number = (int, float, np.integer, np.floating)
+        if any(not isinstance(sample, number) or isinstance(sample, bool) for sample in samples):
+            raise TypeError(f"{name} holds something that is not a number; allowed are lists of samples")
+        # A list has no integer type whose range would scale it: Python numbers are taken as they stand.
+        try:
+            samples = np.asarray(samples, dtype=np.float64)
+        except OverflowError as error:
+            raise InvalidAudioError(f"{name} holds a number beyond the range of floats; allowed are [-1, 1]") from error
+    if samples.dtype == np.uint8:
+        return (samples.astype(np.float32) - 128.0) / 128.0
+    if samples.dtype in (np.int8, np.int16, np.int32):
+        return (samples.astype(np.float64) / -float(np.iinfo(samples.dtype).min)).astype(np.float32)
+    if not np.issubdtype(samples.dtype, np.floating):
+        # int64 is what arrays of int16 samples become unnoticed; by its own range they would be silence.
+        raise InvalidAudioError(f"{name} has dtype {samples.dtype}; allowed are floats, int8, int16, int32 and uint8")
     with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which the caller's check names
-        return raw.astype(np.float32)
+        return samples.astype(np.float32)
+
+
+def _is_long_enough(waveform: np.ndarray, name: str, allow_short: bool) -> bool:
+    if waveform.size < MIN_SAMPLES and not allow_short:
+        raise InvalidAudioError(
+            f"{name} has {waveform.size} samples ({waveform.size / SAMPLING_RATE:.3f} s); at least {MIN_SAMPLES} "
+            f"({MIN_SAMPLES / SAMPLING_RATE:.3f} s) are needed"
+        )
+    return waveform.size >= MIN_SAMPLES
+
+
+def _level(waveform: np.ndarray) -> float:
+    """RMS without the mean: a microphone's offset is no sound."""
+    return float(np.std(waveform, dtype=np.float64)) if waveform.size else 0.0
+
+
+def _check_max_length(max_length: Any) -> None:
+    if max_length is None:
+        return
+    if isinstance(max_length, bool) or not isinstance(max_length, (int, np.integer)) or max_length < MIN_SAMPLES:
+        raise ValueError(
+            f"max_length is {reprlib.repr(max_length)}; allowed are whole numbers of samples from {MIN_SAMPLES}"
+        )
 
 
 def _resample(waveform: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
@@ -277,10 +330,10 @@ def _resample(waveform: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
     return soxr.resample(waveform, rate, target_rate, quality="HQ").astype(np.float32)
 
 
-def _stack_conversations(features: BatchFeature, num_turns: list[int], padding_value: float) -> BatchFeature:
+def _stack_conversations(features: BatchFeature, present: list[list[bool]], padding_value: float) -> BatchFeature:
     """(utterances, samples) -> (batch, turns, samples), with turn_mask (batch, turns)."""
-    batch, turns = len(num_turns), max(num_turns)
-    turn_mask = np.arange(turns) < np.array(num_turns)[:, None]
+    batch, turns = len(present), max(map(len, present))
+    turn_mask = np.array([row + [False] * (turns - len(row)) for row in present])
     samples = features["input_values"].shape[1]
     values = np.full((batch, turns, samples), padding_value, dtype=np.float32)
     values[turn_mask] = features["input_values"]

@@ -12,6 +12,10 @@ import torch
 
 from .ccc_loss import MISSING_LABEL
 
+# Normalised speech of 30 s has a peak of at most sqrt(480000) = 693; a waveform far beyond it overflows inside WavLM,
+# whose answer then is that for silence.
+MAX_VALUE = 1e4
+
 
 @dataclass
 class UtteranceBatch:
@@ -44,7 +48,7 @@ def collect_utterances(
 
     Raises:
         ValueError: an input of the wrong shape, a mask that is not 0/1 and right-padded, an utterance that is too
-            short, or a conversation without turns; the message names the row and turn.
+            short or not finite, or a conversation without turns; the message names the row and turn.
     """
     if not torch.is_floating_point(input_values):
         raise ValueError(
@@ -71,9 +75,7 @@ def collect_utterances(
             raise ValueError("attention_mask has a gap or is left-padded; Mamba-EMA allows padding on the right only")
         lengths = attention_mask.sum(dim=-1)  # (batch, turns)
     present = lengths > 0 if turn_mask is None else turn_mask.bool()
-    if bool((~present.any(dim=1)).any()):
-        row = int((~present.any(dim=1)).nonzero()[0])
-        raise ValueError(f"row {row} of the batch has no valid turn; leave it out")
+    _require_turns(present)
     too_short = present & (lengths < min_samples)
     if bool(too_short.any()):
         row, turn = too_short.nonzero()[0].tolist()
@@ -81,7 +83,65 @@ def collect_utterances(
             f"turn {turn} of row {row} has {int(lengths[row, turn])} valid samples; at least {min_samples} are needed"
         )
     lengths = lengths[present]  # (utterances,)
-    return UtteranceBatch(input_values[present][:, : int(lengths.max())], lengths, present)
+    waveforms = input_values[present][:, : int(lengths.max())]  # (utterances, samples)
+    valid = torch.arange(waveforms.shape[1], device=lengths.device) < lengths.unsqueeze(1)
+    waveforms = waveforms.masked_fill(~valid, 0.0)  # padding may hold anything, NaN included
+    bad = ~(waveforms.abs().amax(dim=1) <= MAX_VALUE)  # true for NaN too
+    if bool(bad.any()):
+        row, turn = present.nonzero()[int(bad.nonzero()[0])].tolist()
+        raise ValueError(
+            f"turn {turn} of row {row} of input_values is NaN, infinite or beyond {MAX_VALUE:g}; "
+            "MambaEMAFeatureExtractor gives values that can be used, and says what is wrong with others"
+        )
+    return UtteranceBatch(waveforms, lengths, present)
+
+
+def check_frames(
+    frame_values: torch.Tensor,
+    frame_mask: torch.Tensor | None,
+    turn_mask: torch.Tensor | None,
+    num_layers: int,
+    hidden_size: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Check frames that were computed before.
+
+    Args:
+        frame_values: (batch, turns, layers, frames, hidden).
+        frame_mask: (batch, turns, frames), 1 at frames that are there.
+        turn_mask: (batch, turns), 1 at turns that are there; None: the turns with any frame.
+        num_layers, hidden_size: what the model reads.
+
+    Returns:
+        frame_mask (batch, turns, frames) and turn_mask (batch, turns), both bool.
+
+    Raises:
+        ValueError: no mask, a wrong shape, a turn without frames, or a conversation without turns.
+    """
+    if frame_mask is None:
+        raise ValueError("frame_values need frame_mask, (batch, turns, frames)")
+    shape = tuple(frame_values.shape)
+    if len(shape) != 5 or 0 in shape or (shape[2], shape[4]) != (num_layers, hidden_size):
+        raise ValueError(
+            f"frame_values have shape {shape}, but must be (batch, turns, {num_layers}, frames, {hidden_size}): the "
+            "layers that this model reads"
+        )
+    batch, turns, _, frames, _ = shape
+    _check_mask("frame_mask", frame_mask, (batch, turns, frames), "one value for each frame")
+    _check_mask("turn_mask", turn_mask, (batch, turns), "one value for each turn")
+    frame_mask = frame_mask.bool()
+    has_frames = frame_mask.any(dim=-1)
+    present = has_frames if turn_mask is None else turn_mask.bool()
+    if bool((present & ~has_frames).any()):
+        row, turn = (present & ~has_frames).nonzero()[0].tolist()
+        raise ValueError(f"turn {turn} of row {row} has no frame in frame_mask; take it out of turn_mask too")
+    _require_turns(present)
+    return frame_mask, present
+
+
+def _require_turns(present: torch.Tensor) -> None:
+    empty = ~present.any(dim=1)
+    if bool(empty.any()):
+        raise ValueError(f"row {int(empty.nonzero()[0])} of the batch has no valid turn; leave it out")
 
 
 def check_labels(labels: torch.Tensor, expected_shape: tuple[int, ...], names: list[str]) -> None:

@@ -22,7 +22,7 @@ from .exponential_moving_average import ExponentialMovingAverage
 from .feature_extraction_mamba_ema import MambaEMAFeatureExtractor
 from .mamba2 import GatedRMSNorm, Mamba2
 from .model_card import model_card
-from .model_inputs import check_labels, collect_utterances
+from .model_inputs import check_frames, check_labels, collect_utterances
 from .pooling import HeadwiseLinear, pooled_size
 from .speech_encoder import SpeechEncoder, receptive_field
 
@@ -205,8 +205,8 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
             return_dict: `False` for a plain tuple.
 
         Raises:
-            ValueError: inputs that are no complete utterances (see `collect_utterances`), or a state of another batch
-                or model.
+            ValueError: inputs that are no complete utterances (see `collect_utterances`, `check_frames`), or a state
+                of another batch or model.
         """
         return_dict = self.config.return_dict if return_dict is None else return_dict
         if output_hidden_states is None:
@@ -232,12 +232,9 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
                 utterances.waveforms, utterances.lengths, output_hidden_states
             )
         elif frame_values is not None:
-            if frame_mask is None:
-                raise ValueError("frame_values need frame_mask, (batch, turns, frames)")
-            present = frame_mask.bool().any(dim=-1) if turn_mask is None else turn_mask.bool()
-            pooled, attention = self.speech_encoder.pool(
-                frame_values[present].to(self.dtype), frame_mask[present].bool()
-            )
+            layers, width = len(self.speech_encoder.layers), self.config.speech_encoder_config.hidden_size
+            frame_mask, present = check_frames(frame_values, frame_mask, turn_mask, layers, width)
+            pooled, attention = self.speech_encoder.pool(frame_values[present].to(self.dtype), frame_mask[present])
 
         # 2. back to conversations: (batch, turns, ...), zeros at turns that are not there
         pooled = _scatter_turns(pooled, present)
