@@ -212,7 +212,9 @@ class MambaEMAConfig(PretrainedConfig):
             for value in values:
                 _require_integer(f"each of speech_encoder_config.{name}", value, low, high)
         if encoder.add_adapter:
-            raise ValueError("speech_encoder_config.add_adapter is True; Mamba-EMA reads WavLM's frames without adapter")
+            raise ValueError(
+                "speech_encoder_config.add_adapter is True; Mamba-EMA reads WavLM's frames without adapter"
+            )
         _require_number("ema_decay", self.ema_decay, 0.0, 1.0)
         if self.ema_decay_learnable and not 0.0 < self.ema_decay < 1.0:
             raise ValueError(

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import TensorType
 
-SAMPLING_RATE = 16_000  # Hz, what WavLM was trained on
-MIN_SAMPLES = 400  # 25 ms: the receptive field of one WavLM frame
-MAX_PEAK = 8.0  # floating-point audio is within [-1, 1]; far beyond that it is unscaled integers
+from .waveforms import (
+    MAX_PEAK,
+    MIN_SAMPLES,
+    SAMPLING_RATE,
+    InvalidAudioError,
+    as_conversations,
+    as_float32,
+    as_mono,
+    is_long_enough,
+    level,
+    resampled,
+)
+
 LOW_LEVEL_DBFS = -70.0  # below this RMS an utterance counts as silence
-
-
-class InvalidAudioError(ValueError):
-    """An utterance that is no speech the model can answer for; the message names it and says what is allowed."""
 
 
 class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
@@ -110,7 +114,7 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
         """
         rate = self._checked_rate(sampling_rate, resample)
         _check_max_length(max_length)
-        conversations, depth = _as_conversations(raw_speech)
+        conversations, depth = as_conversations(raw_speech)
         waveforms: list[np.ndarray] = []
         low_level: list[bool] = []
         present: list[list[bool]] = []
@@ -119,8 +123,8 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
             for turn, raw in enumerate(turns):
                 name = f"utterance {turn} of conversation {row}" if depth == 2 else f"utterance {row}"
                 waveform = self._as_checked_waveform(raw, rate, name)[: max_length if truncation else None]
-                present[-1].append(_is_long_enough(waveform, name, allow_short=skip_short and depth == 2))
-                low_level.append(_level(waveform) < 10 ** (LOW_LEVEL_DBFS / 20))
+                present[-1].append(is_long_enough(waveform, name, allow_short=skip_short and depth == 2))
+                low_level.append(level(waveform) < 10 ** (LOW_LEVEL_DBFS / 20))
                 if present[-1][-1]:
                     waveforms.append(self._normalize(waveform, low_level[-1]) if self.do_normalize else waveform)
             if not any(present[-1]):
@@ -179,14 +183,14 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
 
     def _as_checked_waveform(self, raw: Any, rate: int, name: str) -> np.ndarray:
         """One waveform as people have it -> (samples,) float32 within [-1, 1] at the model's rate."""
-        samples = _as_mono(raw, name)
+        samples = as_mono(raw, name)
         seconds = len(samples) / rate
         if seconds > self.max_seconds:
             raise InvalidAudioError(
                 f"{name} is {seconds:.1f} s long; allowed are {self.max_seconds:g} s: cut it into turns, or raise "
                 "max_seconds of the feature extractor (memory grows with the square of the length)"
             )
-        waveform = _as_float32(samples, name)
+        waveform = as_float32(samples, name)
         # The peak is finite exactly when every sample is: one look finds NaN, infinity and unscaled integers.
         peak = float(np.abs(waveform).max(initial=0.0))
         if not np.isfinite(peak):
@@ -200,7 +204,7 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
                 f"{name} has a peak of {peak:.4g}; floating-point audio is within [-1, 1]. This looks like unscaled "
                 "integers: pass the integer array itself, or divide by its full scale"
             )
-        return waveform if rate == self.sampling_rate else _resample(waveform, rate, self.sampling_rate)
+        return waveform if rate == self.sampling_rate else resampled(waveform, rate, self.sampling_rate)
 
     @staticmethod
     def _normalize(waveform: np.ndarray, low_level: bool) -> np.ndarray:
@@ -211,108 +215,6 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
         return (centred / np.sqrt(variance + 1e-7)).astype(np.float32)
 
 
-def _is_sequence(item: Any) -> bool:
-    return isinstance(item, Sequence) and not isinstance(item, (str, bytes, bytearray))
-
-
-def _as_conversations(raw_speech: Any) -> tuple[list[list[Any]], int]:
-    """Sort the input into conversations of turns; depth is 0 for a waveform, 1 for utterances, 2 for conversations."""
-    if _depth(raw_speech) == 0:
-        return [[raw_speech]], 0
-    if len(raw_speech) == 0:
-        raise InvalidAudioError("the batch is empty; at least one utterance is needed")
-    depths = {_depth(item) for item in raw_speech}
-    if len(depths) > 1:
-        raise InvalidAudioError(
-            "the batch mixes utterances and conversations; give either waveforms or lists of waveforms"
-        )
-    if depths == {0}:
-        return [[item] for item in raw_speech], 1
-    for row, turns in enumerate(raw_speech):
-        if len(turns) == 0:
-            raise InvalidAudioError(f"conversation {row} has no turns; leave it out")
-        if any(_depth(turn) for turn in turns):
-            raise InvalidAudioError(f"conversation {row} nests deeper than conversation, turn, samples")
-    return [list(turns) for turns in raw_speech], 2
-
-
-def _depth(item: Any) -> int:
-    """0 for a waveform (array, tensor or list of numbers), 1 for a sequence of waveforms or deeper."""
-    if isinstance(item, np.ndarray) and item.dtype == object:
-        item = list(item)
-    if isinstance(item, (np.ndarray, torch.Tensor)):
-        # (1, samples) is one waveform, as readers that keep the channel axis return it; more rows are ambiguous
-        # between stereo and a batch, which _as_waveform refuses.
-        return 0
-    if _is_sequence(item):
-        return 1 if len(item) == 0 or _is_sequence(item[0]) or isinstance(item[0], (np.ndarray, torch.Tensor)) else 0
-    raise TypeError(
-        f"raw_speech holds {type(item).__name__}; allowed are arrays, tensors and lists of samples. The feature "
-        "extractor opens no files: read the audio first, e.g. with soundfile"
-    )
-
-
-def _as_mono(raw: Any, name: str) -> np.ndarray | Sequence[Any]:
-    """The samples of one waveform along one axis, not yet copied or converted: their number is checked first."""
-    if isinstance(raw, torch.Tensor):
-        raw = raw.detach()
-        try:
-            raw = (raw.float() if raw.dtype == torch.bfloat16 else raw).cpu().numpy()
-        except (TypeError, RuntimeError, NotImplementedError) as error:
-            raise InvalidAudioError(
-                f"{name} is a tensor of {raw.dtype}, {raw.layout}, on {raw.device}; allowed are dense tensors of "
-                "floats, signed integers and uint8"
-            ) from error
-    elif not isinstance(raw, np.ndarray):
-        return raw
-    if isinstance(raw, np.ma.MaskedArray):
-        raise InvalidAudioError(f"{name} is a masked array; allowed are plain ones: fill or cut out what is masked")
-    if raw.ndim == 2 and raw.shape[0] == 1:
-        raw = raw[0]
-    if raw.ndim != 1:
-        raise InvalidAudioError(
-            f"{name} has shape {raw.shape}; mono is needed, (samples,). Average or choose a channel of stereo audio, "
-            "and give a batch as a list of waveforms"
-        )
-    return raw
-
-
-def _as_float32(samples: np.ndarray | Sequence[Any], name: str) -> np.ndarray:
-    """Samples of any type -> (samples,) float32, integers scaled by the range of their type."""
-    if not isinstance(samples, np.ndarray):
-        number = (int, float, np.integer, np.floating)
-        if any(not isinstance(sample, number) or isinstance(sample, bool) for sample in samples):
-            raise TypeError(f"{name} holds something that is not a number; allowed are lists of samples")
-        # A list has no integer type whose range would scale it: Python numbers are taken as they stand.
-        try:
-            samples = np.asarray(samples, dtype=np.float64)
-        except OverflowError as error:
-            raise InvalidAudioError(f"{name} holds a number beyond the range of floats; allowed are [-1, 1]") from error
-    if samples.dtype == np.uint8:
-        return (samples.astype(np.float32) - 128.0) / 128.0
-    if samples.dtype in (np.int8, np.int16, np.int32):
-        return (samples.astype(np.float64) / -float(np.iinfo(samples.dtype).min)).astype(np.float32)
-    if not np.issubdtype(samples.dtype, np.floating):
-        # int64 is what arrays of int16 samples become unnoticed; by its own range they would be silence.
-        raise InvalidAudioError(f"{name} has dtype {samples.dtype}; allowed are floats, int8, int16, int32 and uint8")
-    with np.errstate(over="ignore"):  # beyond float32 becomes infinite, which the caller's check names
-        return samples.astype(np.float32)
-
-
-def _is_long_enough(waveform: np.ndarray, name: str, allow_short: bool) -> bool:
-    if waveform.size < MIN_SAMPLES and not allow_short:
-        raise InvalidAudioError(
-            f"{name} has {waveform.size} samples ({waveform.size / SAMPLING_RATE:.3f} s); at least {MIN_SAMPLES} "
-            f"({MIN_SAMPLES / SAMPLING_RATE:.3f} s) are needed"
-        )
-    return waveform.size >= MIN_SAMPLES
-
-
-def _level(waveform: np.ndarray) -> float:
-    """RMS without the mean: a microphone's offset is no sound."""
-    return float(np.std(waveform, dtype=np.float64)) if waveform.size else 0.0
-
-
 def _check_max_length(max_length: Any) -> None:
     if max_length is None:
         return
@@ -320,14 +222,6 @@ def _check_max_length(max_length: Any) -> None:
         raise ValueError(
             f"max_length is {reprlib.repr(max_length)}; allowed are whole numbers of samples from {MIN_SAMPLES}"
         )
-
-
-def _resample(waveform: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
-    try:
-        import soxr
-    except ImportError as error:
-        raise ImportError("resample=True needs soxr: pip install soxr") from error
-    return soxr.resample(waveform, rate, target_rate, quality="HQ").astype(np.float32)
 
 
 def _stack_conversations(features: BatchFeature, present: list[list[bool]], padding_value: float) -> BatchFeature:
