@@ -9,6 +9,7 @@ pictures: predicted against true, and the error by the position of a turn in its
 import argparse
 import json
 import logging
+import sys
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ import transformers
 from transformers import TrainingArguments
 
 from modeling_mamba_ema import MambaEMAFeatureExtractor, MambaEMAForRegression
+from modeling_mamba_ema.data.bad_audio import describe_bad_audio, save_bad_audio, scan_audio, without
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
 from modeling_mamba_ema.plots import plot_error_by_position, plot_predictions
 from modeling_mamba_ema.training import (
@@ -29,11 +31,23 @@ from modeling_mamba_ema.training import (
 logger = logging.getLogger("evaluate_checkpoint")
 
 
+def renaming(text: str) -> tuple[str, str]:
+    """NAME=COLUMN, as the command line gives it."""
+    name, separator, column = text.partition("=")
+    if not (name and separator and column):
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=COLUMN")
+    return name, column
+
+
 def main() -> None:
     # 1. arguments
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", help="folder or Hub name of a Mamba-EMA")
     parser.add_argument("source", help="a corpus: folder with metadata.jsonl/.csv/.parquet, or such a file")
+    parser.add_argument(
+        "--columns", nargs="*", default=[], type=renaming, metavar="NAME=COLUMN", help="such as valence=EmoVal"
+    )
+    parser.add_argument("--on-bad-audio", choices=["abort", "skip"], default="abort", help="default: %(default)s")
     parser.add_argument("--split", default="test", help="default: %(default)s")
     parser.add_argument("--output", type=Path, required=True, help="folder for what is written")
     parser.add_argument("--format", choices=["csv", "parquet"], default="csv", help="of the predictions")
@@ -48,11 +62,19 @@ def main() -> None:
     extractor = MambaEMAFeatureExtractor.from_pretrained(arguments.model, revision=arguments.revision)
     labels = model.config.labels
     try:
-        splits = load_emotion_dataset(arguments.source, labels, model.config.label_ranges)
+        splits = load_emotion_dataset(arguments.source, labels, model.config.label_ranges, dict(arguments.columns))
     except ValueError as error:
         parser.error(str(error))
     if arguments.split not in splits:
         parser.error(f"{arguments.source} has no split {arguments.split}; there are {', '.join(splits)}")
+    used = {arguments.split: splits[arguments.split]}
+    bad_audio = scan_audio(used, extractor.max_seconds)
+    if bad_audio:
+        logger.error(describe_bad_audio(bad_audio, used))
+        if arguments.on_bad_audio == "abort":
+            sys.exit("mend them, or give --on-bad-audio skip to measure without them")
+        splits = without(used, bad_audio)
+        save_bad_audio(bad_audio, arguments.output / "skipped_audio.jsonl")
     dataset = ConversationDataset(splits[arguments.split], labels)
 
     # 3. predictions of whole conversations

@@ -56,11 +56,10 @@ def main() -> None:
     output = Path(run.training.output_dir)
 
     # 2. model: one that was trained before, a new one, or a new head on a pretrained WavLM
-    model, extractor = build_model(run)
-    config = model.config
-
     # 3. data: whole conversations for evaluation, windows of them for training where asked for
     try:
+        model, extractor = build_model(run)
+        config = model.config
         splits = load_splits(run, config)
     except ValueError as error:
         parser.error(str(error))
@@ -98,6 +97,8 @@ def main() -> None:
         output.mkdir(parents=True, exist_ok=True)
         (output / "results.json").unlink(missing_ok=True)
         run.save(output / "run_configuration.yaml")
+        if run.data.on_bad_audio == "skip":
+            save_bad_audio(bad_audio, output / "skipped_audio.jsonl")
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         logger.info("%d conversations to learn from, %d trainable parameters", len(train), trainable)
         if checkpoint is not None:

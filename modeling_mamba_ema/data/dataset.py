@@ -8,56 +8,62 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
-from datasets import Dataset, DatasetDict, load_dataset
+from datasets import Dataset, DatasetDict
 
+from ..feature_extraction_mamba_ema import SAMPLING_RATE
 from ..model_inputs import MISSING_LABEL
 from .audio import load_audio
+from .categories import refuse_categories
+from .sources import Source, read_label_ranges, read_table
 
 logger = logging.getLogger(__name__)
 
-_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
-_REQUIRED = ("file_name", "conversation_id", "turn")
+COLUMNS = ("file_name", "start", "end", "conversation_id", "turn", "speaker", "split")
 # Ratings slightly off their scale are clipped; farther off, the scale was named wrongly.
 _CLIP_SHARE = 0.02
 
 
 def load_emotion_dataset(
-    source: str | Path, labels: Sequence[str], label_ranges: dict[str, tuple[float, float]] | None = None
+    source: Source,
+    labels: Sequence[str],
+    label_ranges: Mapping[str, Sequence[float]] | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> DatasetDict:
-    """Read a corpus in the normal form; audio is not decoded.
+    """Read a corpus; audio is not decoded.
 
     Args:
-        source: a folder with `metadata.jsonl`, `.csv` or `.parquet`, or such a file; audio is found relative to it.
+        source: a folder with `metadata.jsonl`, `.csv` or `.parquet`, such a file, an audiofolder, a name on the Hub, a
+            `Dataset` or `DatasetDict`, see [`read_table`]; audio is found relative to the metadata.
         labels: names of the label columns.
-        label_ranges: each label's scale (low, high), [0, 1] where not named. Labels come out on the unit scale,
-            -100 where the corpus has none.
+        label_ranges: each label's scale (low, high), [0, 1] where not named; a `corpus.json` beside the metadata, which
+            knows the corpus' own scale, goes before it. Labels come out on the unit scale, -100 where the corpus has
+            none.
+        columns: what the corpus calls a column of the normal form or a label, such as `{"valence": "EmoVal"}`.
 
     Returns:
-        Splits by name; rows ordered by conversation and turn, `file_name` made absolute.
+        Splits by name; rows ordered by conversation and turn, `file_name` made absolute. A corpus without the column
+        `conversation_id` has single utterances: each becomes a conversation of its own. Without `turn`, turns are
+        ordered by `start`.
 
     Raises:
         ValueError: the source, a column or a label is not what it must be; the message names it.
     """
-    metadata = _find_metadata(Path(source))
-    table = load_dataset(_READERS[metadata.suffix], data_files=str(metadata), split="train").to_pandas()
-    for column in (*_REQUIRED, *labels):
-        if column not in table.columns:
-            close = difflib.get_close_matches(column, table.columns, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"{metadata.name} has no column {column!r}, only {', '.join(table.columns)}{hint}")
+    table, name, folder = read_table(source)
+    table = _with_normal_names(table, name, labels, columns or {})
     doubled = table.duplicated(["conversation_id", "turn"])
     if doubled.any():
         row = table[doubled].iloc[0]
-        raise ValueError(f"{metadata.name} has turn {row['turn']} of conversation {row['conversation_id']!r} twice")
+        raise ValueError(f"{name} has turn {row['turn']} of conversation {row['conversation_id']!r} twice")
+    scales = {**(label_ranges or {}), **read_label_ranges(source)}
     for label in labels:
-        table[label] = _to_unit_scale(table[label].to_numpy(float), label, (label_ranges or {}).get(label, (0, 1)), table)
-    table["file_name"] = [str(metadata.parent / name) for name in table["file_name"]]
+        table[label] = _to_unit_scale(table, label, scales.get(label, (0, 1)))
+    table["file_name"] = [str(folder.absolute() / file) for file in table["file_name"]]
     table = table.sort_values(["conversation_id", "turn"], kind="stable")
     if "split" not in table.columns:
         table["split"] = "train"
@@ -77,8 +83,8 @@ class ConversationDataset(torch.utils.data.Dataset):
         labels: names of the label columns.
         turns_per_item: cut longer conversations into windows of this many turns; None: whole conversations.
 
-    An item is a dict: `waveforms` (a list of (samples,) arrays at 16 kHz), `labels` (turns, labels) on the unit scale,
-    `conversation_id`, `turns` (their numbers).
+    An item is a dict: `waveforms` (a list of (samples,) arrays at 16 kHz), `seconds` (their lengths), `labels` (turns,
+    labels) on the unit scale, `conversation_id`, `turns` (their numbers), `speakers` (None where the corpus names none).
     """
 
     def __init__(self, rows: Dataset, labels: Sequence[str], turns_per_item: int | None = None):
@@ -100,38 +106,70 @@ class ConversationDataset(torch.utils.data.Dataset):
         rows = self.rows.select(self.items[index])
         starts = rows["start"] if "start" in rows.column_names else [None] * len(rows)
         ends = rows["end"] if "end" in rows.column_names else [None] * len(rows)
+        waveforms = [
+            load_audio(name, start, end, downmix=True) for name, start, end in zip(rows["file_name"], starts, ends)
+        ]
         return {
-            "waveforms": [
-                load_audio(name, start, end, downmix=True) for name, start, end in zip(rows["file_name"], starts, ends)
-            ],
+            "waveforms": waveforms,
+            "seconds": [waveform.size / SAMPLING_RATE for waveform in waveforms],
             "labels": np.array([rows[label] for label in self.labels], dtype=np.float32).T,
             "conversation_id": str(rows["conversation_id"][0]),
             "turns": list(rows["turn"]),
+            "speakers": list(rows["speaker"]) if "speaker" in rows.column_names else [None] * len(rows),
         }
 
 
-def _find_metadata(source: Path) -> Path:
-    candidates = [source] if source.is_file() else sorted(source.glob("metadata.*"))
-    readable = [path for path in candidates if path.suffix in _READERS]
-    if not readable:
-        raise ValueError(
-            f"{source} is no corpus: give a folder with metadata{', metadata'.join(_READERS)}, or such a file"
-        )
-    return readable[0]
+def _with_normal_names(
+    table: pd.DataFrame, name: str, labels: Sequence[str], columns: Mapping[str, str]
+) -> pd.DataFrame:
+    """Columns under the names of the normal form, all required ones there."""
+    for normal, own in columns.items():
+        if normal not in (*COLUMNS, *labels):
+            raise ValueError(f"data.columns names {normal!r}{_nearest(normal, (*COLUMNS, *labels))}")
+        if own not in table.columns:
+            raise ValueError(f"{name} has no column {own!r} for {normal}{_nearest(own, table.columns)}")
+    if not any(label in columns or label in table.columns for label in labels):
+        refuse_categories(name, table.columns)
+    renamed = {normal: table[own] for normal, own in columns.items()}
+    table = table.assign(**renamed)
+    for column in ("file_name", *labels):
+        if column not in table.columns:
+            raise ValueError(f"{name} has no column {column!r}{_nearest(column, table.columns)}; data.columns can name it")
+    for column in ("file_name", "conversation_id", "turn"):
+        if column in table.columns and table[column].isna().any():
+            raise ValueError(f"{name} has no {column} in row {int(table[column].isna().to_numpy().argmax()) + 1}")
+    if "conversation_id" not in table.columns:
+        close = difflib.get_close_matches("conversation_id", table.columns, n=1)
+        if close or table["file_name"].duplicated().any():
+            hint = f"; did you mean {close[0]!r}?" if close else ", although several utterances share a file"
+            raise ValueError(f"{name} has no column 'conversation_id'{hint} data.columns can name it")
+        logger.info("%s has no conversations: each of its %d utterances stands alone", name, len(table))
+        table = table.assign(conversation_id=table["file_name"], turn=0)
+    if "turn" not in table.columns:
+        if "start" not in table.columns or table["start"].isna().any():
+            raise ValueError(f"{name} has no column 'turn', and no 'start' to order turns by{_nearest('turn', table.columns)}")
+        table = table.assign(turn=table.groupby("conversation_id")["start"].rank(method="first").astype(int) - 1)
+    return table
 
 
-def _to_unit_scale(values: np.ndarray, label: str, scale: Sequence[float], table: Any) -> np.ndarray:
+def _nearest(name: str, known: Sequence[str] | pd.Index) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f", only {', '.join(known)}" + (f"; did you mean {close[0]!r}?" if close else "")
+
+
+def _to_unit_scale(table: pd.DataFrame, label: str, scale: Sequence[float]) -> np.ndarray:
     low, high = float(scale[0]), float(scale[1])
-    unit = (values - low) / (high - low)
-    given = np.isfinite(unit)
-    off = given & ((unit < -_CLIP_SHARE) | (unit > 1 + _CLIP_SHARE))
+    values = pd.to_numeric(table[label], errors="coerce").to_numpy(float)
+    given = table[label].notna().to_numpy()
+    # Written so that NaN from a text and infinity are off, too.
+    off = given & ~((values >= low - _CLIP_SHARE * (high - low)) & (values <= high + _CLIP_SHARE * (high - low)))
     if off.any():
         row = table[off].iloc[0]
         raise ValueError(
-            f"{label} of turn {row['turn']} of conversation {row['conversation_id']!r} is {values[off][0]:g}, outside its "
-            f"scale [{low:g}, {high:g}]; name the corpus' scale in data.label_ranges"
+            f"{label} of turn {row['turn']} of conversation {row['conversation_id']!r} is {row[label]}, outside its scale "
+            f"[{low:g}, {high:g}]; name the corpus' scale in model.params.label_ranges or in its corpus.json"
         )
-    clipped = given & ((unit < 0) | (unit > 1))
+    clipped = given & ((values < low) | (values > high))
     if clipped.any():
         logger.warning("%d values of %s lie slightly outside [%g, %g] and were clipped", clipped.sum(), label, low, high)
-    return np.where(given, np.clip(unit, 0, 1), MISSING_LABEL)
+    return np.where(given, np.clip((values - low) / (high - low), 0, 1), MISSING_LABEL)

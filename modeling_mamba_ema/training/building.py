@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,24 @@ from datasets import DatasetDict
 from transformers import TrainingArguments
 
 from ..configuration_mamba_ema import MambaEMAConfig
+from ..data.bad_audio import describe_bad_audio, save_bad_audio, scan_audio, without
 from ..data.dataset import load_emotion_dataset
+from ..data.sources import read_label_ranges
 from ..feature_extraction_mamba_ema import MambaEMAFeatureExtractor
 from ..modeling_mamba_ema import MambaEMAForRegression
 from .run_configuration import RunConfiguration
 
+logger = logging.getLogger(__name__)
+
 
 def build_model(run: RunConfiguration) -> tuple[MambaEMAForRegression, MambaEMAFeatureExtractor]:
-    """A model that was trained before, a new head on a pretrained WavLM, or a new model; and its feature extractor."""
+    """A model that was trained before, a new head on a pretrained WavLM, or a new model; and its feature extractor.
+
+    Where nothing names the labels' scale, a new model takes the one that the corpus records.
+
+    Raises:
+        ValueError: a configuration or a corpus.json that is not what it must be.
+    """
     if run.model.pretrained_model is not None:
         model = MambaEMAForRegression.from_pretrained(run.model.pretrained_model, revision=run.model.revision)
     elif run.model.pretrained_speech_encoder is None:
@@ -26,22 +37,45 @@ def build_model(run: RunConfiguration) -> tuple[MambaEMAForRegression, MambaEMAF
         model = MambaEMAForRegression.from_pretrained_speech_encoder(
             run.model.pretrained_speech_encoder, revision=run.model.revision, **run.model.params
         )
+    known = read_label_ranges(run.data.source)
+    if model.config.label_ranges is None and known:
+        model.config.label_ranges = {label: list(known[label]) for label in model.config.labels if label in known}
     extractor = MambaEMAFeatureExtractor(do_normalize=model.config.do_normalize, max_seconds=run.data.max_seconds)
     return model, extractor
 
 
 def load_splits(run: RunConfiguration, config: MambaEMAConfig) -> DatasetDict:
-    """The corpus of a run, by split.
+    """The splits that a run names, every utterance of which has audio that can be used.
+
+    Utterances that cannot be used end the run, or are left out and recorded in `skipped_audio.jsonl`, as
+    `data.on_bad_audio` says. Each process looks for itself, and finds the same.
 
     Raises:
-        ValueError: a corpus that cannot be read, or without a split that the run names.
+        ValueError: a corpus that cannot be read, or without a split that the run names, or with bad audio.
     """
     scales = {label: config.label_range(label) for label in config.labels}
-    splits = load_emotion_dataset(run.data.source, config.labels, scales)
+    splits = load_emotion_dataset(run.data.source, config.labels, scales, run.data.columns)
     wanted = [run.data.train_split, run.data.validation_split, run.data.test_split]
     missing = [split for split in wanted if split is not None and split not in splits]
     if missing:
         raise ValueError(f"{run.data.source} has no split {', '.join(missing)}; there are {', '.join(splits)}")
+    splits = DatasetDict({split: splits[split] for split in wanted if split is not None})
+    bad_audio = scan_audio(splits, run.data.max_seconds)
+    output = Path(run.training.output_dir)
+    if bad_audio and run.data.on_bad_audio == "abort":
+        save_bad_audio(bad_audio, output / "bad_audio.jsonl")
+        raise ValueError(
+            f"{describe_bad_audio(bad_audio, splits)}\nThey are listed in {output / 'bad_audio.jsonl'}. Mend them, or go on "
+            "without them by data.on_bad_audio=skip; data.max_seconds allows longer utterances"
+        )
+    if run.data.on_bad_audio == "skip":
+        save_bad_audio(bad_audio, output / "skipped_audio.jsonl")
+    if bad_audio:
+        logger.warning("%s\nThey are left out.", describe_bad_audio(bad_audio, splits))
+        splits = without(splits, bad_audio)
+    for split, rows in splits.items():
+        if not len(rows):
+            raise ValueError(f"no utterance of the split {split} is left; is the disk with its audio there?")
     return splits
 
 

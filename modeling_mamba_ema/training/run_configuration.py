@@ -30,7 +30,15 @@ class ModelSection:
 
 @dataclass
 class DataSection:
-    source: str = field(default="", metadata={"help": "folder with metadata.jsonl/.csv/.parquet, or such a file"})
+    source: str = field(
+        default="",
+        metadata={
+            "help": "folder with metadata.jsonl/.csv/.parquet, such a file, an audiofolder, or a name on the Hub"
+        },
+    )
+    columns: dict[str, str] = field(
+        default_factory=dict, metadata={"help": "what the corpus calls its columns, such as {valence: EmoVal}"}
+    )
     train_split: str = field(default="train", metadata={"help": "split to learn from"})
     validation_split: str = field(default="validation", metadata={"help": "split that chooses the best checkpoint"})
     test_split: str | None = field(default="test", metadata={"help": "split measured once, at the end; null: none"})
@@ -42,6 +50,13 @@ class DataSection:
         metadata={"help": "fill batches by seconds of audio, all processes together; null: conversations_per_batch"},
     )
     max_seconds: float = field(default=30.0, metadata={"help": "longest utterance in seconds"})
+    on_bad_audio: str = field(
+        default="abort", metadata={"help": "files that cannot be used: abort before training, or skip and record them"}
+    )
+
+    def __post_init__(self) -> None:
+        if self.on_bad_audio not in ("abort", "skip"):
+            raise ValueError(f"data.on_bad_audio is {self.on_bad_audio!r}; allowed are abort and skip")
 
 
 @dataclass

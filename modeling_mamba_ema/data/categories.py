@@ -1,0 +1,40 @@
+"""Corpora of emotion categories: no regression target, told so before anything else goes wrong."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+# 1001_DFA_ANG_XX.wav: actor, sentence, emotion, intensity
+_CREMA_D = re.compile(r"\d{4}_[A-Z]{3}_(ANG|DIS|FEA|HAP|NEU|SAD)_(LO|MD|HI|XX)\.(wav|mp3|flv)")
+_CATEGORY_COLUMNS = {"emotion", "emoclass", "category", "emotion_category", "emotion_label", "class", "label", "labels"}
+_LOOKED_AT = 200  # files; a corpus names all of them alike
+_WAY_OUT = "Values are not made up from categories; take a corpus whose listeners rated these dimensions"
+
+
+def refuse_crema_d(folder: Path) -> None:
+    """
+    Raises:
+        ValueError: the folder holds CREMA-D.
+    """
+    files = (path.name for path in folder.rglob("*") if path.suffix in (".wav", ".mp3", ".flv"))
+    if any(_CREMA_D.fullmatch(name) for name in itertools.islice(files, _LOOKED_AT)):
+        raise ValueError(
+            f"{folder} holds CREMA-D: emotion categories and their intensity, no valence, arousal or dominance. It is no "
+            f"regression target. {_WAY_OUT}"
+        )
+
+
+def refuse_categories(name: str, columns: Collection[str]) -> None:
+    """
+    Raises:
+        ValueError: the table `name` holds a column of categories; call it where no label column was found.
+    """
+    found = [column for column in columns if column.lower() in _CATEGORY_COLUMNS]
+    if found:
+        raise ValueError(
+            f"{name} has emotion categories only ({', '.join(found)}), no rated dimensions: it is no regression target. "
+            f"{_WAY_OUT}, or name their columns in data.columns"
+        )

@@ -1,0 +1,250 @@
+"""Where corpora come from, what their columns may be called, and what is no corpus for regression."""
+
+import json
+import logging
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import soundfile as sf
+from datasets import Audio, Dataset, DatasetDict
+
+from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
+from modeling_mamba_ema.data.sources import read_label_ranges
+from modeling_mamba_ema.model_inputs import MISSING_LABEL
+from tests.helpers import tiny_model
+from tests.tiny_corpus import ROOT, environment, write_corpus, write_run
+
+LABELS = ["valence", "arousal"]
+ROWS = [
+    {"file_name": "a.wav", "conversation_id": "c1", "turn": 1, "valence": 0.1, "arousal": 0.9, "speaker": "ann"},
+    {"file_name": "b.wav", "conversation_id": "c1", "turn": 0, "valence": 0.2, "arousal": 0.8, "speaker": "bob"},
+    {"file_name": "c.wav", "conversation_id": "c2", "turn": 0, "valence": None, "arousal": 0.7, "speaker": None},
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for number, row in enumerate(ROWS):
+        noise = np.random.default_rng(number).normal(0, 0.1, 4_000 + 400 * number)
+        sf.write(tmp_path / row["file_name"], noise, 16_000)
+    return tmp_path
+
+
+def write_table(path, rows=ROWS):
+    table = pd.DataFrame(rows)
+    if path.suffix == ".csv":
+        table.to_csv(path, index=False)
+    elif path.suffix == ".parquet":
+        table.to_parquet(path)
+    else:
+        table.to_json(path, orient="records", lines=True)
+    return path
+
+
+def as_hub_dataset(folder, rows=ROWS):
+    """As a dataset on the Hub holds audio: bytes in an `audio` column."""
+    table = [
+        {"audio": {"bytes": (folder / row["file_name"]).read_bytes(), "path": row["file_name"]}, **row} for row in rows
+    ]
+    for row in table:
+        del row["file_name"]
+    return Dataset.from_list(table).cast_column("audio", Audio(decode=False)).cast_column("audio", Audio())
+
+
+def contents(splits, split="train"):
+    """What a source gave, without paths: turns, labels and samples."""
+    dataset = ConversationDataset(splits[split], LABELS)
+    return [
+        (item["turns"], item["speakers"], item["labels"].tolist(), [w.tolist() for w in item["waveforms"]])
+        for item in dataset
+    ]
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("name", ["metadata", "ratings"])
+def test_a_table_of_each_kind_gives_the_same_corpus_by_folder_and_by_file(folder, kind, name):
+    table = write_table(folder / f"{name}.{kind}")
+    splits = load_emotion_dataset(folder if name == "metadata" else table, LABELS)
+    assert list(splits) == ["train"]
+    turns, speakers, labels, waveforms = contents(splits)[0]
+    assert (turns, speakers) == ([0, 1], ["bob", "ann"])
+    np.testing.assert_allclose(labels, [[0.2, 0.8], [0.1, 0.9]], atol=1e-6)
+    assert [len(waveform) for waveform in waveforms] == [4_400, 4_000]
+    assert contents(splits)[1][2][0][0] == MISSING_LABEL
+
+
+def test_an_audiofolder_a_saved_one_one_in_memory_and_one_of_bytes_give_what_the_table_gives(folder, tmp_path):
+    expected = contents(load_emotion_dataset(write_table(folder / "ratings.csv"), LABELS))
+    (folder / "audio" / "train").mkdir(parents=True)
+    for row in ROWS:
+        (folder / "audio" / "train" / row["file_name"]).write_bytes((folder / row["file_name"]).read_bytes())
+    write_table(folder / "audio" / "train" / "metadata.jsonl")
+    assert contents(load_emotion_dataset(folder / "audio", LABELS)) == expected
+    rows = as_hub_dataset(folder)
+    assert contents(load_emotion_dataset(rows, LABELS)) == expected
+    assert contents(load_emotion_dataset(DatasetDict({"dev": rows}), LABELS), "dev") == expected
+    rows.save_to_disk(tmp_path / "saved")
+    assert contents(load_emotion_dataset(tmp_path / "saved", LABELS)) == expected
+
+
+def test_the_splits_of_a_dataset_are_kept_unless_a_column_names_others(folder):
+    first, second = as_hub_dataset(folder, ROWS[:2]), as_hub_dataset(folder, ROWS[2:])
+    splits = load_emotion_dataset(DatasetDict({"train": first, "test": second}), LABELS)
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": 2, "test": 1}
+    folds = first.add_column("fold3", ["test", "test"])
+    assert list(load_emotion_dataset(folds, LABELS, columns={"split": "fold3"})) == ["test"]
+
+
+def test_columns_may_have_the_names_of_the_corpus(folder):
+    names = {"file_name": "FileName", "conversation_id": "Call", "turn": "No", "valence": "EmoVal", "arousal": "EmoAct"}
+    write_table(folder / "metadata.csv", [{names.get(key, key): value for key, value in row.items()} for row in ROWS])
+    splits = load_emotion_dataset(folder, LABELS, columns=names)
+    assert contents(splits) == contents(load_emotion_dataset(write_table(folder / "same.csv"), LABELS))
+
+
+def test_a_column_that_is_named_goes_before_one_that_bears_the_normal_name(folder):
+    write_table(folder / "metadata.csv", [{**row, "valence": 0.5, "mine": row["arousal"]} for row in ROWS])
+    splits = load_emotion_dataset(folder, LABELS, columns={"valence": "mine"})
+    assert splits["train"]["valence"] == splits["train"]["arousal"]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"valenc": "EmoVal"}, "names 'valenc'.*did you mean 'valence'"),
+        ({"valence": "EmoVal"}, "no column 'EmoVal' for valence"),
+        ({"valence": "arousl"}, "no column 'arousl' for valence.*did you mean 'arousal'"),
+    ],
+)
+def test_a_column_that_is_not_there_is_named_with_the_nearest(folder, columns, message):
+    write_table(folder / "metadata.csv")
+    with pytest.raises(ValueError, match=message):
+        load_emotion_dataset(folder, LABELS, columns=columns)
+
+
+def test_without_conversations_every_utterance_stands_alone_and_that_is_said(folder, caplog):
+    caplog.set_level(logging.INFO)
+    write_table(folder / "metadata.csv", [{k: row[k] for k in ("file_name", *LABELS)} for row in ROWS])
+    assert [len(item) for item in ConversationDataset(load_emotion_dataset(folder, LABELS)["train"], LABELS).items] == [
+        1,
+        1,
+        1,
+    ]
+    assert "each of its 3 utterances stands alone" in caplog.text
+
+
+def test_a_column_that_looks_like_conversations_is_not_passed_over(folder):
+    write_table(folder / "metadata.csv", [{"conversation": row["conversation_id"], **row} for row in ROWS])
+    table = pd.read_csv(folder / "metadata.csv").drop(columns="conversation_id")
+    table.to_csv(folder / "metadata.csv", index=False)
+    with pytest.raises(ValueError, match="no column 'conversation_id'; did you mean 'conversation'"):
+        load_emotion_dataset(folder, LABELS)
+
+
+def test_turns_without_numbers_are_ordered_by_their_start(folder):
+    rows = [
+        {
+            "file_name": "c.wav",
+            "conversation_id": "c",
+            "start": start,
+            "end": start + 0.1,
+            "valence": start,
+            "arousal": 0,
+        }
+        for start in (0.15, 0.0)
+    ]
+    write_table(folder / "metadata.csv", rows)
+    rows = load_emotion_dataset(folder, LABELS)["train"]
+    assert list(rows["turn"]) == [0, 1]
+    assert list(rows["start"]) == [0.0, 0.15]
+    table = pd.read_csv(folder / "metadata.csv").drop(columns="start")
+    table.to_csv(folder / "metadata.csv", index=False)
+    with pytest.raises(ValueError, match="no column 'turn'"):
+        load_emotion_dataset(folder, LABELS)
+
+
+@pytest.mark.parametrize(("value", "message"), [("happy", "is happy, outside"), (float("inf"), "is inf, outside")])
+def test_a_label_that_is_no_number_is_named(folder, value, message):
+    write_table(folder / "metadata.csv", [{**ROWS[0], "valence": value}, *ROWS[1:]])
+    with pytest.raises(ValueError, match=f"valence of turn 1 of conversation 'c1' {message}"):
+        load_emotion_dataset(folder, LABELS)
+
+
+def test_two_tables_in_one_folder_are_not_chosen_from(folder):
+    write_table(folder / "metadata.csv")
+    write_table(folder / "metadata.jsonl")
+    with pytest.raises(ValueError, match=r"has metadata.csv, metadata.jsonl; name the one that is meant"):
+        load_emotion_dataset(folder, LABELS)
+
+
+def test_what_is_no_corpus_is_said(folder):
+    with pytest.raises(ValueError, match="is no corpus: give a folder with metadata.jsonl"):
+        load_emotion_dataset(folder, LABELS)
+    with pytest.raises(ValueError, match="neither a file or folder here nor a dataset that the Hub gives"):
+        load_emotion_dataset("/not/there", LABELS)
+    with pytest.raises(ValueError, match="not a int"):
+        load_emotion_dataset(3, LABELS)
+    (folder / "notes.txt").write_text("valence 3")
+    with pytest.raises(ValueError, match=r"notes.txt is no table that can be read"):
+        load_emotion_dataset(folder / "notes.txt", LABELS)
+
+
+def test_the_scale_that_the_corpus_records_goes_before_the_model_s(folder):
+    write_table(folder / "metadata.csv", [{**row, "valence": 2.0, "arousal": 5.0} for row in ROWS])
+    (folder / "corpus.json").write_text(json.dumps({"label_ranges": {"valence": [1, 5], "arousal": [1, 5]}}))
+    assert read_label_ranges(folder) == {"valence": (1, 5), "arousal": (1, 5)}
+    rows = load_emotion_dataset(folder, LABELS, {"valence": (1, 7), "arousal": (1, 7)})["train"]
+    assert set(rows["valence"]) == {0.25}
+    assert set(rows["arousal"]) == {1.0}
+    (folder / "corpus.json").write_text('{"label_ranges": {"valence": 5}}')
+    with pytest.raises(ValueError, match="corpus.json must hold label_ranges"):
+        load_emotion_dataset(folder, LABELS)
+
+
+def write_crema_d(folder):
+    for name in ("1001_DFA_ANG_XX", "1002_IEO_HAP_HI"):
+        (folder / "AudioWAV").mkdir(parents=True, exist_ok=True)
+        sf.write(folder / "AudioWAV" / f"{name}.wav", np.zeros(4_000), 16_000)
+    return folder
+
+
+def test_crema_d_and_tables_of_categories_are_no_regression_target(folder, tmp_path):
+    with pytest.raises(ValueError, match="CREMA-D: emotion categories .* no regression target"):
+        load_emotion_dataset(write_crema_d(tmp_path / "crema"), LABELS)
+    write_table(folder / "metadata.csv", [{"file_name": row["file_name"], "Emotion": "happy"} for row in ROWS])
+    with pytest.raises(ValueError, match=r"emotion categories only \(Emotion\), no rated dimensions: .*no regression"):
+        load_emotion_dataset(folder, LABELS)
+
+
+@pytest.mark.parametrize("program", ["run_finetune", "evaluate_checkpoint"])
+def test_the_programs_end_with_that_sentence_and_without_a_traceback(tmp_path, program):
+    crema = write_crema_d(tmp_path / "crema")
+    if program == "run_finetune":
+        arguments = [str(write_run(tmp_path / "run.yaml", crema, tmp_path / "run"))]
+    else:
+        tiny_model().save_pretrained(tmp_path / "model")
+        (tmp_path / "model" / "preprocessor_config.json").write_text("{}")
+        arguments = [str(tmp_path / "model"), str(crema), "--output", str(tmp_path / "out")]
+    done = subprocess.run(
+        [sys.executable, f"examples/{program}.py", *arguments],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "no regression target" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_columns_of_a_run_reach_the_corpus(tmp_path):
+    corpus = write_corpus(tmp_path / "corpus")
+    text = (corpus / "metadata.jsonl").read_text().replace('"valence"', '"EmoVal"')
+    (corpus / "metadata.jsonl").write_text(text)
+    run = write_run(tmp_path / "run.yaml", corpus, tmp_path / "run")
+    done = subprocess.run(
+        [sys.executable, "examples/run_finetune.py", str(run), "training.epochs=1", "data.columns.valence=EmoVal"],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "ccc_valence" in (tmp_path / "run" / "results.json").read_text()
