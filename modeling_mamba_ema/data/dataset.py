@@ -165,8 +165,9 @@ def _to_unit_scale(table: pd.DataFrame, label: str, scale: Sequence[float]) -> n
     off = given & ~((values >= low - _CLIP_SHARE * (high - low)) & (values <= high + _CLIP_SHARE * (high - low)))
     if off.any():
         row = table[off].iloc[0]
+        value = row[label] if isinstance(row[label], str) else f"{row[label]:g}"
         raise ValueError(
-            f"{label} of turn {row['turn']} of conversation {row['conversation_id']!r} is {row[label]}, outside its scale "
+            f"{label} of turn {row['turn']} of conversation {row['conversation_id']!r} is {value}, outside its scale "
             f"[{low:g}, {high:g}]; name the corpus' scale in model.params.label_ranges or in its corpus.json"
         )
     clipped = given & ((values < low) | (values > high))
