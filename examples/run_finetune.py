@@ -97,8 +97,6 @@ def main() -> None:
         output.mkdir(parents=True, exist_ok=True)
         (output / "results.json").unlink(missing_ok=True)
         run.save(output / "run_configuration.yaml")
-        if run.data.on_bad_audio == "skip":
-            save_bad_audio(bad_audio, output / "skipped_audio.jsonl")
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         logger.info("%d conversations to learn from, %d trainable parameters", len(train), trainable)
         if checkpoint is not None:

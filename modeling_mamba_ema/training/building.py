@@ -65,8 +65,8 @@ def load_splits(run: RunConfiguration, config: MambaEMAConfig) -> DatasetDict:
     if bad_audio and run.data.on_bad_audio == "abort":
         save_bad_audio(bad_audio, output / "bad_audio.jsonl")
         raise ValueError(
-            f"{describe_bad_audio(bad_audio, splits)}\nThey are listed in {output / 'bad_audio.jsonl'}. Mend them, or go on "
-            "without them by data.on_bad_audio=skip; data.max_seconds allows longer utterances"
+            f"{describe_bad_audio(bad_audio, splits)}\nThey are listed in {output / 'bad_audio.jsonl'}. Mend them, or "
+            "go on without them by data.on_bad_audio=skip; data.max_seconds allows longer utterances"
         )
     if run.data.on_bad_audio == "skip":
         save_bad_audio(bad_audio, output / "skipped_audio.jsonl")
