@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -178,6 +179,20 @@ def test_ctrl_c_keeps_the_rows_that_were_finished(model, tmp_path):
     assert 5 < len(kept) < 1_200
     assert [row["start"] for row in kept] == list(range(len(kept)))
     assert picture.stat().st_size > 5_000
+
+
+def test_the_commands_of_the_readme_run(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("turn1.wav", "turn2.flac", "call.wav"):
+        call(name, seconds=3)
+    (tmp_path / "speakers.rttm").write_text("SPEAKER call 1 0.5 2 <NA> <NA> anna <NA> <NA>\n")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = [line for line in readme.splitlines() if line.startswith(("mamba-ema predict", "mamba-ema timeline"))]
+    assert len(commands) >= 4
+    for command in commands:
+        assert main(shlex.split(command.replace("outputs/demo/model", model))[1:]) == 0, command
+        assert capsys.readouterr().err == ""
+    assert (tmp_path / "call.csv").read_text().startswith("start,end,speaker,valence,arousal,")
 
 
 def test_the_command_is_installed():
