@@ -1,8 +1,9 @@
 """Speech encoder: waveforms of utterances -> WavLM frames -> chosen layers -> one pooled vector an utterance.
 
-WavLM is transformers' `WavLMModel`; its sub-modules are run here step by step for two reasons. WavLM-base normalises
-the first convolution over the whole padded row, so that the amount of padding changes the answer; here only an
-utterance's own frames count. And layers above the highest one that is read are not computed.
+WavLM is transformers' `WavLMModel`; its sub-modules are run step by step for two reasons. WavLM-base normalises the
+first convolution over the whole padded row, so that the amount of padding changes the answer; here only an utterance's
+own frames count. And layers above the highest one that is read are not computed. `wavlm_hidden_states` below is the
+plain form; `fast_wavlm.py` computes the same without padding and is what runs by default.
 """
 
 from __future__ import annotations
@@ -15,10 +16,8 @@ from torch import nn
 from transformers import WavLMConfig, WavLMModel
 
 from .configuration_mamba_ema import MambaEMAConfig
+from .fast_wavlm import SPEC_AUGMENT_MIN_FRAMES, fast_hidden_states, is_supported
 from .pooling import WITH_STANDARD_DEVIATION, build_attention, pool_frames, pooling_weights
-
-# SpecAugment's spans of 10 frames would hide most of an utterance shorter than this (1 s at 50 frames a second).
-SPEC_AUGMENT_MIN_FRAMES = 50
 
 
 def num_frames(num_samples: Any, config: WavLMConfig) -> Any:
@@ -137,9 +136,13 @@ class SpeechEncoder(nn.Module):
     def hidden_states(
         self, waveforms: torch.Tensor, lengths: torch.Tensor, layers: Sequence[int]
     ) -> list[torch.Tensor]:
-        """The hidden states of WavLM named by `layers`, each (batch, frames, hidden); see [`wavlm_hidden_states`]."""
+        """The hidden states of WavLM named by `layers`, each (batch, frames, hidden).
+
+        [`fast_hidden_states`] where it can, else the plain [`wavlm_hidden_states`]; their numbers are the same.
+        """
+        encode = fast_hidden_states if is_supported(self.wavlm) else wavlm_hidden_states
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
-            return wavlm_hidden_states(self.wavlm, waveforms, lengths, layers)
+            return encode(self.wavlm, waveforms, lengths, layers)
 
 
 def wavlm_hidden_states(

@@ -1,0 +1,273 @@
+"""WavLM without padding: the same weights and the same numbers as `WavLMModel`, in a fraction of the time.
+
+What `WavLMModel` spends beyond its matrix products, and what is done here instead:
+
+- A padded batch computes its padding. Here the frames of all utterances lie one after another, `(frames, hidden)`;
+  only convolutions and attention look at utterances, one at a time, so that none can see another.
+- Its attention writes the relative position bias once per layer and per utterance, and the attention weights with it.
+  Here the bias stays a table of `2 * frames - 1` distances a head. With the keys in reverse order the bias of query i
+  and key j is `table[i + j]`, which is a view of the table: nothing is copied (see `_position_biases`).
+- Its convolutions work on (channels, time) and transpose around every layer norm. Here they are matrix products over
+  (time, channels), where a stride is a view.
+- On a CPU oneDNN computes the GELU and adds the residual while it writes a product (`fused_linear.py`).
+
+`wavlm_hidden_states` in `speech_encoder.py` is the plain form, which the tests compare this one with. Reference: Chen et
+al. 2022, "WavLM: Large-Scale Self-Supervised Pre-Training for Full Stack Speech Processing".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import WavLMConfig, WavLMModel
+
+from .fused_linear import add_linear, in_inference, linear
+
+# Utterances are encoded in groups of about this many frames (30 s): enough rows to keep the matrix products busy, few
+# enough that memory does not grow with the batch and the allocator can hand out the same blocks again and again.
+GROUP_FRAMES = 1500
+# Attention weights computed at a time (8 MB in float32), so that memory is linear in an utterance's length.
+ATTENTION_ENTRIES = 2**21
+
+# SpecAugment's spans of 10 frames would hide most of an utterance shorter than this (1 s at 50 frames a second).
+SPEC_AUGMENT_MIN_FRAMES = 50
+
+
+def is_supported(wavlm: WavLMModel) -> bool:
+    """Whether the weights may be used directly: unchanged WavLM modules, with no hooks or wrappers around them.
+
+    Adapters (PEFT), quantisation, sharding (FSDP) and hooks replace or wrap modules; reading the weights past them
+    would ignore what they do. Export and compilation trace the plain form, which has no loop over utterances.
+    """
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return False
+    return all(
+        type(module).__module__.startswith(("torch.nn.", "transformers.models.wavlm.", "transformers.activations"))
+        and not module._forward_hooks
+        and not module._forward_pre_hooks
+        and "forward" not in vars(module)
+        for part in (wavlm.feature_extractor, wavlm.feature_projection, wavlm.encoder)
+        for module in part.modules()
+    )
+
+
+def fast_hidden_states(
+    wavlm: WavLMModel, waveforms: torch.Tensor, lengths: torch.Tensor, layers: Sequence[int]
+) -> list[torch.Tensor]:
+    """Run a `WavLMModel`'s weights on utterances of different lengths, each as if it were alone.
+
+    Args:
+        wavlm: the model; its weights, dropout, layer drop and SpecAugment settings apply.
+        waveforms: (batch, samples), right-padded; the padding is not read.
+        lengths: (batch,) valid samples of each row.
+        layers: hidden states to return: 0 is the input of the first layer, `num_hidden_layers` the model's
+            `last_hidden_state`. Layers above the highest are not computed.
+
+    Returns:
+        One (batch, frames, hidden) tensor for each of `layers`, zero past an utterance's end.
+    """
+    samples = lengths.tolist()
+    rows: list[list[torch.Tensor]] = [[] for _ in layers]
+    for group in _groups(samples, wavlm.config):
+        utterances = [waveforms[index, : samples[index]] for index in group]
+        for states, row in zip(_encode(wavlm, utterances, layers), rows):
+            row.extend(states)
+    return [nn.utils.rnn.pad_sequence(row, batch_first=True) for row in rows]
+
+
+def _groups(samples: list[int], config: WavLMConfig) -> Iterator[list[int]]:
+    """Indices of consecutive utterances with about `GROUP_FRAMES` frames together."""
+    hop = 1
+    for stride in config.conv_stride:
+        hop *= stride
+    group: list[int] = []
+    for index, length in enumerate(samples):
+        if group and sum(samples[other] for other in group) + length > GROUP_FRAMES * hop:
+            yield group
+            group = []
+        group.append(index)
+    yield group
+
+
+def _encode(
+    wavlm: WavLMModel, utterances: list[torch.Tensor], layers: Sequence[int]
+) -> list[tuple[torch.Tensor, ...]]:
+    """Waveforms -> for each of `layers` the utterances' hidden states, (frames, hidden) each"""
+    config, encoder = wavlm.config, wavlm.encoder
+    dtype = encoder.layer_norm.weight.dtype
+    # 1. convolution front end and projection
+    features = _front_end(wavlm.feature_extractor, [utterance.to(dtype) for utterance in utterances])
+    frames = [len(utterance) for utterance in features]
+    projection = wavlm.feature_projection
+    hidden = linear(_norm(projection.layer_norm, torch.cat(features)), projection.projection)  # (all frames, hidden)
+    hidden = projection.dropout(hidden)
+    if wavlm.training and config.apply_spec_augment:
+        hidden = _spec_augment(wavlm, hidden, frames)
+    # 2. positions; in half precision only the products are, the residual stream is float32
+    hidden = _at_least_float32(hidden)
+    hidden = hidden + _positions(encoder.pos_conv_embed, hidden, frames)
+    if not config.do_stable_layer_norm:
+        hidden = _norm(encoder.layer_norm, hidden)
+    hidden = encoder.dropout(hidden)
+    # 3. transformer layers up to the highest that is read
+    states = {0: hidden}
+    biases = _position_biases(wavlm, frames) if max(layers) else []
+    for index, layer in enumerate(encoder.layers[: max(layers)]):
+        dropped = wavlm.training and index > 0 and config.layerdrop > 0 and torch.rand([]) < config.layerdrop
+        if not dropped:
+            run: Callable[..., torch.Tensor] = _layer
+            if layer.gradient_checkpointing and layer.training and torch.is_grad_enabled():
+                run = partial(layer._gradient_checkpointing_func, _layer)
+            hidden = run(layer, hidden, frames, biases, config.do_stable_layer_norm)
+        states[index + 1] = hidden
+    if config.do_stable_layer_norm and config.num_hidden_layers in states:
+        states[config.num_hidden_layers] = _norm(encoder.layer_norm, states[config.num_hidden_layers])
+    return [states[layer].to(dtype).split(frames) for layer in layers]
+
+
+def _front_end(feature_extractor: Any, utterances: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Waveforms (samples,) -> features (frames, channels): convolutions as matrix products over (time, channels)"""
+    layers = feature_extractor.conv_layers
+    weights = [layer.conv.weight.permute(2, 1, 0).flatten(0, 1) for layer in layers]  # (kernel * channels, new channels)
+    return [_convolve_all(layers, weights, utterance) for utterance in utterances]
+
+
+def _convolve_all(layers: Any, weights: list[torch.Tensor], waveform: torch.Tensor) -> torch.Tensor:
+    features = waveform.unsqueeze(1)  # (time, channels)
+    for layer, weight in zip(layers, weights):
+        features = _convolve(layer.conv, weight, features)
+        norm = getattr(layer, "layer_norm", None)
+        if isinstance(norm, nn.GroupNorm):  # one group a channel: moments over time
+            features = F.instance_norm(features.t().unsqueeze(0), weight=norm.weight, bias=norm.bias, eps=norm.eps)
+            features = features.squeeze(0).t().contiguous()
+        elif norm is not None:
+            features = _norm(norm, features)
+        features = layer.activation(features)
+    return features
+
+
+def _convolve(conv: nn.Conv1d, weight: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """A strided convolution, (time, channels) -> (new time, new channels).
+
+    Rows of `stride` steps do not overlap, so they are a view of the input; a kernel is as many such rows as fit in it
+    and a shorter rest, each a matrix product added to the ones before.
+    """
+    (kernel,), (stride,) = conv.kernel_size, conv.stride
+    channels = features.shape[1]
+    steps = (len(features) - kernel) // stride + 1
+    if channels == 1:
+        return F.linear(features.squeeze(1).unfold(0, kernel, stride), weight.t(), conv.bias)
+    output = None
+    for start in range(0, kernel, stride):
+        width = min(stride, kernel - start)
+        rows = features.as_strided((steps, width * channels), (stride * channels, 1), start * channels)
+        part = weight[start * channels : (start + width) * channels]
+        if output is not None:
+            output = output.addmm_(rows, part) if in_inference() else output.addmm(rows, part)
+        elif conv.bias is not None:
+            output = torch.addmm(conv.bias, rows, part)
+        else:
+            output = rows @ part
+    assert output is not None
+    return output
+
+
+def _positions(embedding: Any, hidden: torch.Tensor, frames: list[int]) -> torch.Tensor:
+    """WavLM's convolutional position embedding of each utterance, (all frames, hidden) -> the same"""
+    conv = embedding.conv
+    weight = conv.weight  # computed from its norm and its direction, so read only once
+    outputs = []
+    for utterance in hidden.to(weight.dtype).split(frames):
+        channels_first = utterance.t().unsqueeze(0)  # (1, hidden, frames)
+        output = F.conv1d(channels_first, weight, conv.bias, padding=conv.padding, groups=conv.groups)
+        outputs.append(embedding.activation(output[0, :, : len(utterance)].t()))
+    return torch.cat(outputs)
+
+
+def _position_biases(wavlm: WavLMModel, frames: list[int]) -> list[torch.Tensor]:
+    """Each utterance's position bias for queries and reversed keys, (heads, frames, frames)
+
+    A bias depends on the distance of key and query. With the keys reversed, that distance is a function of i + j, so
+    that rows are overlapping windows of one table of distances: views, which take no memory.
+    """
+    attention = wavlm.encoder.layers[0].attention
+    longest = max(frames)
+    distances = torch.arange(longest - 1, -longest, -1, device=attention.rel_attn_embed.weight.device)
+    buckets = attention._relative_positions_bucket(distances)
+    table = _at_least_float32(attention.rel_attn_embed(buckets)).t().contiguous()  # (heads, 2 * longest - 1)
+    biases = {length: table[:, longest - length : longest + length - 1].unfold(1, length, 1) for length in set(frames)}
+    return [biases[length] for length in frames]
+
+
+def _layer(
+    layer: Any, hidden: torch.Tensor, frames: list[int], biases: list[torch.Tensor], norm_first: bool
+) -> torch.Tensor:
+    """One transformer layer, (all frames, hidden) -> the same"""
+    attention, feed_forward = layer.attention, layer.feed_forward
+    inputs = _norm(layer.layer_norm, hidden) if norm_first else hidden
+    hidden = add_linear(hidden, _attention(attention, inputs, frames, biases), attention.out_proj, layer.dropout)
+    if not norm_first:
+        hidden = _norm(layer.layer_norm, hidden)
+    inputs = _norm(layer.final_layer_norm, hidden) if norm_first else hidden
+    inner = linear(inputs, feed_forward.intermediate_dense, feed_forward.intermediate_act_fn)
+    inner = feed_forward.intermediate_dropout(inner)
+    hidden = add_linear(hidden, inner, feed_forward.output_dense, feed_forward.output_dropout)
+    return hidden if norm_first else _norm(layer.final_layer_norm, hidden)
+
+
+def _attention(
+    attention: Any, inputs: torch.Tensor, frames: list[int], biases: list[torch.Tensor]
+) -> torch.Tensor:
+    """Attention of each utterance to itself, with WavLM's gated position bias; (all frames, hidden) -> the same"""
+    heads, size = attention.num_heads, attention.head_dim
+    inputs = inputs.to(attention.q_proj.weight.dtype)
+    projections = [linear(inputs, layer) for layer in (attention.q_proj, attention.k_proj, attention.v_proj)]
+    queries, keys, values = (projection.view(-1, heads, size).split(frames) for projection in projections)
+    # The gate sums four outputs of its linear layer; summing their weights first is the same, four times cheaper.
+    gate = attention.gru_rel_pos_linear
+    weight, bias = gate.weight.view(2, 4, size).sum(dim=1), gate.bias.view(2, 4).sum(dim=1)
+    gate_a, gate_b = _at_least_float32(F.linear(inputs.view(-1, heads, size), weight, bias)).sigmoid().unbind(dim=-1)
+    gates = gate_a * (gate_b * attention.gru_rel_pos_const.view(heads) - 1.0) + 2.0  # (all frames, heads)
+    outputs = []
+    for query, key, value, gate, bias in zip(queries, keys, values, gates.split(frames), biases):
+        key, value = key.flip(0).transpose(0, 1), value.flip(0).transpose(0, 1)  # (heads, frames, size), reversed
+        query, gate = query.transpose(0, 1), gate.t().unsqueeze(-1)  # (heads, frames, size), (heads, frames, 1)
+        rows = max(1, ATTENTION_ENTRIES // (heads * len(key[0])))
+        for start in range(0, query.shape[1], rows):
+            block = slice(start, start + rows)
+            output = F.scaled_dot_product_attention(
+                query[None, :, block],
+                key[None],
+                value[None],
+                attn_mask=(gate[:, block] * bias[:, block])[None],
+                dropout_p=attention.dropout if attention.training else 0.0,
+            )
+            outputs.append(output[0].transpose(0, 1).flatten(1))  # (rows, hidden)
+    return torch.cat(outputs)
+
+
+def _spec_augment(wavlm: WavLMModel, hidden: torch.Tensor, frames: list[int]) -> torch.Tensor:
+    """SpecAugment on the utterances that are long enough for it, (all frames, hidden) -> the same"""
+    return torch.cat(
+        [
+            wavlm._mask_hidden_states(utterance.unsqueeze(0).clone())[0]
+            if len(utterance) >= SPEC_AUGMENT_MIN_FRAMES
+            else utterance
+            for utterance in hidden.split(frames)
+        ]
+    )
+
+
+def _at_least_float32(values: torch.Tensor) -> torch.Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def _norm(norm: nn.LayerNorm, hidden: torch.Tensor) -> torch.Tensor:
+    """Layer norm in the dtype of `hidden`, which may be wider than the weights'"""
+    weight, bias = norm.weight.to(hidden.dtype), norm.bias.to(hidden.dtype)
+    return F.layer_norm(hidden, norm.normalized_shape, weight, bias, norm.eps)

@@ -1,0 +1,62 @@
+"""A linear layer with what follows it, a GELU or the addition to a residual, written by oneDNN in one pass on a CPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.activations import GELUActivation
+
+try:
+    _onednn: Any = torch.ops.mkldnn._linear_pointwise
+except AttributeError:
+    _onednn = None
+
+
+def _dtypes_of_this_processor() -> frozenset[torch.dtype]:
+    """The operator is private to torch and may change or miss a dtype: it is tried on a product whose result is known."""
+    works = set()
+    ones = torch.ones(2, 2)
+    for dtype in (torch.float32, torch.bfloat16) if _onednn is not None else ():
+        hidden, bias = ones.to(dtype), ones[0].to(dtype)
+        try:
+            gelu, added = _onednn(hidden, hidden, bias, "gelu", [], "none"), _onednn.binary(*[hidden] * 3, bias, "add")
+        except (RuntimeError, TypeError):
+            continue
+        if torch.allclose(gelu.float(), F.gelu(3 * ones), atol=2e-2) and torch.equal(added.float(), 4 * ones):
+            works.add(dtype)
+    return frozenset(works)
+
+
+_FUSED_DTYPES = _dtypes_of_this_processor()
+
+
+def in_inference() -> bool:
+    """Whether results may be written into each other: no gradients wanted, and no autocast that chooses dtypes."""
+    return not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+
+
+def _fuses(hidden: torch.Tensor) -> bool:
+    return in_inference() and hidden.device.type == "cpu" and hidden.dtype in _FUSED_DTYPES
+
+
+def linear(hidden: torch.Tensor, layer: nn.Linear, activation: nn.Module | None = None) -> torch.Tensor:
+    """activation(layer(hidden)), (rows, in) -> (rows, out), in the dtype of the layer's weights."""
+    hidden = hidden.to(layer.weight.dtype)
+    if _fuses(hidden):
+        if activation is None:
+            return _onednn(hidden, layer.weight, layer.bias, "none", [], "")
+        if isinstance(activation, GELUActivation):
+            return _onednn(hidden, layer.weight, layer.bias, "gelu", [], "none")
+    product = F.linear(hidden, layer.weight, layer.bias)
+    return product if activation is None else activation(product)
+
+
+def add_linear(residual: torch.Tensor, hidden: torch.Tensor, layer: nn.Linear, dropout: nn.Module) -> torch.Tensor:
+    """residual + dropout(layer(hidden)), (rows, out) and (rows, in) -> (rows, out), in the dtype of the residual."""
+    hidden = hidden.to(layer.weight.dtype)
+    if residual.dtype == hidden.dtype and not dropout.training and _fuses(hidden):
+        return _onednn.binary(hidden, residual, layer.weight, layer.bias, "add")
+    return residual + dropout(linear(hidden, layer))
