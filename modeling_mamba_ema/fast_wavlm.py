@@ -11,8 +11,8 @@ What `WavLMModel` spends beyond its matrix products, and what is done here inste
   (time, channels), where a stride is a view.
 - On a CPU oneDNN computes the GELU and adds the residual while it writes a product (`fused_linear.py`).
 
-`wavlm_hidden_states` in `speech_encoder.py` is the plain form, which the tests compare this one with. Reference: Chen et
-al. 2022, "WavLM: Large-Scale Self-Supervised Pre-Training for Full Stack Speech Processing".
+`wavlm_hidden_states` in `speech_encoder.py` is the plain form, which the tests compare this one with. Reference: Chen
+et al. 2022, "WavLM: Large-Scale Self-Supervised Pre-Training for Full Stack Speech Processing".
 """
 
 from __future__ import annotations
@@ -94,9 +94,7 @@ def _groups(samples: list[int], config: WavLMConfig) -> Iterator[list[int]]:
     yield group
 
 
-def _encode(
-    wavlm: WavLMModel, utterances: list[torch.Tensor], layers: Sequence[int]
-) -> list[tuple[torch.Tensor, ...]]:
+def _encode(wavlm: WavLMModel, utterances: list[torch.Tensor], layers: Sequence[int]) -> list[tuple[torch.Tensor, ...]]:
     """Waveforms -> for each of `layers` the utterances' hidden states, (frames, hidden) each"""
     config, encoder = wavlm.config, wavlm.encoder
     dtype = encoder.layer_norm.weight.dtype
@@ -117,6 +115,7 @@ def _encode(
     # 3. transformer layers up to the highest that is read
     states = {0: hidden}
     biases = _position_biases(wavlm, frames) if max(layers) else []
+    layer: Any
     for index, layer in enumerate(encoder.layers[: max(layers)]):
         dropped = wavlm.training and index > 0 and config.layerdrop > 0 and torch.rand([]) < config.layerdrop
         if not dropped:
@@ -133,7 +132,7 @@ def _encode(
 def _front_end(feature_extractor: Any, utterances: list[torch.Tensor]) -> list[torch.Tensor]:
     """Waveforms (samples,) -> features (frames, channels): convolutions as matrix products over (time, channels)"""
     layers = feature_extractor.conv_layers
-    weights = [layer.conv.weight.permute(2, 1, 0).flatten(0, 1) for layer in layers]  # (kernel * channels, new channels)
+    weights = [layer.conv.weight.permute(2, 1, 0).flatten(0, 1) for layer in layers]  # (kernel * in, out)
     return [_convolve_all(layers, weights, utterance) for utterance in utterances]
 
 
@@ -180,11 +179,13 @@ def _convolve(conv: nn.Conv1d, weight: torch.Tensor, features: torch.Tensor) -> 
 def _positions(embedding: Any, hidden: torch.Tensor, frames: list[int]) -> torch.Tensor:
     """WavLM's convolutional position embedding of each utterance, (all frames, hidden) -> the same"""
     conv = embedding.conv
-    weight = conv.weight  # computed from its norm and its direction, so read only once
+    weight, bias = conv.weight, conv.bias  # the weight is computed from its norm and its direction: read it only once
+    if weight.shape[1] % 16:  # oneDNN 3.12 errs on bfloat16 groups of 8 channels; no published WavLM has them
+        weight, bias = _at_least_float32(weight), _at_least_float32(bias)
     outputs = []
     for utterance in hidden.to(weight.dtype).split(frames):
         channels_first = utterance.t().unsqueeze(0)  # (1, hidden, frames)
-        output = F.conv1d(channels_first, weight, conv.bias, padding=conv.padding, groups=conv.groups)
+        output = F.conv1d(channels_first, weight, bias, padding=conv.padding, groups=conv.groups)
         outputs.append(embedding.activation(output[0, :, : len(utterance)].t()))
     return torch.cat(outputs)
 
@@ -195,7 +196,8 @@ def _position_biases(wavlm: WavLMModel, frames: list[int]) -> list[torch.Tensor]
     A bias depends on the distance of key and query. With the keys reversed, that distance is a function of i + j, so
     that rows are overlapping windows of one table of distances: views, which take no memory.
     """
-    attention = wavlm.encoder.layers[0].attention
+    first_layer: Any = wavlm.encoder.layers[0]
+    attention = first_layer.attention
     longest = max(frames)
     distances = torch.arange(longest - 1, -longest, -1, device=attention.rel_attn_embed.weight.device)
     buckets = attention._relative_positions_bucket(distances)
@@ -220,9 +222,7 @@ def _layer(
     return hidden if norm_first else _norm(layer.final_layer_norm, hidden)
 
 
-def _attention(
-    attention: Any, inputs: torch.Tensor, frames: list[int], biases: list[torch.Tensor]
-) -> torch.Tensor:
+def _attention(attention: Any, inputs: torch.Tensor, frames: list[int], biases: list[torch.Tensor]) -> torch.Tensor:
     """Attention of each utterance to itself, with WavLM's gated position bias; (all frames, hidden) -> the same"""
     heads, size = attention.num_heads, attention.head_dim
     inputs = inputs.to(attention.q_proj.weight.dtype)

@@ -16,7 +16,7 @@ except AttributeError:
 
 
 def _dtypes_of_this_processor() -> frozenset[torch.dtype]:
-    """The operator is private to torch and may change or miss a dtype: it is tried on a product whose result is known."""
+    """The operator is private to torch and may change or miss a dtype: it is tried on a product with a known result."""
     works = set()
     ones = torch.ones(2, 2)
     for dtype in (torch.float32, torch.bfloat16) if _onednn is not None else ():

@@ -1,0 +1,277 @@
+"""The unpadded encoder against transformers' `WavLMModel`, run alone on each utterance."""
+
+import copy
+
+import pytest
+import torch
+from transformers import WavLMConfig, WavLMModel
+
+from modeling_mamba_ema import fast_wavlm, fused_linear
+from modeling_mamba_ema.fast_wavlm import fast_hidden_states, is_supported
+from modeling_mamba_ema.speech_encoder import num_frames, wavlm_hidden_states
+
+from .helpers import tiny_model
+
+SAMPLES = [400, 16_000, 9_000, 24_000, 719]
+NORMS = ["layer", "group"]
+
+
+def wavlm(norm: str, **changes) -> WavLMModel:
+    config = WavLMConfig(
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        intermediate_size=64,
+        conv_dim=(24,) * 7,
+        feat_extract_norm=norm,
+        do_stable_layer_norm=norm == "layer",
+        conv_bias=norm == "layer",
+        num_conv_pos_embeddings=16,
+        **{"num_conv_pos_embedding_groups": 2, "layerdrop": 0.0, "apply_spec_augment": False, **changes},
+    )
+    torch.manual_seed(0)
+    model = WavLMModel(config).eval()
+    for layer in model.encoder.layers:  # as after training: no gate is alike, no bias is small
+        torch.nn.init.normal_(layer.attention.gru_rel_pos_const)
+        torch.nn.init.normal_(layer.attention.gru_rel_pos_linear.weight)
+    torch.nn.init.normal_(model.encoder.layers[0].attention.rel_attn_embed.weight)
+    return model
+
+
+def batch(samples=SAMPLES, dtype=torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    """Waveforms whose padding is NaN: reading it would show"""
+    waveforms = torch.full((len(samples), max(samples)), torch.nan, dtype=dtype)
+    generator = torch.Generator().manual_seed(1)
+    for row, length in zip(waveforms, samples):
+        row[:length] = torch.randn(length, generator=generator)
+    return waveforms, torch.tensor(samples)
+
+
+def alone(model: WavLMModel, waveforms: torch.Tensor, lengths: torch.Tensor) -> list[list[torch.Tensor]]:
+    """Every hidden state of every utterance from `WavLMModel` itself"""
+    states = []
+    for row, length in zip(waveforms, lengths.tolist()):
+        outputs = model(row[:length].unsqueeze(0), output_hidden_states=True)
+        states.append([*(state[0] for state in outputs.hidden_states[:-1]), outputs.last_hidden_state[0]])
+    return states
+
+
+def largest_difference(states: list[torch.Tensor], references: list[list[torch.Tensor]]) -> float:
+    return max(
+        (states[layer][index, : len(reference)].double() - reference.double()).abs().max().item()
+        for index, layers in enumerate(references)
+        for layer, reference in enumerate(layers)
+    )
+
+
+@pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_hidden_state_is_the_one_of_wavlm_run_alone(norm, dtype, tolerance, grad):
+    model = wavlm(norm).to(dtype)
+    waveforms, lengths = batch(dtype=dtype)
+    with torch.set_grad_enabled(grad):
+        states = fast_hidden_states(model, waveforms, lengths, range(4))
+    assert largest_difference(states, alone(model, waveforms, lengths)) < tolerance
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_frames_past_the_end_are_zero(norm):
+    waveforms, lengths = batch()
+    (states,) = fast_hidden_states(wavlm(norm), waveforms, lengths, [3])
+    for row, frames in zip(states, num_frames(lengths, wavlm(norm).config).tolist()):
+        assert row[:frames].abs().sum(dim=1).min() > 0
+        assert (row[frames:] == 0).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_gradients_are_those_of_the_plain_form(norm):
+    model = wavlm(norm).double()
+    waveforms, lengths = batch(dtype=torch.float64)
+    weights = torch.randn(len(SAMPLES), 74, 32, dtype=torch.float64)
+    gradients = []
+    for encode in (fast_hidden_states, wavlm_hidden_states):
+        model.zero_grad()
+        states = encode(model, waveforms.nan_to_num(), lengths, [1, 3])
+        frames = num_frames(lengths, model.config)
+        valid = (torch.arange(states[0].shape[1]) < frames.unsqueeze(1)).unsqueeze(-1)
+        loss = sum((state.masked_fill(~valid, 0.0) * weights[:, : state.shape[1]]).sum() for state in states)
+        loss.backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    fast, plain = gradients
+    assert {name for name, gradient in plain.items() if gradient is None} == {
+        name for name, gradient in fast.items() if gradient is None
+    }
+    for name, gradient in plain.items():
+        if gradient is not None:
+            torch.testing.assert_close(fast[name], gradient, rtol=1e-8, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize(("name", "value"), [("GROUP_FRAMES", 30), ("ATTENTION_ENTRIES", 500)])
+def test_neither_groups_nor_blocks_of_attention_change_a_number(monkeypatch, name, value):
+    model = wavlm("layer").double()
+    waveforms, lengths = batch(dtype=torch.float64)
+    expected = fast_hidden_states(model, waveforms, lengths, range(4))
+    monkeypatch.setattr(fast_wavlm, name, value)
+    for state, reference in zip(fast_hidden_states(model, waveforms, lengths, range(4)), expected):
+        torch.testing.assert_close(state, reference, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_weights_changed_after_a_call_are_used_in_the_next(norm):
+    model = wavlm(norm)
+    waveforms, lengths = batch()
+    with torch.inference_mode():
+        fast_hidden_states(model, waveforms, lengths, range(4))
+    for parameter in model.parameters():
+        parameter.data.mul_(1.01)  # the way that leaves no trace in a parameter's version
+    with torch.inference_mode():
+        states = fast_hidden_states(model, waveforms, lengths, range(4))
+        assert largest_difference(states, alone(model, waveforms, lengths)) < 2e-5
+
+
+def test_half_precision_stays_closer_to_float32_than_wavlm_itself_does():
+    model = wavlm("layer")
+    waveforms, lengths = batch()
+    with torch.inference_mode():
+        references = alone(model, waveforms, lengths)
+        model.bfloat16()
+        states = fast_hidden_states(model, waveforms.bfloat16(), lengths, range(4))
+        theirs = alone(model, waveforms.bfloat16(), lengths)
+    assert states[0].dtype == torch.bfloat16
+    ours = largest_difference(states, references)
+    assert ours < 0.1
+    assert ours <= max(
+        (a.double() - b.double()).abs().max().item() for x, y in zip(theirs, references) for a, b in zip(x, y)
+    )
+
+
+def test_half_precision_is_right_for_narrow_groups_of_the_position_convolution():
+    model = wavlm("layer", num_conv_pos_embedding_groups=4)  # 8 channels a group
+    waveforms, lengths = batch()
+    with torch.inference_mode():
+        references = alone(model, waveforms, lengths)
+        states = fast_hidden_states(model.bfloat16(), waveforms.bfloat16(), lengths, range(4))
+    assert largest_difference(states, references) < 0.1
+
+
+def test_autocast_computes_products_in_half_precision():
+    model = wavlm("layer")
+    waveforms, lengths = batch()
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        states = fast_hidden_states(model, waveforms, lengths, range(4))
+    difference = largest_difference(states, alone(model, waveforms, lengths))
+    assert 1e-4 < difference < 0.1
+
+
+def test_training_settings_apply_and_follow_the_seed():
+    model = wavlm(
+        "layer",
+        layerdrop=0.5,
+        hidden_dropout=0.1,
+        attention_dropout=0.1,
+        activation_dropout=0.1,
+        feat_proj_dropout=0.1,
+    ).train()
+    waveforms, lengths = batch()
+
+    def encode(seed):
+        torch.manual_seed(seed)
+        return fast_hidden_states(model, waveforms, lengths, [3])[0]
+
+    assert torch.equal(encode(1), encode(1))
+    assert not torch.equal(encode(1), encode(2))
+
+
+@pytest.mark.parametrize("setting", ["hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"])
+def test_each_dropout_takes_part(setting):
+    model = wavlm("layer", **{"hidden_dropout": 0.0, "attention_dropout": 0.0, "feat_proj_dropout": 0.0, setting: 0.5})
+    waveforms, lengths = batch()
+    evaluated = fast_hidden_states(model, waveforms, lengths, [3])[0]
+    assert not torch.allclose(fast_hidden_states(model.train(), waveforms, lengths, [3])[0], evaluated, atol=1e-3)
+
+
+def test_spec_augment_leaves_short_utterances_alone():
+    model = wavlm("layer", apply_spec_augment=True, mask_time_prob=0.5, hidden_dropout=0.0, attention_dropout=0.0)
+    model.config.activation_dropout = 0.0
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    waveforms, lengths = batch([24_000, 9_000])  # 74 frames and 27
+    evaluated = fast_hidden_states(model, waveforms, lengths, [0])[0]
+    trained = fast_hidden_states(model.train(), waveforms, lengths, [0])[0]
+    assert not torch.allclose(trained[0], evaluated[0], atol=1e-3)
+    torch.testing.assert_close(trained[1], evaluated[1])
+
+
+def test_modules_that_were_replaced_or_hooked_are_not_read_past():
+    assert is_supported(wavlm("layer"))
+    hooked = wavlm("layer")
+    hooked.encoder.layers[1].register_forward_hook(lambda module, inputs, outputs: None)
+    assert not is_supported(hooked)
+
+    class Adapter(torch.nn.Linear):
+        pass
+
+    adapted = wavlm("layer")
+    adapted.encoder.layers[0].feed_forward.output_dense = Adapter(64, 32)
+    assert not is_supported(adapted)
+
+
+def test_an_adapter_in_the_encoder_changes_the_predictions():
+    class Doubled(torch.nn.Module):
+        def __init__(self, linear):
+            super().__init__()
+            self.linear = linear
+
+        def forward(self, hidden):
+            return 2 * self.linear(hidden)
+
+    model = tiny_model().eval()
+    inputs = {"input_values": torch.randn(1, 8_000)}
+    before = model(**inputs).logits
+    feed_forward = model.mamba_ema.speech_encoder.wavlm.encoder.layers[0].feed_forward
+    feed_forward.output_dense = Doubled(feed_forward.output_dense)
+    assert (model(**inputs).logits - before).abs().max() > 1e-5
+
+
+def test_products_without_the_private_operator_are_the_same(monkeypatch):
+    model = wavlm("layer")
+    waveforms, lengths = batch()
+    with torch.inference_mode():
+        expected = fast_hidden_states(model, waveforms, lengths, range(4))
+        monkeypatch.setattr(fused_linear, "_FUSED_DTYPES", frozenset())
+        for state, reference in zip(fast_hidden_states(model, waveforms, lengths, range(4)), expected):
+            torch.testing.assert_close(state, reference, rtol=0, atol=2e-5)
+
+
+def test_a_copied_model_computes_with_its_own_weights():
+    model = wavlm("layer")
+    waveforms, lengths = batch()
+    with torch.inference_mode():
+        original = fast_hidden_states(model, waveforms, lengths, [3])[0]
+        changed = copy.deepcopy(model)
+        changed.encoder.layers[0].attention.q_proj.weight.mul_(3.0)
+        assert not torch.equal(fast_hidden_states(changed, waveforms, lengths, [3])[0], original)
+        assert torch.equal(fast_hidden_states(model, waveforms, lengths, [3])[0], original)
+
+
+@pytest.mark.slow
+def test_a_wavlm_large_gets_the_same_frames_to_1e_4():
+    config = WavLMConfig(
+        hidden_size=1024,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        intermediate_size=4096,
+        feat_extract_norm="layer",
+        do_stable_layer_norm=True,
+        conv_bias=True,
+    )
+    torch.manual_seed(0)
+    model = WavLMModel(config).eval()
+    waveforms, lengths = batch([64_000, 20_000, 97_000])
+    with torch.inference_mode():
+        (states,) = fast_hidden_states(model, waveforms, lengths, [24])
+        for row, length, state in zip(waveforms, lengths.tolist(), states):
+            reference = model(row[:length].unsqueeze(0)).last_hidden_state[0]
+            assert (state[: len(reference)] - reference).abs().max() < 1e-4
