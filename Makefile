@@ -17,7 +17,7 @@ help: ## list the commands
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,demo,tools,vad,onnx,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,demo,tools,page,vad,onnx,dev]'
 	@touch $@
 
 demo: $(STAMP) ## corpus -> training -> evaluation -> save -> load back -> a conversation, scored and drawn

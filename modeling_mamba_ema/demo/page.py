@@ -1,0 +1,127 @@
+"""The page: what stands where, and what a button does."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from html import escape
+from typing import Any
+
+import gradio as gr
+import numpy as np
+
+from ..feature_extraction_mamba_ema import MambaEMAFeatureExtractor
+from ..inference import EmotionTracker, TurnEmotion
+from ..modeling_mamba_ema import MambaEMAForRegression
+from ..sample import load_sample_conversation
+from . import views
+from .conversation import SPEAKERS, Conversation, TurnError, read_turn
+
+logger = logging.getLogger(__name__)
+
+QUEUE_SIZE = 48  # requests that may wait; the next one is answered 503
+CONCURRENCY = 2  # turns in the model at once
+DELETE_CACHE = (60, 300)  # every minute, uploads older than five minutes are deleted
+
+INTRODUCTION = """
+# Mamba-EMA: how does it sound?
+
+{labels} from speech, turn by turn: record or upload the turns of a conversation in order, each with its speaker. A turn
+may last {seconds:g} s, a file may have 10 MB.
+
+The numbers estimate how listeners would rate a voice. They are not what a person feels, and must not be used to judge
+anybody. Uploads are deleted after a few minutes and nothing is sent anywhere.
+"""
+
+
+def build_page(
+    model: MambaEMAForRegression, feature_extractor: MambaEMAFeatureExtractor, queue_size: int = QUEUE_SIZE
+) -> gr.Blocks:
+    """The page over a model, not started yet; `launch` starts it.
+
+    Visitors share the model and nothing else: each one's conversation lies in their session.
+
+    Args:
+        model: in evaluation mode.
+        feature_extractor: of the model.
+        queue_size: requests that may wait; the next one is answered 503.
+    """
+    start = Conversation(EmotionTracker(model, feature_extractor))
+    scales = {name: model.config.label_range(name) for name in model.config.labels}
+    max_seconds = feature_extractor.max_seconds
+
+    def show(conversation: Conversation, waveform: np.ndarray, turn: TurnEmotion) -> tuple[Any, ...]:
+        return (
+            conversation,
+            views.numbers(conversation.turns, scales),
+            views.attention(waveform, turn),
+            views.trajectory(conversation.turns),
+            [_plain(turn) for turn in conversation.turns],
+        )
+
+    def add_turn(path: str | None, speaker: str, conversation: Conversation | None) -> tuple[Any, ...]:
+        waveform = read_turn(path, max_seconds)
+        conversation, turn = (conversation or start).add(waveform, speaker)
+        return (None, *show(conversation, waveform, turn))
+
+    def play_sample() -> Iterator[tuple[Any, ...]]:
+        conversation = start
+        for spoken in load_sample_conversation():
+            conversation, turn = conversation.add(spoken["waveform"], spoken["speaker"])
+            yield show(conversation, spoken["waveform"], turn)
+
+    def start_over() -> tuple[Any, ...]:
+        return None, None, views.NOTHING_YET, "", "", []
+
+    with gr.Blocks(title="Mamba-EMA", analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
+        gr.Markdown(INTRODUCTION.format(labels=" and ".join(map(escape, scales)).capitalize(), seconds=max_seconds))
+        state = gr.State(None)
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                audio = gr.Audio(
+                    sources=["upload", "microphone"], type="filepath", label="A turn", elem_id="turn", buttons=[]
+                )
+                speaker = gr.Dropdown(
+                    list(SPEAKERS), value=SPEAKERS[0], allow_custom_value=True, label="Speaker (or type a name)"
+                )
+                add = gr.Button("Add this turn", variant="primary")
+                sample = gr.Button("Hear the shipped conversation")
+                reset = gr.Button("Start over")
+                with gr.Accordion("The numbers as JSON", open=False):
+                    plain = gr.JSON([], show_label=False)
+            with gr.Column(scale=3, min_width=420):
+                numbers = gr.HTML(views.NOTHING_YET, css_template=views.CSS, max_height=320, autoscroll=True)
+                attention = gr.HTML("", css_template=views.CSS, js_on_load=views.JAVASCRIPT)
+                trajectory = gr.HTML("", css_template=views.CSS)
+        outputs = [state, numbers, attention, trajectory, plain]
+        adding = add.click(_in_words(add_turn), [audio, speaker, state], [audio, *outputs], api_name="add_turn")
+        playing = sample.click(play_sample, None, outputs, api_name="play_sample")
+        reset.click(start_over, None, [audio, *outputs], api_name="start_over", cancels=[adding, playing])
+
+        def forget(request: gr.Request) -> None:
+            # gradio itself keeps a closed session for an hour.
+            page.state_holder.session_data.pop(request.session_hash, None)
+
+        page.unload(forget)
+    return page.queue(max_size=queue_size, default_concurrency_limit=CONCURRENCY)
+
+
+def _plain(turn: TurnEmotion) -> dict[str, Any]:
+    """A turn's numbers for programs."""
+    return {name: value for name, value in turn.to_dict().items() if name != "attention"}
+
+
+def _in_words(handler: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """A visitor reads a sentence whatever goes wrong; what is not their doing is logged for who runs the page."""
+
+    def answer(path: str | None, speaker: str, conversation: Conversation | None) -> tuple[Any, ...]:
+        try:
+            return handler(path, speaker, conversation)
+        except TurnError as error:
+            raise gr.Error(escape(str(error), quote=False), print_exception=False, title="No numbers") from error
+        except Exception as error:
+            logger.exception("a turn could not be scored")
+            sentence = "This turn could not be scored, for a reason that is not in the file. Try again."
+            raise gr.Error(sentence, print_exception=False, title="No numbers") from error
+
+    return answer

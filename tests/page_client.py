@@ -1,0 +1,108 @@
+"""A page on the loopback address, started in this process, and the requests a visitor's browser would send to it."""
+
+import contextlib
+import io
+import json
+import os
+import threading
+from collections.abc import Iterator
+
+import httpx
+import numpy as np
+import soundfile as sf
+
+from modeling_mamba_ema import MambaEMAFeatureExtractor
+from tests.helpers import tiny_model
+
+FILE_DATA = {"_type": "gradio.FileData"}
+
+
+@contextlib.contextmanager
+def serve(queue_size: int = 48, **settings) -> Iterator["Visitor"]:
+    """A page over the tiny model; settings are those of gradio's `launch`."""
+    from modeling_mamba_ema.demo import build_page
+    from modeling_mamba_ema.demo.server import LAUNCH_OPTIONS
+
+    page = build_page(tiny_model(label_ranges={"valence": [1, 5]}), MambaEMAFeatureExtractor(), queue_size)
+    options = {**LAUNCH_OPTIONS, "server_name": "127.0.0.1", "quiet": True, "prevent_thread_lock": True, **settings}
+    _, url, _ = page.launch(**options)
+    try:
+        yield Visitor(url.rstrip("/"), page)
+    finally:
+        page.close(verbose=False)
+
+
+class Visitor:
+    """Talks to a page by plain HTTP; each has a session of its own."""
+
+    def __init__(self, url: str, page=None):
+        self.url, self.page = url, page
+        self.session = os.urandom(6).hex()
+        self.http = httpx.Client(base_url=f"{url}/gradio_api", timeout=120, trust_env=False)
+
+    def another(self) -> "Visitor":
+        return Visitor(self.url, self.page)
+
+    def upload(self, content: bytes, name: str = "turn.wav") -> httpx.Response:
+        return self.http.post("/upload", files={"files": (name, content)})
+
+    def join(self, api_name: str, data: list) -> httpx.Response:
+        """Queue a request as the browser does."""
+        (function,) = [d for d in self.page.config["dependencies"] if d["api_name"] == api_name]
+        body = {"data": data, "fn_index": function["id"], "session_hash": self.session}
+        return self.http.post("/queue/join", json=body)
+
+    def results(self) -> Iterator[dict]:
+        """The messages of this session until the request is through."""
+        with self.http.stream("GET", "/queue/data", params={"session_hash": self.session}) as stream:
+            for line in stream.iter_lines():
+                if line.startswith("data: "):
+                    message = json.loads(line[6:])
+                    yield message
+                    if message["msg"] in ("process_completed", "close_stream"):
+                        return
+
+    def send(self, audio, speaker="speaker A") -> dict:
+        """Add a turn whose audio is described by `audio`; returns gradio's answer: `data`, or `error`."""
+        answer = self.join("add_turn", [audio, speaker, None])
+        answer.raise_for_status()
+        return list(self.results())[-1]["output"]
+
+    def add_turn(self, content: bytes, name: str = "turn.wav", speaker="speaker A") -> dict:
+        """Upload a file and add it as a turn."""
+        (path,) = self.upload(content, name).raise_for_status().json()
+        return self.send({"path": path, "meta": FILE_DATA}, speaker)
+
+    def turns(self, content: bytes, **kwargs) -> list[dict]:
+        """Add a turn; returns the numbers of the conversation so far."""
+        answer = self.add_turn(content, **kwargs)
+        assert answer.get("data"), answer
+        return answer["data"][-1]
+
+
+def wav(waveform, rate: int = 16_000, **options) -> bytes:
+    buffer = io.BytesIO()
+    sf.write(buffer, waveform, rate, format=options.pop("format", "WAV"), **options)
+    return buffer.getvalue()
+
+
+def clip(seed: int, seconds: float = 0.4) -> np.ndarray:
+    """Noise of its own loudness contour; every seed gives other numbers."""
+    random = np.random.default_rng(seed)
+    contour = np.interp(np.arange(int(16_000 * seconds)), np.linspace(0, 16_000 * seconds, 5), random.random(5))
+    return (0.2 * contour * random.normal(size=contour.size)).clip(-1, 1).astype(np.float32)
+
+
+def in_threads(jobs) -> list:
+    """Run all at once; the results in order."""
+    results: list = [None] * len(jobs)
+
+    def run(index):
+        results[index] = jobs[index]()
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(jobs))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
