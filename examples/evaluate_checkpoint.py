@@ -23,10 +23,12 @@ from modeling_mamba_ema.plots import plot_error_by_position, plot_predictions
 from modeling_mamba_ema.training import (
     ConversationCollator,
     MambaEMATrainer,
+    cache_frames,
     ccc_of_predictions,
     prediction_table,
     save_predictions,
 )
+from modeling_mamba_ema.training.run_configuration import DataSection
 
 logger = logging.getLogger("evaluate_checkpoint")
 
@@ -52,6 +54,10 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True, help="folder for what is written")
     parser.add_argument("--format", choices=["csv", "parquet"], default="csv", help="of the predictions")
     parser.add_argument("--conversations-per-batch", type=int, default=4, help="default: %(default)s")
+    parser.add_argument(
+        "--cache-features", action="store_true", help="read the frames of a frozen encoder from the disk"
+    )
+    parser.add_argument("--cache-folder", default=DataSection.cache_folder, help="default: %(default)s")
     parser.add_argument("--revision", default="main", help="commit, tag or branch of the model on the Hub")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -75,20 +81,28 @@ def main() -> None:
             sys.exit("mend them, or give --on-bad-audio skip to measure without them")
         splits = without(used, bad_audio)
         save_bad_audio(bad_audio, arguments.output / "skipped_audio.jsonl")
-    dataset = ConversationDataset(splits[arguments.split], labels)
+    trainer_arguments = TrainingArguments(
+        output_dir=str(arguments.output),
+        per_device_eval_batch_size=arguments.conversations_per_batch,
+        dataloader_pin_memory=torch.cuda.is_available(),
+        remove_unused_columns=False,
+        label_names=["labels"],
+        report_to="none",
+    )
+    frame_cache = None
+    if arguments.cache_features:
+        rows = splits[arguments.split]
+        try:
+            frame_cache = cache_frames(model, extractor, [rows], arguments.cache_folder, trainer_arguments)
+        except ValueError as error:
+            parser.error(str(error))
+    dataset = ConversationDataset(splits[arguments.split], labels, frame_cache=frame_cache)
 
     # 3. predictions of whole conversations
     arguments.output.mkdir(parents=True, exist_ok=True)
     trainer = MambaEMATrainer(
         model=model,
-        args=TrainingArguments(
-            output_dir=str(arguments.output),
-            per_device_eval_batch_size=arguments.conversations_per_batch,
-            dataloader_pin_memory=torch.cuda.is_available(),
-            remove_unused_columns=False,
-            label_names=["labels"],
-            report_to="none",
-        ),
+        args=trainer_arguments,
         data_collator=ConversationCollator(extractor),
         compute_metrics=ccc_of_predictions(labels, intervals=True),
     )

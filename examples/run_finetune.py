@@ -25,6 +25,7 @@ from modeling_mamba_ema.training import (
     MambaEMATrainer,
     StopOnSigterm,
     build_model,
+    cache_frames,
     ccc_of_predictions,
     choose_checkpoint,
     load_run_configuration,
@@ -63,14 +64,21 @@ def main() -> None:
         splits = load_splits(run, config)
     except ValueError as error:
         parser.error(str(error))
-    train = ConversationDataset(splits[run.data.train_split], config.labels, run.data.turns_per_item)
-    validation = ConversationDataset(splits[run.data.validation_split], config.labels)
+    trainer_arguments = training_arguments(run)
+    frame_cache = None
+    if run.data.cache_features:
+        try:
+            frame_cache = cache_frames(model, extractor, splits.values(), run.data.cache_folder, trainer_arguments)
+        except ValueError as error:
+            parser.error(str(error))
+    train = ConversationDataset(splits[run.data.train_split], config.labels, run.data.turns_per_item, frame_cache)
+    validation = ConversationDataset(splits[run.data.validation_split], config.labels, frame_cache=frame_cache)
 
     # 4. training
     stop_on_sigterm = StopOnSigterm()
     trainer = MambaEMATrainer(
         model=model,
-        args=training_arguments(run),
+        args=trainer_arguments,
         train_dataset=train,
         eval_dataset=validation,
         data_collator=ConversationCollator(extractor),
@@ -113,7 +121,7 @@ def main() -> None:
     results, tables = {}, {}
     for name in (run.data.validation_split, run.data.test_split):
         if name is not None:
-            dataset = ConversationDataset(splits[name], config.labels)
+            dataset = ConversationDataset(splits[name], config.labels, frame_cache=frame_cache)
             predicted = trainer.predict(dataset, metric_key_prefix=name)
             tables[name] = prediction_table(predicted.predictions, dataset)
             results[name] = {

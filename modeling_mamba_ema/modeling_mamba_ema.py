@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel, WavLMConfig, WavLMModel
+from transformers import PretrainedConfig, PreTrainedModel, WavLMConfig, WavLMModel
 from transformers import initialization as init
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ModelOutput, logging
@@ -377,34 +377,18 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         """Start from a pretrained WavLM; pooling, updater and head are new.
 
         Args:
-            pretrained_model_name_or_path: a folder or Hub name of a WavLM, e.g. `"microsoft/wavlm-large"`.
+            pretrained_model_name_or_path: a folder or Hub name of a WavLM, e.g. `"microsoft/wavlm-large"`, or of a
+                Mamba-EMA, whose WavLM is taken.
             revision: commit, tag or branch on the Hub.
             config_kwargs: fields of [`MambaEMAConfig`]; `speech_encoder_config`, a dict, overrides single fields of
                 the pretrained WavLM's configuration, such as its dropout.
 
         Raises:
-            ValueError: the checkpoint is no WavLM, or lacks weights.
+            ValueError: the checkpoint is neither, or lacks weights.
         """
         overrides = {**SPEECH_ENCODER_DEFAULTS, **(config_kwargs.pop("speech_encoder_config", None) or {})}
-        encoder_dict, _ = WavLMConfig.get_config_dict(pretrained_model_name_or_path, revision=revision)
-        if encoder_dict.get("model_type") != "wavlm":
-            raise ValueError(
-                f"{pretrained_model_name_or_path} is of type {encoder_dict.get('model_type')!r}; a 'wavlm' is needed"
-            )
-        encoder_config = WavLMConfig.from_dict({**encoder_dict, **overrides})
-        loaded: Any = WavLMModel.from_pretrained(
-            pretrained_model_name_or_path,
-            config=encoder_config,
-            revision=revision,
-            dtype=torch.float32,
-            output_loading_info=True,
-        )
-        wavlm, loading = loaded
-        missing = sorted(set(loading["missing_keys"]) - {"masked_spec_embed"})
-        if missing:
-            raise ValueError(
-                f"{pretrained_model_name_or_path} lacks {len(missing)} weights of WavLM, first {missing[0]}"
-            )
+        wavlm = _pretrained_wavlm(pretrained_model_name_or_path, revision)
+        encoder_config = WavLMConfig.from_dict({**wavlm.config.to_dict(), **overrides})
         extractor = MambaEMAFeatureExtractor.from_speech_encoder(pretrained_model_name_or_path, revision=revision)
         config_kwargs.setdefault("do_normalize", extractor.do_normalize)
         model = cls(MambaEMAConfig(speech_encoder_config=encoder_config, **config_kwargs))
@@ -443,6 +427,25 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         (folder / "requirements.txt").write_text("soundfile\nsoxr\n", encoding="utf-8")
         if not (folder / "README.md").exists():
             (folder / "README.md").write_text(model_card(self.config), encoding="utf-8")
+
+
+def _pretrained_wavlm(name: str | os.PathLike[str], revision: str) -> WavLMModel:
+    """A WavLM with all of its weights, its own or that of a Mamba-EMA.
+
+    Raises:
+        ValueError: the checkpoint is neither, or lacks weights.
+    """
+    config, _ = PretrainedConfig.get_config_dict(name, revision=revision)
+    kinds: dict[Any, Any] = {"wavlm": WavLMModel, MambaEMAConfig.model_type: MambaEMAForRegression}
+    if config.get("model_type") not in kinds:
+        raise ValueError(f"{name} is of type {config.get('model_type')!r}; a 'wavlm' or a 'mamba_ema' is needed")
+    model, loading = kinds[config["model_type"]].from_pretrained(
+        name, revision=revision, dtype=torch.float32, output_loading_info=True
+    )
+    missing = sorted(key for key in loading["missing_keys"] if not key.endswith("masked_spec_embed"))
+    if missing:
+        raise ValueError(f"{name} lacks {len(missing)} weights of WavLM, first {missing[0]}")
+    return model if isinstance(model, WavLMModel) else model.speech_encoder.wavlm
 
 
 def _scatter_turns(values: torch.Tensor, turn_mask: torch.Tensor) -> torch.Tensor:

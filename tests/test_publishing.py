@@ -246,12 +246,24 @@ def test_a_pretrained_wavlm_gives_its_weights_and_normalisation(tmp_path, norm):
     assert model.config.speech_encoder_pooling == "attention"
 
 
+def test_a_mamba_ema_gives_its_encoder_to_another(tmp_path):
+    donor = tiny_model(speech_encoder_pooling="mean", do_normalize=False)
+    donor.save_pretrained(tmp_path)
+    model = MambaEMAForRegression.from_pretrained_speech_encoder(
+        tmp_path, speech_encoder_pooling="attention", hidden_size=16, head_dim=16
+    )
+    for name, tensor in donor.speech_encoder.wavlm.state_dict().items():
+        assert torch.equal(model.speech_encoder.wavlm.state_dict()[name], tensor), name
+    assert (model.config.speech_encoder_pooling, model.config.hidden_size) == ("attention", 16)
+    assert model.config.do_normalize is False
+
+
 def test_a_checkpoint_that_is_no_wavlm_or_lacks_weights_is_refused(tmp_path):
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
     Wav2Vec2Model(Wav2Vec2Config(**sizes, conv_dim=[16] * 7, num_conv_pos_embedding_groups=2)).save_pretrained(
         tmp_path / "wav2vec2"
     )
-    with pytest.raises(ValueError, match="'wav2vec2'; a 'wavlm' is needed"):
+    with pytest.raises(ValueError, match="'wav2vec2'; a 'wavlm' or a 'mamba_ema' is needed"):
         MambaEMAForRegression.from_pretrained_speech_encoder(tmp_path / "wav2vec2")
     wavlm = WavLMModel(tiny_config().speech_encoder_config)
     state = {name: tensor for name, tensor in wavlm.state_dict().items() if "layers.1.attention.q_proj" not in name}

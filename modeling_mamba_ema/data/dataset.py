@@ -20,6 +20,7 @@ from ..feature_extraction_mamba_ema import SAMPLING_RATE
 from ..model_inputs import MISSING_LABEL
 from .audio import load_audio
 from .categories import refuse_categories
+from .frame_cache import FrameCache, utterances_of
 from .sources import Source, read_label_ranges, read_table
 
 logger = logging.getLogger(__name__)
@@ -82,13 +83,22 @@ class ConversationDataset(torch.utils.data.Dataset):
         rows: one split of [`load_emotion_dataset`].
         labels: names of the label columns.
         turns_per_item: cut longer conversations into windows of this many turns; None: whole conversations.
+        frame_cache: read frames from here instead of audio.
 
-    An item is a dict: `waveforms` (a list of (samples,) arrays at 16 kHz), `seconds` (their lengths), `labels` (turns,
-    labels) on the unit scale, `conversation_id`, `turns` (their numbers), `speakers` (None where the corpus names none).
+    An item is a dict: `waveforms` (a list of (samples,) arrays at 16 kHz) with `seconds` (their lengths), or `frames` (a
+    list of (layers, frames, hidden) tensors); `labels` (turns, labels) on the unit scale, `conversation_id`, `turns`
+    (their numbers), `speakers` (None where the corpus names none).
     """
 
-    def __init__(self, rows: Dataset, labels: Sequence[str], turns_per_item: int | None = None):
+    def __init__(
+        self,
+        rows: Dataset,
+        labels: Sequence[str],
+        turns_per_item: int | None = None,
+        frame_cache: FrameCache | None = None,
+    ):
         self.rows = rows
+        self.frame_cache = frame_cache
         self.labels = list(labels)
         self.items: list[list[int]] = []
         previous = None
@@ -104,19 +114,21 @@ class ConversationDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         rows = self.rows.select(self.items[index])
-        starts = rows["start"] if "start" in rows.column_names else [None] * len(rows)
-        ends = rows["end"] if "end" in rows.column_names else [None] * len(rows)
-        waveforms = [
-            load_audio(name, start, end, downmix=True) for name, start, end in zip(rows["file_name"], starts, ends)
-        ]
-        return {
-            "waveforms": waveforms,
-            "seconds": [waveform.size / SAMPLING_RATE for waveform in waveforms],
+        item: dict[str, Any] = {
             "labels": np.array([rows[label] for label in self.labels], dtype=np.float32).T,
             "conversation_id": str(rows["conversation_id"][0]),
             "turns": list(rows["turn"]),
             "speakers": list(rows["speaker"]) if "speaker" in rows.column_names else [None] * len(rows),
         }
+        if self.frame_cache is not None:
+            item["frames"] = [self.frame_cache.read(utterance) for utterance in utterances_of(rows)]
+        else:
+            item["waveforms"] = [
+                load_audio(utterance.file_name, utterance.start, utterance.end, downmix=True)
+                for utterance in utterances_of(rows)
+            ]
+            item["seconds"] = [waveform.size / SAMPLING_RATE for waveform in item["waveforms"]]
+        return item
 
 
 def _with_normal_names(

@@ -3,6 +3,7 @@
 from .building import build_model, load_splits, training_arguments
 from .checkpoints import newest_complete_checkpoint, why_incomplete
 from .collator import ConversationCollator
+from .frame_caching import cache_frames
 from .interruption import EXIT_CODE, StopOnSigterm
 from .predictions import prediction_table, save_predictions
 from .results_card import write_results_into_card
@@ -18,6 +19,7 @@ __all__ = [
     "RunConfiguration",
     "StopOnSigterm",
     "build_model",
+    "cache_frames",
     "ccc_of_predictions",
     "choose_checkpoint",
     "load_run_configuration",

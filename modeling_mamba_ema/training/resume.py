@@ -14,7 +14,13 @@ logger = logging.getLogger(__name__)
 
 CONFIGURATION_FILE = "run_configuration.yaml"
 # What may change between a run and its continuation without changing the weights that come out.
-_FREE = {"training.resume", "training.output_dir", "training.report_to", "training.dataloader_workers"}
+_FREE = {
+    "training.resume",
+    "training.output_dir",
+    "training.report_to",
+    "training.dataloader_workers",
+    "data.cache_folder",
+}
 
 
 def choose_checkpoint(run: RunConfiguration, folder: Path, world_size: int, main_process: bool = True) -> Path | None:

@@ -53,6 +53,10 @@ class DataSection:
     on_bad_audio: str = field(
         default="abort", metadata={"help": "files that cannot be used: abort before training, or skip and record them"}
     )
+    cache_features: bool = field(
+        default=False, metadata={"help": "compute the frames of a frozen encoder once and train from the disk"}
+    )
+    cache_folder: str = field(default=".cache/frames", metadata={"help": "where cached frames are kept"})
 
     def __post_init__(self) -> None:
         if self.on_bad_audio not in ("abort", "skip"):

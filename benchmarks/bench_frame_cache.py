@@ -1,0 +1,132 @@
+"""An epoch from cached frames, beside the same epoch with the frozen encoder running.
+
+    python benchmarks/bench_frame_cache.py [--size large] [--utterances 24] [--json FILE]
+
+The encoder has the size of WavLM-large (or -base) and random weights; the utterances are noise of realistic lengths
+(log-normal, median 4 s, 1 to 15 s), four to a conversation. Both epochs are those of the training program: reading,
+batches, forward, backward, optimizer, without evaluation and saving. One thread count for both: torch's default.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import soundfile as sf
+import torch
+import transformers
+from datasets import disable_progress_bars
+from transformers import TrainerCallback, TrainingArguments
+
+from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression
+from modeling_mamba_ema.configuration_mamba_ema import WAVLM_LARGE
+from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
+from modeling_mamba_ema.training import ConversationCollator, MambaEMATrainer, cache_frames
+
+SIZES = {"base": {}, "large": WAVLM_LARGE}  # WavLMConfig's defaults are the base size
+LABELS = ["valence", "arousal"]
+TURNS = 4
+CACHED_EPOCHS = 6
+
+
+class EpochTimes(TrainerCallback):
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def on_epoch_begin(self, *arguments, **kwargs) -> None:
+        self.started = time.perf_counter()
+
+    def on_epoch_end(self, *arguments, **kwargs) -> None:
+        self.seconds.append(time.perf_counter() - self.started)
+
+
+def write_noise(folder: Path, utterances: int) -> float:
+    """A corpus of noise; returns its length in seconds."""
+    random = np.random.default_rng(0)
+    seconds = np.clip(np.exp(random.normal(np.log(4.0), 0.5, utterances)), 1.0, 15.0)
+    lines = []
+    for number, length in enumerate(seconds):
+        sf.write(folder / f"{number}.wav", random.normal(0, 0.1, int(16_000 * length)), 16_000)
+        valence, arousal = random.random(2)
+        row = {"file_name": f"{number}.wav", "conversation_id": number // TURNS, "turn": number % TURNS}
+        lines.append(json.dumps({**row, "valence": valence, "arousal": arousal}))
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    return float(seconds.sum())
+
+
+def epoch_seconds(model, extractor, dataset, arguments: TrainingArguments) -> list[float]:
+    times = EpochTimes()
+    MambaEMATrainer(
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=ConversationCollator(extractor),
+        callbacks=[times],
+    ).train()
+    return times.seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=SIZES, default="large", help="of the encoder (default: %(default)s)")
+    parser.add_argument("--utterances", type=int, default=24, help="how many (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="also write the figures here")
+    arguments = parser.parse_args()
+    transformers.utils.logging.set_verbosity_error()
+    disable_progress_bars()
+    torch.manual_seed(0)
+    config = MambaEMAConfig(speech_encoder_config=dict(SIZES[arguments.size]), freeze_speech_encoder=True)
+    model, extractor = MambaEMAForRegression(config), MambaEMAFeatureExtractor()
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        audio_seconds = write_noise(folder, arguments.utterances)
+        rows = load_emotion_dataset(folder, LABELS)["train"]
+
+        def training(epochs: int) -> TrainingArguments:
+            return TrainingArguments(
+                output_dir=str(folder / "run"),
+                num_train_epochs=epochs,
+                per_device_train_batch_size=2,
+                use_cpu=True,
+                save_strategy="no",
+                report_to="none",
+                remove_unused_columns=False,
+                dataloader_pin_memory=False,
+                label_names=["labels"],
+                disable_tqdm=True,
+            )
+
+        with_encoder = epoch_seconds(model, extractor, ConversationDataset(rows, LABELS), training(1))[0]
+        started = time.perf_counter()
+        cache = cache_frames(model, extractor, [rows], folder / "cache", training(1))
+        filling = time.perf_counter() - started
+        dataset = ConversationDataset(rows, LABELS, frame_cache=cache)
+        # The first epoch warms up.
+        cached = statistics.median(epoch_seconds(model, extractor, dataset, training(CACHED_EPOCHS))[1:])
+        megabytes = sum(path.stat().st_size for path in cache.folder.rglob("*.safetensors")) / 1e6
+
+    figures = {
+        "encoder": f"random, the size of WavLM-{arguments.size}",
+        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "utterances": arguments.utterances,
+        "audio_seconds": audio_seconds,
+        "epoch_with_encoder_seconds": with_encoder,
+        "filling_the_cache_seconds": filling,
+        "epoch_from_cache_seconds": cached,
+        "times_faster": with_encoder / cached,
+        "cache_megabytes": megabytes,
+    }
+    for name, value in figures.items():
+        print(f"{name.replace('_', ' '):<28} {value:.3f}" if isinstance(value, float) else f"{name:<28} {value}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

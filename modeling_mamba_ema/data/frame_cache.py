@@ -1,0 +1,199 @@
+"""WavLM's frames on disk, for encoders that do not change while the rest is trained.
+
+An entry is found by its key, a hash of everything the frames depend on: the encoder's weights and settings, the layers,
+the preprocessing, and the bytes of the audio file with the stretch that is read. Whatever changes, the key changes, and
+the frames are computed anew; nothing is ever looked up by a file's name or date.
+
+Frames, not pooled vectors: pooling is trained from them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from ..feature_extraction_mamba_ema import MambaEMAFeatureExtractor
+from ..speech_encoder import SpeechEncoder
+
+# Raise it when reading audio or the layout of an entry changes: old entries are then no longer found.
+VERSION = 1
+# Half of float16's 2^-10 between neighbours is 8 times less than bfloat16's 2^-7. bfloat16's wider range is not needed:
+# hidden states lie far below 65504, and where one does not, its utterance is kept in float32.
+DTYPE = torch.float16
+_TENSOR, _CHECKSUM = "frames", "crc32"
+# Not what frames are computed from: names, versions, and a vector that only SpecAugment uses (never on a frozen encoder),
+# which checkpoints without it get at random.
+_IRRELEVANT_FIELDS = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"}
+_IRRELEVANT_WEIGHTS = {"masked_spec_embed"}
+
+
+class FrameCacheError(ValueError):
+    """Frames that cannot be cached or read; the message names the utterance or file and says what to do."""
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """A file, or the stretch of it between two times in seconds."""
+
+    file_name: str
+    start: float | None = None
+    end: float | None = None
+
+    def __str__(self) -> str:
+        name = Path(self.file_name).name
+        return name if self.start is None and self.end is None else f"{name} from {self.start} to {self.end} s"
+
+
+def utterances_of(rows: Dataset) -> list[Utterance]:
+    """One for each row of a split."""
+    starts = rows["start"] if "start" in rows.column_names else [None] * len(rows)
+    ends = rows["end"] if "end" in rows.column_names else [None] * len(rows)
+    return [Utterance(name, start, end) for name, start, end in zip(rows["file_name"], starts, ends)]
+
+
+class FrameCache:
+    """Frames of utterances, one safetensors file each, read through a memory map.
+
+    Several processes may fill and read the same folder: an entry gets its name by one rename when it is complete.
+
+    Args:
+        folder: for the caches of all encoders; made if need be, with a `.gitignore` that keeps it out of git.
+        encoder: gives weights, settings and layers to the key; it is not kept.
+        extractor: gives the preprocessing to the key.
+    """
+
+    def __init__(self, folder: str | Path, encoder: SpeechEncoder, extractor: MambaEMAFeatureExtractor):
+        self.encoder_key = encoder_key(encoder, extractor)
+        self.root = Path(folder)
+        self.folder = self.root / self.encoder_key[:16]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.root / ".gitignore").write_text("*\n", encoding="utf-8")
+        self._keys: dict[Utterance, str] = {}
+        self._file_hashes: dict[str, str] = {}
+
+    def key(self, utterance: Utterance) -> str:
+        """The utterance's key; its file is read the first time.
+
+        Raises:
+            FrameCacheError: the file cannot be read.
+        """
+        if utterance not in self._keys:
+            content = self._file_hash(utterance.file_name)
+            parts = [self.encoder_key, content, utterance.start, utterance.end]
+            self._keys[utterance] = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        return self._keys[utterance]
+
+    def path(self, utterance: Utterance) -> Path:
+        """Where the utterance's entry is or would be."""
+        key = self.key(utterance)
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+    def write(self, utterance: Utterance, frames: torch.Tensor) -> None:
+        """Keep the frames of an utterance.
+
+        Args:
+            utterance: what they were computed from.
+            frames: (layers, frames, hidden), without padding.
+
+        Raises:
+            FrameCacheError: frames that are NaN or infinite.
+        """
+        frames = frames.detach().cpu().contiguous()
+        if not bool(torch.isfinite(frames).all()):
+            raise FrameCacheError(f"the encoder makes NaN or infinite frames of {utterance}; it cannot be trained from")
+        kept = frames.to(DTYPE)
+        if not bool(torch.isfinite(kept).all()):
+            kept = frames.float()
+        path = self.path(utterance)
+        path.parent.mkdir(exist_ok=True)
+        unfinished = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.part")
+        try:
+            checksum = f"{_checksum(self.key(utterance), kept):08x}"
+            unfinished.write_bytes(save({_TENSOR: kept}, metadata={_CHECKSUM: checksum}))
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+
+    def read(self, utterance: Utterance) -> torch.Tensor:
+        """(layers, frames, hidden) of an utterance, checked against damage.
+
+        Raises:
+            FrameCacheError: no such entry, or a damaged one.
+        """
+        path = self.path(utterance)
+        try:
+            with safe_open(path, framework="pt") as entry:
+                frames, checksum = entry.get_tensor(_TENSOR), entry.metadata()[_CHECKSUM]
+                if int(checksum, 16) == _checksum(self.key(utterance), frames):
+                    return frames
+            problem = "its checksum is wrong"
+        except FileNotFoundError:
+            problem = "it is not there"
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+            problem = str(error)
+        raise FrameCacheError(
+            f"the cached frames of {utterance} cannot be used ({path}: {problem}); start the program again, and they "
+            "are computed anew"
+        )
+
+    def is_there(self, utterance: Utterance) -> bool:
+        """Whether there is an entry, sound or damaged."""
+        return self.path(utterance).exists()
+
+    def is_sound(self, utterance: Utterance) -> bool:
+        """Whether there is an entry that can be used; all of it is read."""
+        try:
+            self.read(utterance)
+        except FrameCacheError:
+            return False
+        return True
+
+    def _file_hash(self, name: str) -> str:
+        if name not in self._file_hashes:
+            digest = hashlib.sha256()
+            try:
+                with open(name, "rb") as file:
+                    while chunk := file.read(1 << 20):
+                        digest.update(chunk)
+            except OSError as error:
+                raise FrameCacheError(f"{Path(name).name} cannot be read: {error}") from error
+            self._file_hashes[name] = digest.hexdigest()
+        return self._file_hashes[name]
+
+
+def encoder_key(encoder: SpeechEncoder, extractor: MambaEMAFeatureExtractor) -> str:
+    """Hash of what frames depend on besides the audio: weights, settings, layers, preprocessing."""
+    settings = {
+        "version": VERSION,
+        "wavlm": {
+            name: value for name, value in encoder.wavlm.config.to_dict().items() if name not in _IRRELEVANT_FIELDS
+        },
+        "layers": encoder.layers,
+        "sampling_rate": extractor.sampling_rate,
+        "do_normalize": extractor.do_normalize,
+    }
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(encoder.wavlm.state_dict().items()):
+        if name not in _IRRELEVANT_WEIGHTS:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(_bytes_of(tensor))
+    return digest.hexdigest()
+
+
+def _checksum(key: str, frames: torch.Tensor) -> int:
+    """Of the values, of how they are to be read, and of whose they are."""
+    return zlib.crc32(_bytes_of(frames), zlib.crc32(f"{key} {frames.dtype} {tuple(frames.shape)}".encode()))
+
+
+def _bytes_of(tensor: torch.Tensor):
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
