@@ -14,14 +14,18 @@ _LOOKED_AT = 200  # files; a corpus names all of them alike
 _WAY_OUT = "Values are not made up from categories; take a corpus whose listeners rated these dimensions"
 
 
+class CorpusError(ValueError):
+    """A folder or table that is not the corpus it should be, or not all of it; the message says what is missing."""
+
+
 def refuse_crema_d(folder: Path) -> None:
     """
     Raises:
-        ValueError: the folder holds CREMA-D.
+        CorpusError: the folder holds CREMA-D.
     """
     files = (path.name for path in folder.rglob("*") if path.suffix in (".wav", ".mp3", ".flv"))
     if any(_CREMA_D.fullmatch(name) for name in itertools.islice(files, _LOOKED_AT)):
-        raise ValueError(
+        raise CorpusError(
             f"{folder} holds CREMA-D: emotion categories and their intensity, no valence, arousal or dominance. It is no "
             f"regression target. {_WAY_OUT}"
         )
@@ -30,11 +34,11 @@ def refuse_crema_d(folder: Path) -> None:
 def refuse_categories(name: str, columns: Collection[str]) -> None:
     """
     Raises:
-        ValueError: the table `name` holds a column of categories; call it where no label column was found.
+        CorpusError: the table `name` holds a column of categories; call it where no label column was found.
     """
     found = [column for column in columns if column.lower() in _CATEGORY_COLUMNS]
     if found:
-        raise ValueError(
+        raise CorpusError(
             f"{name} has emotion categories only ({', '.join(found)}), no rated dimensions: it is no regression target. "
             f"{_WAY_OUT}, or name their columns in data.columns"
         )

@@ -1,0 +1,83 @@
+"""MSP-Podcast (Lotfian & Busso 2019): turns of podcasts, rated one by one, arousal, valence, dominance in 1 to 7."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from ..categories import CorpusError, refuse_categories, refuse_crema_d
+from .prepared import Corpus, listed, visible
+
+# Releases differ in how they spell both.
+_LABEL_FILES = ("labels_consensus.csv", "labels_concensus.csv")
+_AUDIO_FOLDERS = ("Audios", "Audio")
+_SPLITS = {
+    "train": "train",
+    "validation": "validation",
+    "development": "validation",
+    "test1": "test1",
+    "test2": "test2",
+    "test3": "test3",
+}
+_COLUMNS = {"EmoVal": "valence", "EmoAct": "arousal", "EmoDom": "dominance"}
+_HIDDEN = "it has no label (those of Test3 are hidden)"
+
+
+def read_msp_podcast(folder: Path) -> Corpus:
+    """Read the release's folder, which holds Labels/ and Audios/ (or Audio/).
+
+    Every turn is a conversation of its own: they were rated without their context.
+
+    Args:
+        folder: as delivered.
+
+    Raises:
+        CorpusError: something else, or labels whose columns or splits are not known.
+    """
+    labels = next((path for place in (folder / "Labels", folder) for path in _there(place, _LABEL_FILES)), None)
+    audio = next(iter(_there(folder.absolute(), _AUDIO_FOLDERS)), None)
+    if labels is None or audio is None:
+        refuse_crema_d(folder)
+        missing = [f"Labels/{' or '.join(_LABEL_FILES)}"] * (labels is None) + [" or ".join(_AUDIO_FOLDERS)] * (not audio)
+        raise CorpusError(listed(f"{folder} is not all of MSP-Podcast; missing", missing))
+    table = pd.read_csv(labels, dtype=str, keep_default_na=False, skipinitialspace=True)
+    absent = [name for name in ("FileName", "Split_Set", *_COLUMNS) if name not in table.columns]
+    if absent:
+        if set(_COLUMNS) <= set(absent):
+            refuse_categories(labels.name, table.columns)
+        raise CorpusError(f"{labels} has no column {', '.join(absent)}; there are {', '.join(table.columns)}")
+    unknown = sorted(set(table["Split_Set"].str.lower()) - set(_SPLITS))
+    if unknown:
+        raise CorpusError(f"{labels} names splits that are not known: {', '.join(map(repr, unknown))}")
+
+    rows = pd.DataFrame(
+        {
+            "file_name": [str(audio / name) for name in table["FileName"]],
+            "conversation_id": [Path(name).stem for name in table["FileName"]],
+            "turn": 0,
+            "speaker": _speakers(table),
+            "split": [_SPLITS[split.lower()] for split in table["Split_Set"]],
+        }
+    )
+    for column, label in _COLUMNS.items():
+        rows[label] = pd.to_numeric(table[column], errors="coerce")
+    rated = rows[list(_COLUMNS.values())].notna().any(axis=1)
+    skipped = [(name, _HIDDEN) for name in table["FileName"][~rated]]
+    skipped += [(path.name, _HIDDEN) for path in visible(set(audio.glob("*.wav")) - {audio / n for n in table["FileName"]})]
+    unnamed = int(rows["speaker"][rated].isna().sum())
+    remarks = [
+        "Test1 and Test2 are the splits test1 and test2: data.test_split=test1. State the release with every figure.",
+        *([f"{unnamed} turns have an unknown speaker."] if unnamed else []),
+    ]
+    return Corpus("MSP-Podcast", (1, 7), rows[rated].reset_index(drop=True), skipped, remarks)
+
+
+def _there(place: Path, names: tuple[str, ...]) -> list[Path]:
+    return [place / name for name in names if (place / name).exists()]
+
+
+def _speakers(table: pd.DataFrame) -> list[str | None]:
+    if "SpkrID" not in table.columns:
+        return [None] * len(table)
+    return [None if speaker.lower() in ("", "unknown") else speaker for speaker in table["SpkrID"]]

@@ -1,0 +1,190 @@
+"""What all corpora go through on their way to the normal form: audio checked, labels on their scale, folds, files."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ...feature_extraction_mamba_ema import SAMPLING_RATE
+from ..audio import AudioFileError, checked_header
+from ..categories import CorpusError
+from ..sources import CORPUS_FILE
+
+logger = logging.getLogger(__name__)
+
+LABELS = ("valence", "arousal", "dominance")
+SPLITS = ("train", "validation", "test", "test1", "test2", "test3")
+METADATA_FILE = "metadata.jsonl"
+SKIPPED_FILE = "skipped.jsonl"
+# Rounding puts a mean of ratings a little off its scale; a whole point off, the column was misread.
+_CLIPPED = 1.0
+USUAL_MAX_SECONDS = 30.0  # data.max_seconds where it is not set
+_LISTED = 20  # names in a message
+_READERS = 8  # threads
+
+
+@dataclass
+class Corpus:
+    """A corpus on its way to the normal form.
+
+    Attributes:
+        name: as people cite it.
+        scale: (low, high) of all its labels.
+        rows: one an utterance: `file_name` (absolute), `conversation_id`, `turn`, `speaker` (None: unknown), the labels
+            (NaN: none), `split`, and what else is known.
+        skipped: (name, reason) of what is in the corpus but not in `rows`.
+        remarks: sentences for whoever uses the corpus.
+    """
+
+    name: str
+    scale: tuple[float, float]
+    rows: pd.DataFrame
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+
+def write_corpus(corpus: Corpus, output: Path) -> None:
+    """Check what a reader found, and write it: `metadata.jsonl`, `corpus.json`, `skipped.jsonl`.
+
+    Audio stays where it is; rows get `start`, `end` (seconds in their file: all of it) from its headers. Utterances
+    without any label are skipped.
+
+    Raises:
+        CorpusError: nothing to write, files that are missing or damaged, labels off their scale, a turn that is there
+            twice. Nothing is written then.
+    """
+    rows = corpus.rows
+    unrated = rows[list(LABELS)].isna().all(axis=1)
+    corpus.skipped += [(Path(name).name, "it has no label") for name in rows["file_name"][unrated]]
+    rows = rows[~unrated].reset_index(drop=True)
+    if rows.empty:
+        raise CorpusError(f"{corpus.name} has no labelled utterance here")
+    doubled = rows.duplicated(["conversation_id", "turn"])
+    if doubled.any():
+        raise CorpusError(listed(f"{corpus.name} has utterances twice", rows["file_name"][doubled]))
+    rows = _with_times(corpus, rows)
+    for label in LABELS:
+        rows[label] = _clipped(corpus, rows, label)
+    first = ["file_name", "start", "end", "conversation_id", "turn", "speaker", "split", *LABELS]
+    corpus.rows = rows[[*first, *(column for column in rows.columns if column not in first)]]
+
+    output.mkdir(parents=True, exist_ok=True)
+    facts = {
+        "name": corpus.name,
+        "label_ranges": {label: list(corpus.scale) for label in LABELS},
+        "remarks": corpus.remarks,
+    }
+    _write(output / SKIPPED_FILE, "".join(_line({"name": name, "reason": why}) for name, why in corpus.skipped))
+    _write(output / CORPUS_FILE, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
+    records = corpus.rows.astype(object).where(corpus.rows.notna(), None).to_dict("records")
+    _write(output / METADATA_FILE, "".join(_line(record) for record in records))
+
+
+def describe_corpus(corpus: Corpus) -> str:
+    """A table over the splits (turns, hours, longest turn, speakers, conversations, label means), and the remarks."""
+    header = f"{'split':<12}{'turns':>8}{'hours':>8}{'longest':>9}{'speakers':>10}{'conversations':>15}"
+    lines = [f"{corpus.name}, labels from {corpus.scale[0]:g} to {corpus.scale[1]:g}"]
+    lines.append(header + "".join(f"{f'mean {label}':>16}" for label in LABELS))
+    groups = {split: corpus.rows[corpus.rows["split"] == split] for split in SPLITS}
+    for split, rows in {**groups, "all": corpus.rows}.items():
+        if rows.empty:
+            continue
+        seconds = rows["end"] - rows["start"]
+        counts = f"{len(rows):>8}{seconds.sum() / 3600:>8.2f}{seconds.max():>8.1f}s{rows['speaker'].nunique():>10}"
+        means = "".join("             n/a" if mean != mean else f"{mean:>16.3f}" for mean in rows[list(LABELS)].mean())
+        lines.append(f"{split!s:<12}{counts}{rows['conversation_id'].nunique():>15}{means}")
+    if corpus.skipped:
+        lines.append(f"{len(corpus.skipped)} utterances were skipped; {SKIPPED_FILE} lists them with the reason")
+    return "\n".join([*lines, *corpus.remarks])
+
+
+def leave_one_session_out(rows: pd.DataFrame, fold: int) -> pd.DataFrame:
+    """Add a column of splits for each fold: test is the fold's session, validation the next one, train the others.
+
+    Args:
+        rows: with `session`, numbered from 1.
+        fold: the one that goes into the column `split`; the others are chosen by `data.columns.split=split_fold2`.
+    """
+    count = int(rows["session"].max())
+    for number in range(1, count + 1):
+        splits = {number: "test", number % count + 1: "validation"}
+        rows[f"split_fold{number}"] = [splits.get(session, "train") for session in rows["session"]]
+    rows["split"] = rows[f"split_fold{fold}"]
+    return rows
+
+
+def visible(paths: Iterable[Path]) -> list[Path]:
+    """Sorted, without the `._*` files that macOS leaves in archives."""
+    return sorted(path for path in paths if not path.name.startswith("."))
+
+
+def listed(what: str, names: Sequence[Any] | pd.Series) -> str:
+    """A sentence and the names it is about, one a line, not more than a screen takes."""
+    more = [f"and {len(names) - _LISTED} more"] if len(names) > _LISTED else []
+    return "\n  ".join([f"{what} ({len(names)}):", *(str(name) for name in list(names)[:_LISTED]), *more])
+
+
+def _with_times(corpus: Corpus, rows: pd.DataFrame) -> pd.DataFrame:
+    """Add `start` and `end` from the headers of the files, all of which must be there and be audio."""
+
+    def header(name: str) -> Any:
+        try:
+            return checked_header(name)
+        except AudioFileError as error:
+            return error
+
+    with ThreadPoolExecutor(_READERS) as readers:
+        headers = list(readers.map(header, rows["file_name"]))
+    faults = [str(found) for found in headers if isinstance(found, AudioFileError)]
+    if faults:
+        raise CorpusError(listed(f"{corpus.name} has labels for audio files that are missing or damaged", faults))
+    kinds: dict[tuple[int, int], list[str]] = {}
+    for name, found in zip(rows["file_name"], headers):
+        kinds.setdefault((found.channels, found.samplerate), []).append(Path(name).name)
+    kinds.pop((1, SAMPLING_RATE), None)
+    corpus.remarks += [
+        f"{len(names)} files have {channels} channel(s) at {rate} Hz and are averaged and resampled when they are read: "
+        f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+        for (channels, rate), names in kinds.items()
+    ]
+    seconds = [found.frames / found.samplerate for found in headers]
+    if max(seconds) > USUAL_MAX_SECONDS:
+        corpus.remarks.append(
+            f"{sum(length > USUAL_MAX_SECONDS for length in seconds)} turns are longer than {USUAL_MAX_SECONDS:g} s, the "
+            f"longest {max(seconds):.1f} s: set data.max_seconds, or data.on_bad_audio=skip to leave them out."
+        )
+    return rows.assign(start=0.0, end=seconds)
+
+
+def _clipped(corpus: Corpus, rows: pd.DataFrame, label: str) -> pd.Series:
+    low, high = corpus.scale
+    values = rows[label].astype(float)
+    names = [f"{Path(name).stem}: {value:g}" for name, value in zip(rows["file_name"], values)]
+    far = (values < low - _CLIPPED) | (values > high + _CLIPPED)
+    if far.any():
+        outside = [name for name, is_far in zip(names, far) if is_far]
+        raise CorpusError(listed(f"{label} lies outside the scale {low:g} to {high:g} of {corpus.name}", outside))
+    near = (values < low) | (values > high)
+    if near.any():
+        outside = [name for name, is_near in zip(names, near) if is_near]
+        corpus.remarks.append(listed(f"{label} lay slightly outside {low:g} to {high:g} and was clipped", outside))
+    return values.clip(low, high)
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False) + "\n"
+
+
+def _write(path: Path, text: str) -> None:
+    """In one piece, so that a table that is there is whole."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
