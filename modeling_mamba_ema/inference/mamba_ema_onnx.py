@@ -1,0 +1,101 @@
+"""Run an exported Mamba-EMA with numpy and onnxruntime alone; neither torch nor transformers is needed.
+
+from mamba_ema_onnx import OnnxEmotionTracker   # this file lies beside the exported model
+
+tracker = OnnxEmotionTracker(folder)
+for waveform in turns:                          # (samples,) float within [-1, 1], 16 kHz
+    heard = tracker.update(waveform)
+    print(heard["values"])                      # {"valence": 0.43, "arousal": 0.61}
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+
+class OnnxEmotionTracker:
+    """Follows one conversation, turn by turn, as `modeling_mamba_ema.inference.EmotionTracker` does.
+
+    Args:
+        folder: of the export.
+        providers: of onnxruntime, e.g. `["CUDAExecutionProvider"]`; the CPU by default.
+
+    Attributes:
+        config: what `onnx_config.json` says: labels, their scales, limits.
+        state: the conversation's state, name -> array; constant in size.
+    """
+
+    def __init__(self, folder: str | Path, providers: list[str] | None = None):
+        folder = Path(folder)
+        self.config: dict[str, Any] = json.loads((folder / "onnx_config.json").read_text(encoding="utf-8"))
+        self._encoder, self._step = (
+            onnxruntime.InferenceSession(folder / name, providers=providers or ["CPUExecutionProvider"])
+            for name in ("encoder.onnx", "conversation_step.onnx")
+        )
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new conversation."""
+        self.state = {
+            name: np.zeros((1, *shape), dtype=np.int64 if name == "num_turns" else np.float32)
+            for name, shape in self.config["state"].items()
+        }
+
+    def update(self, waveform: Any) -> dict[str, Any]:
+        """Hear the next turn.
+
+        Args:
+            waveform: (samples,) mono, 16 kHz, floats within [-1, 1], 25 ms to 30 s.
+
+        Returns:
+            `values` (unit scale) and `label_values` (labels' own scale) by label, `attention` (heads, frames), and
+            `low_level`, True below -70 dBFS RMS.
+
+        Raises:
+            ValueError: a waveform that cannot be used; the state is then as it was.
+        """
+        samples, low_level = self._prepare(waveform)
+        pooled, attention = self._encoder.run(["pooled", "attention"], {"input_values": samples[None]})
+        logits, *state = self._step.run(None, {"pooled": pooled, **self.state})
+        self.state = dict(zip(self.state, state))
+        values = dict(zip(self.config["labels"], map(float, logits[0])))
+        label_values = {}
+        for name, value in values.items():
+            low, high = self.config["label_ranges"][name]
+            label_values[name] = low + value * (high - low)
+        return {
+            "values": values,
+            "label_values": label_values,
+            "attention": attention[0],
+            "low_level": low_level,
+        }
+
+    def _prepare(self, waveform: Any) -> tuple[np.ndarray, bool]:
+        """Checked and normalised as by `MambaEMAFeatureExtractor`, (samples,) float32, and whether near silence."""
+        samples = np.asarray(waveform)
+        if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
+            raise ValueError(f"the waveform is {samples.dtype} of shape {samples.shape}; (samples,) floats are needed")
+        shortest, rate = self.config["min_samples"], self.config["sampling_rate"]
+        longest = self.config["max_seconds"] * rate
+        if not shortest <= samples.size <= longest:
+            raise ValueError(
+                f"the waveform has {samples.size} samples; allowed are {shortest} to {longest} at {rate} Hz"
+            )
+        samples = samples.astype(np.float32)
+        peak = float(np.abs(samples).max())
+        if not peak <= self.config["max_peak"]:
+            raise ValueError(f"the waveform has a peak of {peak:g}; finite samples within [-1, 1] are needed")
+        low_level = float(np.std(samples, dtype=np.float64)) < 10 ** (self.config["low_level_dbfs"] / 20)
+        if self.config["do_normalize"]:
+            samples = samples - samples.mean(dtype=np.float64).astype(np.float32)
+            if not low_level:
+                samples = samples / np.sqrt(np.square(samples, dtype=np.float64).mean() + 1e-7)
+        return samples.astype(np.float32), low_level
+
+
+__all__ = ["OnnxEmotionTracker"]

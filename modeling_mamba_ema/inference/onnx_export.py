@@ -1,0 +1,168 @@
+"""Export for onnxruntime: an encoder with pooling for utterances of any length, and one step of a conversation.
+
+`encoder.onnx`: `input_values` (batch, samples), normalised utterances of one length -> `pooled` (batch, pooled_size)
+and `attention` (batch, heads, frames).
+
+`conversation_step.onnx`: `pooled` and, where the model keeps context, `num_turns` (batch,) int64 and the tensors of the
+state by the names of `ConversationState.state_dict`, zeros at the start -> `logits` (batch, num_labels) on the unit
+scale and the state after the turn, each name preceded by `next.`.
+
+`onnx_config.json` holds labels, their scales, normalisation and the state's shapes; `mamba_ema_onnx.py` runs the three
+with numpy and onnxruntime alone.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..conversation_state import ConversationState
+from ..feature_extraction_mamba_ema import LOW_LEVEL_DBFS, MAX_PEAK, MIN_SAMPLES, SAMPLING_RATE
+from ..mamba2 import Mamba2State
+from ..modeling_mamba_ema import MambaEMAForRegression
+
+MAX_SECONDS = 30
+RUNNER = "mamba_ema_onnx.py"
+
+
+class EncoderForExport(nn.Module):
+    """Waveforms without padding -> pooled frames and attention, through transformers' own forward of WavLM."""
+
+    def __init__(self, model: MambaEMAForRegression):
+        super().__init__()
+        self.speech_encoder = model.speech_encoder
+
+    def forward(self, input_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(batch, samples) -> (batch, pooled_size), (batch, heads, frames)"""
+        encoder = self.speech_encoder
+        outputs = encoder.wavlm(input_values, output_hidden_states=True)
+        # The last of transformers' hidden states lacks the norm that `last_hidden_state` has.
+        states = [*outputs.hidden_states[:-1], outputs.last_hidden_state]
+        frames = torch.stack([states[layer] for layer in encoder.layers], dim=1)  # (batch, layers, frames, hidden)
+        frame_mask = torch.ones(frames.shape[0], frames.shape[2], dtype=torch.bool, device=frames.device)
+        return encoder.pool(frames, frame_mask)
+
+
+class ConversationStepForExport(nn.Module):
+    """One turn of each conversation: `ConversationEncoder.forward` for a single turn that is there, and the head."""
+
+    def __init__(self, model: MambaEMAForRegression):
+        super().__init__()
+        self.projection = model.mamba_ema.projection
+        self.conversation_encoder = model.mamba_ema.conversation_encoder
+        self.head = model.head
+
+    def forward(self, pooled: torch.Tensor, state: dict[str, torch.Tensor] | None = None) -> tuple[torch.Tensor, ...]:
+        """pooled (batch, pooled_size) and the state's tensors -> logits (batch, num_labels) and the new tensors"""
+        observation = self.projection(pooled)  # (batch, hidden_size)
+        encoder = self.conversation_encoder
+        if encoder is None or state is None:
+            return (self.head(observation),)
+        hidden = observation.unsqueeze(1)  # (batch, 1, hidden_size)
+        lengths = torch.ones_like(state["num_turns"])
+        new: dict[str, torch.Tensor] = {"num_turns": state["num_turns"] + 1}
+        for block, layer in enumerate(encoder.layers):
+            before = Mamba2State(state[f"mamba.{block}.conv"], state[f"mamba.{block}.ssm"])
+            hidden, after = layer(hidden, lengths, before)
+            new[f"mamba.{block}.conv"], new[f"mamba.{block}.ssm"] = after
+        if encoder.norm is not None:
+            hidden = encoder.norm(hidden)
+        if encoder.ema is not None:
+            hidden, new["ema"] = encoder.ema(hidden, lengths, state["ema"], state["num_turns"])
+        logits = self.head(torch.cat([observation, hidden.squeeze(1)], dim=-1))
+        return (logits, *(new[name] for name in state))
+
+
+def export_onnx(model: MambaEMAForRegression, folder: str | Path) -> list[Path]:
+    """Write a model for onnxruntime; needs the extra `onnx`.
+
+    Args:
+        model: float32, on the CPU, in evaluation mode.
+        folder: made if it is not there; files of an earlier export are replaced.
+
+    Returns:
+        The files written.
+
+    Raises:
+        ValueError: the model is in training mode, not float32, or not on the CPU.
+        ImportError: `onnx` and `onnxscript` are not installed.
+    """
+    if model.training or model.dtype != torch.float32 or model.device.type != "cpu":
+        raise ValueError(
+            f"the model is {model.dtype}, on {model.device}, {'in' if model.training else 'not in'} training mode; "
+            "export needs float32 on the CPU: model.float().cpu().eval()"
+        )
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError("export needs onnx and onnxscript: pip install onnx onnxscript onnxruntime") from error
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    config = model.config
+
+    batch, samples = torch.export.Dim("batch", max=4096), torch.export.Dim("samples", max=SAMPLING_RATE * MAX_SECONDS)
+    waveforms = torch.randn(2, 8_000, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        pooled, _ = EncoderForExport(model)(waveforms)
+    _export(
+        EncoderForExport(model).eval(),
+        {"input_values": waveforms},
+        folder / "encoder.onnx",
+        ["input_values"],
+        ["pooled", "attention"],
+        {"input_values": {0: batch, 1: samples}},
+    )
+
+    encoder = model.mamba_ema.conversation_encoder
+    state: dict[str, torch.Tensor] = {}
+    if encoder is not None:
+        start: ConversationState = encoder.initial_state(2, model.device, model.dtype)
+        state = start.state_dict()
+    _export(
+        ConversationStepForExport(model).eval(),
+        {"pooled": pooled, **({"state": state} if state else {})},
+        folder / "conversation_step.onnx",
+        ["pooled", *state],
+        ["logits", *(f"next.{name}" for name in state)],
+        {"pooled": {0: batch}, **({"state": {name: {0: batch} for name in state}} if state else {})},
+    )
+
+    about = {
+        "labels": config.labels,
+        "label_ranges": {label: list(config.label_range(label)) for label in config.labels},
+        "sampling_rate": SAMPLING_RATE,
+        "min_samples": MIN_SAMPLES,
+        "max_seconds": MAX_SECONDS,
+        "max_peak": MAX_PEAK,
+        "low_level_dbfs": LOW_LEVEL_DBFS,
+        "do_normalize": config.do_normalize,
+        "state": {name: list(tensor.shape[1:]) for name, tensor in state.items()},
+    }
+    (folder / "onnx_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    shutil.copyfile(Path(__file__).with_name(RUNNER), folder / RUNNER)
+    names = ("encoder.onnx", "conversation_step.onnx", "onnx_config.json", RUNNER)
+    return [folder / name for name in names]
+
+
+def _export(
+    module: nn.Module, arguments: dict[str, Any], path: Path, inputs: list[str], outputs: list[str], shapes: Any
+) -> None:
+    program = torch.onnx.export(
+        module,
+        kwargs=arguments,
+        input_names=inputs,
+        output_names=outputs,
+        dynamic_shapes=shapes,
+        dynamo=True,
+        verbose=False,
+    )
+    assert program is not None  # for a type checker: None comes back only where a file was named
+    program.save(path)
+
+
+__all__ = ["export_onnx"]
