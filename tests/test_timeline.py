@@ -16,7 +16,7 @@ from modeling_mamba_ema.data.audio import AudioFileError
 from modeling_mamba_ema.inference import EmotionTracker, Segment, read_segments
 from modeling_mamba_ema.inference.recording import Recording
 from modeling_mamba_ema.inference.timeline import TimelineWriter, emotion_timeline
-from modeling_mamba_ema.inference.voice_activity import detect_speech
+from modeling_mamba_ema.inference.voice_activity import BLOCK, detect_speech, spoken_turns
 from modeling_mamba_ema.sample import load_sample_conversation
 from tests.helpers import tiny_model
 from tests.tiny_corpus import ROOT, environment
@@ -129,6 +129,28 @@ def test_speech_is_found_where_it_is_spoken_and_threads_stay_as_they_were(call):
     assert all(segment.speaker is None for segment in found)
 
 
+def test_a_live_stream_is_cut_into_the_turns_that_a_recording_has(call):
+    with Recording(call[0]) as recording:
+        found = list(detect_speech(recording))
+        turns = list(spoken_turns(recording.blocks(BLOCK)))
+        assert len(turns) == len(found)
+        for (start, waveform), segment in zip(turns, found):
+            assert start == pytest.approx(segment.start, abs=0.001)
+            np.testing.assert_array_equal(waveform, recording.read(segment.start, segment.end))
+        # Cut by length as well: nothing lost or doubled, and of speech no more than the pause that ends it added.
+        short = list(spoken_turns(recording.blocks(BLOCK), longest=1.0))
+        for start, waveform in short:
+            np.testing.assert_array_equal(waveform, recording.read(start, start + waveform.size / RATE))
+    assert len(short) > len(turns)
+    assert all(400 <= waveform.size <= 1.05 * RATE for _, waveform in short)
+    covered = np.zeros(round(100 * recording.seconds) + 100)
+    for start, waveform in short:
+        covered[round(100 * start) : round(100 * (start + waveform.size / RATE))] += 1
+    assert covered.max() <= 1
+    for segment in found:
+        assert covered[round(100 * segment.start) : round(100 * segment.end)].mean() > 0.97
+
+
 def test_segments_are_read_from_csv_and_rttm_in_the_order_of_time(tmp_path):
     (tmp_path / "a.csv").write_text("﻿start,end,text,speaker\n3.5,4,hello,ben\n1,2.5,hi,anna\n5,6,,\n", encoding="utf-8")
     wanted = [Segment(1, 2.5, "anna"), Segment(3.5, 4, "ben"), Segment(5, 6)]
@@ -233,7 +255,7 @@ from modeling_mamba_ema import MambaEMAFeatureExtractor
 from modeling_mamba_ema.inference import EmotionTracker
 from modeling_mamba_ema.inference.recording import Recording
 from modeling_mamba_ema.inference.timeline import TimelineWriter, emotion_timeline
-from modeling_mamba_ema.inference.voice_activity import detect_speech
+from modeling_mamba_ema.inference.voice_activity import BLOCK, detect_speech, spoken_turns
 from tests.helpers import tiny_model
 
 torch.set_num_threads(1)

@@ -2,26 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 
-from ..feature_extraction_mamba_ema import SAMPLING_RATE
+from ..feature_extraction_mamba_ema import MIN_SAMPLES, SAMPLING_RATE
 from .recording import Recording
 from .segments import Segment
 
 BLOCK = 512  # samples that Silero VAD takes at 16 kHz
 MIN_SILENCE_MS = 300  # a shorter pause does not end a turn
 PAD_MS = 60
+# Samples before the block in which speech is noticed that belong to it, rounded up to blocks.
+KEPT_BEFORE = 2 * BLOCK
 
 
 def detect_speech(recording: Recording) -> Iterator[Segment]:
     """Stretches of speech of a recording, as they are found; the recording is read once, in blocks.
 
     Raises:
-        ImportError: `silero-vad` is not installed.
+        ImportError: `silero-vad` or `onnxruntime` is not installed.
     """
+    start = None
+    for block, change in _changes(recording.blocks(BLOCK)):
+        del block
+        if "start" in change:
+            start = change["start"] / SAMPLING_RATE
+        if "end" in change and start is not None:
+            yield Segment(start, min(change["end"] / SAMPLING_RATE, recording.seconds))
+            start = None
+    if start is not None:
+        yield Segment(start, recording.seconds)
+
+
+def spoken_turns(blocks: Iterable[np.ndarray], longest: float = 25.0) -> Iterator[tuple[float, np.ndarray]]:
+    """Cut a live stream into turns; each comes when a pause of 0.3 s, or its length, has ended it.
+
+    Memory does not grow: only the turn that is being spoken is kept.
+
+    Args:
+        blocks: of `BLOCK` samples, float32, 16 kHz; the last may be shorter.
+        longest: seconds after which a turn is cut although nobody paused.
+
+    Returns:
+        For each turn its start, in seconds from the stream's begin, and its waveform, (samples,) float32.
+
+    Raises:
+        ImportError: `silero-vad` or `onnxruntime` is not installed.
+    """
+    kept = np.zeros(0, dtype=np.float32)
+    first = 0  # place of kept[0] in the stream
+    start: int | None = None
+    for block, change in _changes(blocks):
+        kept = np.concatenate([kept, block])
+        if "start" in change:
+            start = max(change["start"], first)
+        if start is None:
+            first, kept = first + max(len(kept) - KEPT_BEFORE, 0), kept[-KEPT_BEFORE:]
+            continue
+        end = change.get("end")
+        if end is None and first + len(kept) - start >= longest * SAMPLING_RATE:
+            end = first + len(kept)
+        if end is not None:
+            # After a cut by length, the pause that ends the turn may have begun before the cut.
+            end = max(end, first)
+            if end - start >= MIN_SAMPLES:
+                yield start / SAMPLING_RATE, kept[start - first : end - first]
+            first, kept = end, kept[end - first :]
+            start = None if "end" in change else end
+    if start is not None and first + len(kept) - start >= MIN_SAMPLES:
+        yield start / SAMPLING_RATE, kept[start - first :]
+
+
+def _changes(blocks: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+    """Each block with what Silero VAD noticed in it: nothing, or the sample at which speech starts or ends."""
     threads = torch.get_num_threads()
     try:
         import onnxruntime  # noqa: F401, runs the model
@@ -33,15 +89,7 @@ def detect_speech(recording: Recording) -> Iterator[Segment]:
     finally:
         torch.set_num_threads(threads)  # importing it sets them to 1, for the whole process
     detector = VADIterator(load_silero_vad(onnx=True), min_silence_duration_ms=MIN_SILENCE_MS, speech_pad_ms=PAD_MS)
-    start = None
-    for block in recording.blocks(BLOCK):
+    for block in blocks:
         padded = np.zeros(BLOCK, dtype=np.float32)
         padded[: len(block)] = block
-        change = detector(torch.from_numpy(padded)) or {}
-        if "start" in change:
-            start = change["start"] / SAMPLING_RATE
-        if "end" in change and start is not None:
-            yield Segment(start, min(change["end"] / SAMPLING_RATE, recording.seconds))
-            start = None
-    if start is not None:
-        yield Segment(start, recording.seconds)
+        yield block, detector(torch.from_numpy(padded)) or {}
