@@ -14,17 +14,16 @@ import warnings
 from pathlib import Path
 
 import transformers
-from transformers import EarlyStoppingCallback, set_seed
+from transformers import set_seed
 
 from modeling_mamba_ema.data.dataset import ConversationDataset
 from modeling_mamba_ema.plots import plot_learning_curve
 from modeling_mamba_ema.training import (
     EXIT_CODE,
-    ConversationCollator,
     EvaluationLog,
-    MambaEMATrainer,
     StopOnSigterm,
     build_model,
+    build_trainer,
     cache_frames,
     ccc_of_predictions,
     choose_checkpoint,
@@ -76,21 +75,8 @@ def main() -> None:
 
     # 4. training
     stop_on_sigterm = StopOnSigterm()
-    trainer = MambaEMATrainer(
-        model=model,
-        args=trainer_arguments,
-        train_dataset=train,
-        eval_dataset=validation,
-        data_collator=ConversationCollator(extractor),
-        processing_class=extractor,
-        compute_metrics=ccc_of_predictions(config.labels),
-        encoder_learning_rate=run.training.encoder_learning_rate,
-        max_seconds_per_batch=run.data.max_seconds_per_batch,
-        callbacks=[
-            stop_on_sigterm,
-            EvaluationLog(config.labels),
-            *([] if run.training.patience is None else [EarlyStoppingCallback(run.training.patience)]),
-        ],
+    trainer = build_trainer(
+        run, model, extractor, train, validation, trainer_arguments, [stop_on_sigterm, EvaluationLog(config.labels)]
     )
     try:
         with trainer.args.main_process_first(desc="choosing a checkpoint"):

@@ -1,6 +1,6 @@
 """Fine-tuning on transformers' Trainer."""
 
-from .building import build_model, load_splits, training_arguments
+from .building import build_model, build_trainer, load_splits, training_arguments
 from .checkpoints import newest_complete_checkpoint, why_incomplete
 from .collator import ConversationCollator
 from .frame_caching import cache_frames
@@ -19,6 +19,7 @@ __all__ = [
     "RunConfiguration",
     "StopOnSigterm",
     "build_model",
+    "build_trainer",
     "cache_frames",
     "ccc_of_predictions",
     "choose_checkpoint",

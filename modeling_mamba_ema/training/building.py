@@ -1,22 +1,25 @@
-"""From a run configuration to what a program works with: the model, the splits, Trainer's arguments."""
+"""From a run configuration to what a program works with: the model, the splits, the trainer."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import DatasetDict
-from transformers import TrainingArguments
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
 from ..configuration_mamba_ema import MambaEMAConfig
 from ..data.bad_audio import describe_bad_audio, save_bad_audio, scan_audio, without
-from ..data.dataset import load_emotion_dataset
+from ..data.dataset import ConversationDataset, load_emotion_dataset
 from ..data.sources import read_label_ranges
 from ..feature_extraction_mamba_ema import MambaEMAFeatureExtractor
 from ..modeling_mamba_ema import MambaEMAForRegression
+from .collator import ConversationCollator
 from .run_configuration import RunConfiguration
+from .trainer import MambaEMATrainer, ccc_of_predictions
 
 logger = logging.getLogger(__name__)
 
@@ -122,3 +125,36 @@ def training_arguments(run: RunConfiguration, **changes: Any) -> TrainingArgumen
         "label_names": ["labels"],
     }
     return TrainingArguments(**{**arguments, **changes})
+
+
+def build_trainer(
+    run: RunConfiguration,
+    model: MambaEMAForRegression,
+    extractor: MambaEMAFeatureExtractor,
+    train: ConversationDataset,
+    validation: ConversationDataset,
+    arguments: TrainingArguments,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> MambaEMATrainer:
+    """The trainer of a run.
+
+    Args:
+        run: the resolved configuration.
+        model, extractor: of [`build_model`].
+        train, validation: to learn from, and to choose the best evaluation on.
+        arguments: of [`training_arguments`].
+        callbacks: beside those that the configuration asks for.
+    """
+    patience = run.training.patience
+    return MambaEMATrainer(
+        model=model,
+        args=arguments,
+        train_dataset=train,
+        eval_dataset=validation,
+        data_collator=ConversationCollator(extractor),
+        processing_class=extractor,
+        compute_metrics=ccc_of_predictions(model.config.labels),
+        encoder_learning_rate=run.training.encoder_learning_rate,
+        max_seconds_per_batch=run.data.max_seconds_per_batch,
+        callbacks=[*callbacks, *([] if patience is None else [EarlyStoppingCallback(patience)])],
+    )

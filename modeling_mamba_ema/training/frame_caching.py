@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -20,6 +20,8 @@ from ..speech_encoder import SpeechEncoder, num_frames
 
 logger = logging.getLogger(__name__)
 
+# Processes wait for each other this often, so that none is ever so far behind that the others give it up.
+UTTERANCES_BETWEEN_MEETINGS = 16
 HEADER_BYTES = 256  # of an entry, beside its values
 # A disk that is filled to the last byte breaks other people's programs too.
 SPARE_BYTES = 500_000_000
@@ -52,25 +54,28 @@ def cache_frames(
     cache = FrameCache(folder, encoder, extractor)
     utterances = list(dict.fromkeys(utterance for rows in splits for utterance in utterances_of(rows)))
     seconds = {utterance: _seconds(utterance) for utterance in utterances}
-    rank, processes, main_process = arguments.process_index, arguments.world_size, arguments.process_index == 0
+    rank, processes, quiet = arguments.process_index, arguments.world_size, arguments.process_index != 0
 
-    # 1. what is there, and sound
-    missing, damaged = [], 0
-    for place, utterance in enumerate(
-        tqdm(utterances, "checking cached frames", unit=" utterances", disable=not main_process)
-    ):
-        if not cache.is_there(utterance):
-            missing.append(utterance)
-        elif place % processes == rank and not cache.is_sound(utterance):
+    # 1. what is there, and sound; what is not, as the first process sees it, so that all agree on it
+    damaged = 0
+    for utterance in tqdm(utterances[rank::processes], "checking cached frames", unit=" utterances", disable=quiet):
+        if cache.is_there(utterance) and not cache.is_sound(utterance):
+            cache.path(utterance).unlink(missing_ok=True)
             damaged += 1
-            missing.append(utterance)
     if damaged:
         logger.warning("%d cached entries in %s are damaged and are computed anew", damaged, cache.folder)
+    if processes > 1:
+        torch.distributed.barrier()
+    missing = [utterance for utterance in utterances if not cache.is_there(utterance)]
+    if processes > 1:
+        agreed = [missing]
+        torch.distributed.broadcast_object_list(agreed, src=0)
+        missing = agreed[0]
 
     # 2. room for what is not
     needed = sum(_entry_bytes(encoder, seconds[utterance]) for utterance in missing)
     free = shutil.disk_usage(cache.root).free
-    if main_process:
+    if not quiet:
         logger.info(
             "frames of %d utterances are in %s; computing those of %d more, %.2f GB (%.0f GB are free)",
             len(utterances) - len(missing),
@@ -88,13 +93,21 @@ def cache_frames(
 
     # 3. each process its share of every length, the longest first: memory that is too small shows at once
     missing.sort(key=lambda utterance: -seconds[utterance])
-    encoder.to(arguments.device)
-    _encode(encoder, extractor, cache, missing[rank::processes], main_process)
-    if processes > 1:
-        torch.distributed.barrier()
-        # On machines that do not share the folder, the others' shares are still missing here.
-        rest = [utterance for utterance in missing if not cache.is_there(utterance)]
-        _encode(encoder, extractor, cache, rest, main_process)
+    encoder.to(arguments.device).wavlm.eval()
+    together = UTTERANCES_BETWEEN_MEETINGS * processes
+    with tqdm(total=len(missing), desc="encoding", unit=" utterances", disable=quiet or not missing) as progress:
+        for first in range(0, len(missing), together):
+            for utterance in missing[first + rank : first + together : processes]:
+                cache.write(utterance, _encode(encoder, extractor, utterance))
+                progress.update(min(processes, len(missing) - progress.n))
+            if processes > 1:
+                torch.distributed.barrier()
+    elsewhere = sum(not cache.is_there(utterance) for utterance in missing)
+    if elsewhere:
+        raise FrameCacheError(
+            f"{elsewhere} of {len(missing)} entries are not in {cache.folder} after all processes were done; processes "
+            "on several machines need a data.cache_folder that all of them see"
+        )
     return cache
 
 
@@ -112,25 +125,16 @@ def check_frozen(model: MambaEMAForRegression) -> None:
 
 
 @torch.inference_mode()
-def _encode(
-    encoder: SpeechEncoder,
-    extractor: MambaEMAFeatureExtractor,
-    cache: FrameCache,
-    utterances: Sequence[Utterance],
-    show_progress: bool,
-) -> None:
-    """One utterance at a time: its frames are the same to the bit, whatever else the cache lacks."""
-    encoder.wavlm.eval()
-    for utterance in tqdm(utterances, "encoding", unit=" utterances", disable=not utterances or not show_progress):
-        waveform = load_audio(utterance.file_name, utterance.start, utterance.end, downmix=True)
-        try:
-            features = extractor(waveform, sampling_rate=SAMPLING_RATE, return_tensors="pt")
-        except InvalidAudioError as error:
-            raise InvalidAudioError(f"{utterance}: {error}") from error
-        samples = features["input_values"].to(encoder.wavlm.device, encoder.wavlm.dtype)  # (1, samples)
-        lengths = torch.tensor([samples.shape[1]], device=samples.device)
-        frames = encoder.hidden_states(samples, lengths, encoder.layers)  # one (1, frames, hidden) a layer
-        cache.write(utterance, torch.cat(frames))
+def _encode(encoder: SpeechEncoder, extractor: MambaEMAFeatureExtractor, utterance: Utterance) -> torch.Tensor:
+    """(layers, frames, hidden) of one utterance: alone, they are the same to the bit whatever else is computed."""
+    waveform = load_audio(utterance.file_name, utterance.start, utterance.end, downmix=True)
+    try:
+        features = extractor(waveform, sampling_rate=SAMPLING_RATE, return_tensors="pt")
+    except InvalidAudioError as error:
+        raise InvalidAudioError(f"{utterance}: {error}") from error
+    samples = features["input_values"].to(encoder.wavlm.device, encoder.wavlm.dtype)  # (1, samples)
+    lengths = torch.tensor([samples.shape[1]], device=samples.device)
+    return torch.cat(encoder.hidden_states(samples, lengths, encoder.layers))  # of one (1, frames, hidden) a layer
 
 
 def _seconds(utterance: Utterance) -> float:
