@@ -107,6 +107,8 @@ def test_a_bad_file_is_one_line_and_the_others_are_answered_for(model, expected,
         ["timeline", "--model", "{model}", "{call}", "--output", "{folder}/rows.xlsx"],
         ["timeline", "--model", "{model}", "{call}", "--plot", "{folder}/rows.gif"],
         ["timeline", "--model", "{empty}", "{call}"],
+        ["demo", "--model", "{empty}"],
+        ["export-onnx", "--model", "{empty}", "{folder}/onnx"],
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line_with_code_1(model, tmp_path, capsys, arguments):

@@ -268,3 +268,18 @@ def test_a_saved_model_is_followed_by_name_and_an_incomplete_one_is_refused(tmp_
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(ValueError, match=r"lacks 1 weights.*head.out_proj.weight"):
         EmotionTracker.from_pretrained(tmp_path)
+
+
+def test_what_is_no_model_or_no_device_is_refused_with_a_reason(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    with pytest.raises(ValueError, match="cannot be moved to device 'toaster'"):
+        EmotionTracker.from_pretrained(tmp_path / "model", device="toaster")
+    weights.write_bytes(weights.read_bytes()[:1_000])
+    with pytest.raises(OSError, match="weights of .* are damaged"):
+        EmotionTracker.from_pretrained(tmp_path / "model")
+    with pytest.raises(OSError, match="neither a folder that is there nor a name on the Hub"):
+        EmotionTracker.from_pretrained(tmp_path / "absent")
+    tiny_model().speech_encoder.wavlm.save_pretrained(tmp_path / "wavlm")
+    with pytest.raises(ValueError, match="type 'wavlm'; a 'mamba_ema' is needed"):
+        EmotionTracker.from_pretrained(tmp_path / "wavlm")

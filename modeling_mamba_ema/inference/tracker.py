@@ -15,6 +15,7 @@ from ..feature_extraction_mamba_ema import SAMPLING_RATE, MambaEMAFeatureExtract
 from ..modeling_mamba_ema import MambaEMAForRegression
 from ..speech_encoder import num_frames
 from .audio_input import read_audio
+from .loading import load_model
 from .state_file import read_state, write_state
 
 
@@ -102,21 +103,11 @@ class EmotionTracker:
             device: where the model runs.
 
         Raises:
-            OSError: there is no such model.
-            ValueError: the checkpoint lacks weights, which would leave random numbers in their places.
+            OSError: there is no such model, or its weights are damaged.
+            ValueError: it is another kind of model, it lacks weights, which would leave random numbers in their
+                places, or the device cannot be used.
         """
-        loaded: Any = MambaEMAForRegression.from_pretrained(
-            pretrained_model_name_or_path, revision=revision, output_loading_info=True
-        )
-        model, loading = loaded
-        if loading["missing_keys"]:
-            first = min(loading["missing_keys"])
-            raise ValueError(
-                f"the checkpoint lacks {len(loading['missing_keys'])} weights of Mamba-EMA, first {first}; "
-                "it is no complete Mamba-EMA model"
-            )
-        extractor = MambaEMAFeatureExtractor.from_pretrained(pretrained_model_name_or_path, revision=revision)
-        return cls(model.eval().to(device), extractor)
+        return cls(*load_model(pretrained_model_name_or_path, revision, device))
 
     @property
     def labels(self) -> list[str]:
