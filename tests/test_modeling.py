@@ -1,4 +1,4 @@
-"""The whole model: batch invariance, streaming, causality, gradients, labels."""
+"""The whole model: batch invariance, streaming, gradients, labels; more in tests/reliability/test_invariances.py."""
 
 import itertools
 
@@ -64,17 +64,6 @@ def test_streaming_turn_by_turn_equals_the_whole_conversation(norm, pooling, con
     torch.testing.assert_close(torch.stack(streamed), whole, atol=tolerance, rtol=0)
 
 
-@precisions
-def test_a_conversation_may_be_cut_anywhere(dtype, tolerance):
-    model = tiny_model(dtype=dtype)
-    turns = turns_of(*range(800, 2_000, 200))
-    whole = predict(model, [turns]).logits[0]
-    for cut in range(1, len(turns)):
-        head = predict(model, [turns[:cut]], use_conversation_state=True)
-        tail = predict(model, [turns[cut:]], conversation_state=head.conversation_state)
-        torch.testing.assert_close(torch.cat([head.logits[0], tail.logits[0]]), whole, atol=tolerance, rtol=0)
-
-
 def test_the_state_of_a_ragged_batch_continues_each_conversation_as_if_it_had_been_alone():
     model = tiny_model(dtype=torch.float64)
     a, b, c, d = turns_of(2_000, 3_000, 2_500, 800)
@@ -83,27 +72,6 @@ def test_the_state_of_a_ragged_batch_continues_each_conversation_as_if_it_had_be
     after = predict(model, [b, b], conversation_state=batch.conversation_state).logits
     alone = predict(model, [[d, b]]).logits[0, 1]
     torch.testing.assert_close(after[1], alone, atol=1e-12, rtol=0)
-
-
-def test_a_turn_that_is_masked_out_leaves_no_trace():
-    model = tiny_model(dtype=torch.float64)
-    a, b, c = turns_of(2_000, 3_000, 2_500)
-    inputs = features([[a, b, c]])
-    inputs["turn_mask"][0, 1] = 0
-    with torch.no_grad():
-        logits = model(**inputs).logits[0]
-    shortened = predict(model, [[a, c]]).logits[0]
-    torch.testing.assert_close(logits[[0, 2]], shortened, atol=1e-12, rtol=0)
-    assert torch.isnan(logits[1]).all()
-
-
-def test_a_later_turn_never_changes_an_earlier_output():
-    model = tiny_model()
-    a, b, c, other = turns_of(2_000, 3_000, 2_500, 2_500)
-    before = predict(model, [[a, b, c]]).logits[0]
-    after = predict(model, [[a, b, other]]).logits[0]
-    assert torch.equal(before[:2], after[:2])
-    assert not torch.equal(before[2], after[2])
 
 
 def test_context_none_reads_each_turn_by_itself_and_the_others_remember():
