@@ -1,0 +1,16 @@
+"""The tests that guard the five most costly mistakes do fail when the mistake is made."""
+
+import pytest
+
+from tests.reliability.mutations import MUTATIONS, PACKAGE, is_caught
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_a_mutation_is_caught_by_the_test_that_names_it(mutation):
+    assert is_caught(mutation)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
+def test_the_line_to_mutate_is_there_once(mutation):
+    assert (PACKAGE / mutation.file).read_text(encoding="utf-8").count(mutation.line) == 1
