@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import reprlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from transformers import BatchFeature, SequenceFeatureExtractor
 from transformers.utils import TensorType
 
+from .checksums import SUMS, write_checksums
 from .waveforms import (
     MAX_PEAK,
     MIN_SAMPLES,
@@ -164,6 +167,15 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
         except OSError:
             return cls()
         return cls(do_normalize=theirs.get("do_normalize", True))
+
+    def save_pretrained(  # type: ignore[override]
+        self, save_directory: str | os.PathLike[str], **kwargs: Any
+    ) -> Any:
+        """As in transformers; where a model lies beside, its `SHA256SUMS` is brought up to date."""
+        written = super().save_pretrained(save_directory, **kwargs)
+        if (Path(save_directory) / SUMS).is_file():
+            write_checksums(save_directory)
+        return written
 
     def _checked_rate(self, sampling_rate: Any, resample: bool) -> int:
         if sampling_rate is None:

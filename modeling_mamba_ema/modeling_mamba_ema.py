@@ -15,6 +15,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ModelOutput, logging
 
 from .ccc_loss import ccc_loss
+from .checksums import write_checksums
 from .configuration_mamba_ema import SPEECH_ENCODER_DEFAULTS, MambaEMAConfig
 from .conversation_encoder import ConversationEncoder
 from .conversation_state import ConversationState
@@ -398,7 +399,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
     ) -> None:
-        """Write a folder that works by itself: weights, configuration, code, feature extractor, model card.
+        """Write a folder that works by itself: weights, configuration, code, feature extractor, model card, SHA256SUMS.
 
         `AutoModel.from_pretrained(folder, trust_remote_code=True)` loads it where only torch and transformers are
         installed. A `preprocessor_config.json` or `README.md` that is there already is kept.
@@ -427,6 +428,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         (folder / "requirements.txt").write_text("soundfile\nsoxr\n", encoding="utf-8")
         if not (folder / "README.md").exists():
             (folder / "README.md").write_text(model_card(self.config), encoding="utf-8")
+        write_checksums(folder)
 
 
 def _pretrained_wavlm(name: str | os.PathLike[str], revision: str) -> WavLMModel:

@@ -8,16 +8,16 @@ checkpoint whose hashes are right, and sets broken ones aside.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
 import shutil
 from pathlib import Path
 
+from ..checksums import SUMS, sha256
+
 logger = logging.getLogger(__name__)
 
-SUMS = "SHA256SUMS"
 # Without one of these a resumed run differs from the run it continues. Sharded training (FSDP) names the optimizer's
 # file otherwise, and several processes write a random state each; hence beginnings of names.
 REQUIRED = ("model", "optimizer", "scheduler.pt", "rng_state", "trainer_state.json", "config.json")
@@ -26,7 +26,7 @@ STAGING = "tmp-saving"
 
 def seal_checkpoint(staging: Path, final: Path) -> None:
     """Make a checkpoint that was written to `staging` durable, add `SHA256SUMS`, and rename it to `final`."""
-    lines = [f"{_sha256(path)}  {path.relative_to(staging).as_posix()}\n" for path in _files(staging)]
+    lines = [f"{sha256(path)}  {path.relative_to(staging).as_posix()}\n" for path in _files(staging)]
     (staging / SUMS).write_text("".join(lines), encoding="utf-8")
     for path in [*_files(staging), staging / SUMS, staging]:
         _fsync(path)
@@ -59,7 +59,7 @@ def why_incomplete(checkpoint: Path) -> str | None:
             return f"{SUMS} names {name}, which is outside"
         if not path.is_file():
             return f"{name} is missing"
-        if _sha256(path) != digest:
+        if sha256(path) != digest:
             return f"{name} is damaged"
     return None
 
@@ -100,14 +100,6 @@ def number_of_processes(checkpoint: Path) -> int:
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.rglob("*") if path.is_file() and path.name != SUMS)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _fsync(path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Break the code in five places, one at a time, and see that a named test fails: `python -m tests.reliability.mutations`.
+"""Break the code in five places, one at a time, and see that a named test fails.
+
+Run as `python -m tests.reliability.mutations`.
 
 A test that has never failed proves little. Each mutation is one that a later change could make unnoticed, because the
 code runs on and gives plausible numbers.

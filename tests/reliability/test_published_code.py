@@ -1,0 +1,149 @@
+"""What is published beside the weights: which files, what their code imports and calls, and whether they are intact."""
+
+import ast
+import json
+import shutil
+import subprocess
+
+import pytest
+
+from modeling_mamba_ema import MambaEMAFeatureExtractor
+from modeling_mamba_ema.checksums import damaged_files
+from tests.helpers import tiny_model
+
+ALLOWED_MODULES = {
+    *("numpy", "torch", "torch.distributed", "torch.nn"),
+    *("transformers", "transformers.dynamic_module_utils", "transformers.utils", "transformers.utils.generic"),
+    *("__future__", "base64", "binascii", "collections.abc", "dataclasses", "hashlib", "io", "math", "os", "pathlib"),
+    *("re", "reprlib", "typing", "wave"),
+}
+# Only inside try / except ImportError: the model runs without them.
+GUARDED_MODULES = {"mamba_ssm.ops.triton.ssd_combined", "soundfile", "soxr"}
+# Of os, the one name that is used in annotations.
+ALLOWED_OS_NAMES = {"PathLike"}
+FORBIDDEN_NAMES = {"eval", "exec", "compile", "open", "input", "globals", "breakpoint", "__import__", "__builtins__"}
+FORBIDDEN_ATTRIBUTES = {
+    *("load", "loads", "hub", "jit", "save", "open", "write_text", "write_bytes", "mkdir", "touch", "unlink", "rmdir"),
+    *("rename", "chmod", "symlink_to", "hardlink_to", "__subclasses__", "__globals__", "__code__", "__builtins__"),
+}
+# Where a published file reads or writes a file, and why.
+ALLOWED_CALLS = {
+    ("checksums.py", "path.open"),  # reads what it sums
+    ("checksums.py", "write_bytes"),  # SHA256SUMS, when a model is saved
+    ("modeling_mamba_ema.py", "write_text"),  # the model card and requirements.txt, when a model is saved
+    ("pipeline_mamba_ema.py", "wave.open"),  # audio: bytes, or a path that `allow_paths=True` let in
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("published")
+    tiny_model().save_pretrained(folder)
+    return folder
+
+
+def test_only_weights_settings_code_and_text_are_published(folder):
+    text = {"README.md", "requirements.txt", "SHA256SUMS"}
+    assert all(path.is_file() for path in folder.iterdir())
+    assert {path.suffix for path in folder.iterdir() if path.name not in text} == {".json", ".safetensors", ".py"}
+    for path in folder.glob("*.json"):
+        json.loads(path.read_text(encoding="utf-8"))
+    assert (folder / "model.safetensors").read_bytes()[8:9] == b"{"  # no pickle under another name
+
+
+def violations(name, source):
+    """What a file imports, names or calls that is not allowed. A reader's help, not a sandbox."""
+    tree = ast.parse(source)
+    guarded = {
+        id(node)
+        for attempt in ast.walk(tree)
+        if isinstance(attempt, ast.Try)
+        and any("ImportError" in ast.unparse(h.type) for h in attempt.handlers if h.type)
+        for node in ast.walk(attempt)
+    }
+    for node in ast.walk(tree):
+        modules = []
+        if isinstance(node, ast.Import):
+            modules = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            modules = [node.module]
+        for module in modules:
+            if module not in ALLOWED_MODULES and not (module in GUARDED_MODULES and id(node) in guarded):
+                yield f"{name} imports {module}"
+        if isinstance(node, ast.Name) and node.id in FORBIDDEN_NAMES:
+            yield f"{name} names {node.id}"
+        if isinstance(node, ast.Attribute):
+            of_os = isinstance(node.value, ast.Name) and node.value.id == "os" and node.attr not in ALLOWED_OS_NAMES
+            called = {(name, ast.unparse(node)), (name, node.attr)}
+            if of_os or (node.attr in FORBIDDEN_ATTRIBUTES and not called & ALLOWED_CALLS):
+                yield f"{name} uses {ast.unparse(node)}"
+
+
+def test_published_code_imports_and_calls_only_what_is_listed_here(folder):
+    for path in folder.glob("*.py"):
+        assert list(violations(path.name, path.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import subprocess",
+        "import os.path",
+        "from http import client",
+        "import importlib",
+        "import soundfile",
+        "import torch.utils.cpp_extension",
+        "os.popen('id')",
+        "os.execv('/bin/sh', [])",
+        "open('/etc/passwd')",
+        "Path('a').open()",
+        "Path('a').write_text('b')",
+        "torch.load('weights.bin')",
+        "torch.hub.load('a', 'b')",
+        "np.load('a.npy', allow_pickle=True)",
+        "eval('1')",
+        "run = exec",
+        "__import__('os')",
+        "().__class__.__base__.__subclasses__()",
+    ],
+)
+def test_the_scan_sees(source):
+    assert list(violations("file.py", source))
+
+
+def test_published_code_is_flat_and_short_enough_to_be_read(folder, record_property):
+    lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in folder.glob("*.py")}
+    record_property("figure", f"{len(lines)} files, {sum(lines.values())} lines, the longest {max(lines.values())}")
+    assert sum(lines.values()) < 4_000
+    assert max(lines.values()) < 500
+
+
+def test_a_saved_folder_is_intact_after_the_feature_extractor_was_saved_into_it_again(folder):
+    assert damaged_files(folder) == []
+    MambaEMAFeatureExtractor(max_seconds=20).save_pretrained(folder)
+    assert damaged_files(folder) == []
+    if shutil.which("sha256sum"):
+        subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda f: flip_a_bit(f / "model.safetensors"), "model.safetensors is damaged"),
+        (lambda f: flip_a_bit(f / "modeling_mamba_ema.py"), "modeling_mamba_ema.py is damaged"),
+        (lambda f: (f / "config.json").unlink(), "config.json is missing"),
+        (lambda f: (f / "pytorch_model.bin").write_bytes(b""), "pytorch_model.bin is not in SHA256SUMS"),
+        (lambda f: (f / "SHA256SUMS").unlink(), "there is no SHA256SUMS"),
+    ],
+    ids=["weights", "code", "missing", "added", "no sums"],
+)
+def test_damage_is_found_and_named(folder, tmp_path, damage, says):
+    shutil.copytree(folder, tmp_path / "copy")
+    damage(tmp_path / "copy")
+    assert damaged_files(tmp_path / "copy") == [says]
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
