@@ -106,6 +106,11 @@ class MambaEMAPreTrainedModel(PreTrainedModel):
     # add up over batches that way.
     accepts_loss_kwargs = False
 
+    @classmethod
+    def from_pretrained(cls, *args: Any, use_safetensors: bool | None = True, **kwargs: Any) -> Any:
+        """As in transformers, but from safetensors alone: a pickle can run code. `use_safetensors=False` takes one."""
+        return super().from_pretrained(*args, use_safetensors=use_safetensors, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Every parameter of ours starts here, so that none stays uninitialised when a checkpoint lacks it."""

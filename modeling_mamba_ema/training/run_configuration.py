@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import reprlib
 import types
 import typing
 from collections.abc import Sequence
@@ -112,11 +113,20 @@ class RunConfiguration:
         Path(path).write_text(yaml.safe_dump(dataclasses.asdict(self), sort_keys=False), encoding="utf-8")
 
 
+class _PlainLoader(yaml.SafeLoader):
+    """YAML's safe loader without aliases, by which a few lines can stand for more values than memory holds."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"aliases are not allowed, found one in line {self.peek_event().start_mark.line + 1}")
+        return super().compose_node(parent, index)
+
+
 def load_run_configuration(path: str | Path, overrides: Sequence[str] = ()) -> RunConfiguration:
     """Read a YAML file and apply overrides from the command line.
 
     Args:
-        path: the file, under 1 MB; read with YAML's safe loader, which builds plain values only.
+        path: the file, under 1 MB; read with YAML's safe loader, which builds plain values only, and without aliases.
         overrides: `section.field=value`, e.g. `training.learning_rate=1e-5`; dots go on into `model.params`.
 
     Raises:
@@ -126,8 +136,8 @@ def load_run_configuration(path: str | Path, overrides: Sequence[str] = ()) -> R
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path} is larger than {MAX_BYTES} bytes; that is no run configuration")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader) or {}
+    except (yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no plain YAML: {error}") from error
     for override in overrides:
         name, separator, value = override.partition("=")
@@ -157,7 +167,7 @@ def _set(content: dict[str, Any], names: list[str], value: Any) -> None:
 
 def _build(section: type, content: Any, prefix: str) -> Any:
     if not isinstance(content, dict):
-        raise ValueError(f"{prefix.rstrip('.') or 'the configuration'} must be a section, got {content!r}")
+        raise ValueError(f"{prefix.rstrip('.') or 'the configuration'} must be a section, got {reprlib.repr(content)}")
     kinds = typing.get_type_hints(section)
     values = {}
     for name, value in content.items():
@@ -181,5 +191,5 @@ def _checked(value: Any, kind: Any, name: str) -> Any:
         value = float(value)
     if (isinstance(value, bool) and bool not in allowed) or not isinstance(value, allowed):
         names = " or ".join("null" if option is type(None) else option.__name__ for option in allowed)
-        raise ValueError(f"{name} is {value!r}, but must be {names}")
+        raise ValueError(f"{name} is {reprlib.repr(value)}, but must be {names}")
     return value
