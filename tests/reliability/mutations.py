@@ -1,4 +1,4 @@
-"""Break the code in five places, one at a time, and see that a named test fails.
+"""Break the code in six places, one at a time, and see that a named test fails.
 
 Run as `python -m tests.reliability.mutations`.
 
@@ -33,11 +33,18 @@ class Mutation:
 
 MUTATIONS = [
     Mutation(
-        "mask dropped",
+        "mask dropped in pooling",
+        "speech_encoder.py",
+        "        weights = pooling_weights(scores, frame_mask)",
+        "        weights = pooling_weights(scores, torch.ones_like(frame_mask))",
+        "tests/test_modeling.py::test_an_utterance_gets_the_same_numbers_alone_in_a_batch_and_in_any_conversation",
+    ),
+    Mutation(
+        "mask dropped in the plain encoder",
         "speech_encoder.py",
         "    padded = bool((lengths < waveforms.shape[1]).any())",
         "    padded = False",
-        "tests/test_modeling.py::test_an_utterance_gets_the_same_numbers_alone_in_a_batch_and_in_any_conversation",
+        "tests/reliability/test_invariances.py::test_the_plain_form_of_the_encoder_keeps_the_promise_too",
     ),
     Mutation(
         "world size factor dropped",

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_mamba_ema import InvalidAudioError, MambaEMAFeatureExtractor
+from modeling_mamba_ema import InvalidAudioError, MambaEMAFeatureExtractor, speech_encoder
 from modeling_mamba_ema.configuration_mamba_ema import CONTEXTS, POOLINGS
 from tests.helpers import tiny_model
 from tests.reliability.audio_cases import RATE, noise
@@ -68,6 +68,17 @@ def test_a_conversation_gets_its_numbers_beside_longer_ones_whatever_stands_in_t
             logits = model(**inputs).logits
         assert_same(logits[1, :2], alone, dtype)
         assert torch.isnan(logits[1, 2:]).all()
+
+
+@norms
+@precisions
+def test_the_plain_form_of_the_encoder_keeps_the_promise_too(monkeypatch, norm, dtype):
+    monkeypatch.setattr(speech_encoder, "is_supported", lambda wavlm: False)  # as under hooks, adapters, compilation
+    model = make_model(norm, dtype=dtype)
+    utterance = noise(1_600)
+    alone = predict(model, utterance).logits[0]
+    for samples in (1_632, 3_200, 32_000):
+        assert_same(predict(model, [noise(samples, 1), utterance]).logits[1], alone, dtype)
 
 
 @norms

@@ -1,4 +1,4 @@
-"""The tests that guard the five most costly mistakes do fail when the mistake is made."""
+"""The tests that guard the most costly mistakes do fail when the mistake is made."""
 
 import pytest
 
