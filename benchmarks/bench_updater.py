@@ -1,18 +1,17 @@
 """The updater over a conversation, side by side with transformers' Mamba mixers, on the CPU.
 
-    python benchmarks/bench_updater.py [--turns 256] [--repeats 15]
+    python benchmarks/bench_updater.py [--turns 256] [--rounds 15] [--json FILE]
 
 All variants run in turn (A B C A B C ...) in one process, on one thread; medians, and ratios to the slowest. Width 256,
 batch 1, random weights, the whole conversation at once, forward and backward.
 """
 
-import argparse
 import logging
-import platform
 import statistics
 import time
 
 import torch
+from measuring import argument_parser, interleaved, machine, report, table
 from transformers import Mamba2Config, MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
@@ -37,19 +36,17 @@ def variants() -> dict:
     }
 
 
-def median_times(functions: dict, turns: torch.Tensor, repeats: int, backward: bool) -> dict[str, float]:
-    """Median milliseconds of each function, interleaved, after one round that is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for round_number in range(repeats + 1):
-        for name, function in functions.items():
-            started = time.perf_counter()
-            with torch.set_grad_enabled(backward):
-                output = function(turns)
-                if backward:
-                    output.sum().backward()
-            if round_number:
-                times[name].append(1000 * (time.perf_counter() - started))
-    return {name: statistics.median(values) for name, values in times.items()}
+def median_times(functions: dict, turns: torch.Tensor, rounds: int, backward: bool) -> dict[str, float]:
+    """Median milliseconds of each function, interleaved."""
+
+    def run(function):
+        with torch.set_grad_enabled(backward):
+            output = function(turns)
+            if backward:
+                output.sum().backward()
+
+    calls = {name: lambda function=function: run(function) for name, function in functions.items()}
+    return {name: 1000 * seconds for name, seconds in interleaved(calls, rounds).items()}
 
 
 def streaming_times(turns: int) -> tuple[float, float]:
@@ -67,23 +64,25 @@ def streaming_times(turns: int) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--turns", type=int, default=256, help="turns of the conversation (default 256)")
-    parser.add_argument("--repeats", type=int, default=15, help="counted rounds (default 15)")
+    parser.add_argument("--rounds", type=int, default=15, help="counted rounds (default 15)")
     arguments = parser.parse_args()
     logging.disable(logging.WARNING)  # transformers says that its fast kernels are not there, which is the point
-    torch.set_num_threads(1)
-    print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}, 1 thread, {arguments.turns} turns")
+    torch.set_num_threads(arguments.threads or 1)
+    print(f"{arguments.turns} turns; {machine()}")
     turns = torch.randn(1, arguments.turns, WIDTH, requires_grad=True)
     functions = variants()
-    for backward in (False, True):
-        medians = median_times(functions, turns, arguments.repeats, backward)
+    figures = {}
+    for name, backward in (("forward", False), ("forward and backward", True)):
+        medians = median_times(functions, turns, arguments.rounds, backward)
         slowest = max(medians.values())
-        print(f"\n{'forward and backward' if backward else 'forward':<34} {'median ms':>10} {'faster by':>10}")
-        for name, value in medians.items():
-            print(f"{name:<34} {value:>10.2f} {slowest / value:>9.1f}x")
+        figures[name] = {variant: {"milliseconds": ms, "ratio": slowest / ms} for variant, ms in medians.items()}
+        rows = [[variant, f"{ms:.2f}", f"{slowest / ms:.1f}x"] for variant, ms in medians.items()]
+        print("\n" + table([name, "median ms", "faster by"], rows))
     early, late = streaming_times(10_000)
     print(f"\none turn of a stream (2 blocks and EMA): {early:.2f} ms at its start, {late:.2f} ms at turn 10,000")
+    report(arguments, {"updater": figures, "stream_milliseconds": {"start": early, "turn 10,000": late}})
 
 
 if __name__ == "__main__":

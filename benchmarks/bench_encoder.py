@@ -1,0 +1,183 @@
+"""WavLM at inference: transformers' `WavLMModel`, padded and one by one, its heads, other runtimes, and this package.
+
+    python benchmarks/bench_encoder.py [--size large] [--utterances 8] [--rounds 3] [--runtimes] [--json FILE]
+
+All variants run in turn in one process on the same noise of realistic lengths (log-normal, median 4 s, 1 to 15 s), with
+random weights of the published shape. Reported: seconds of audio per second, the ratio to the padded batch in float32,
+and the share of this machine's matrix-product peak, measured in the same run, that the utterances' own operations make.
+Memory is the peak of a fresh process each.
+"""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from measuring import (
+    argument_parser,
+    interleaved,
+    lengths_in_seconds,
+    machine,
+    matrix_product_peak,
+    padded_batch,
+    peak_memory,
+    print_peak_memory,
+    report,
+    table,
+    wavlm_config,
+)
+from torch import nn
+from transformers import WavLMConfig, WavLMForSequenceClassification, WavLMModel
+
+from modeling_mamba_ema.fast_wavlm import fast_hidden_states
+
+PADDED = "WavLMModel, padded batch"
+ALONE = "WavLMModel, one by one"
+OURS = "this package"
+
+
+class AttentiveStatistics(nn.Module):
+    """The head of the Odyssey 2024 baseline on `WavLMModel`: attention-weighted mean and deviation, two layers."""
+
+    def __init__(self, wavlm: WavLMModel, outputs: int = 3):
+        super().__init__()
+        width = wavlm.config.hidden_size
+        self.wavlm = wavlm
+        self.attention = nn.Linear(width, 1)
+        self.head = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, outputs))
+
+    def forward(self, waveforms: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        frames = self.wavlm(waveforms, attention_mask=mask).last_hidden_state
+        valid = self.wavlm._get_feature_vector_attention_mask(frames.shape[1], mask).unsqueeze(-1)
+        weights = self.attention(frames).masked_fill(~valid.bool(), -torch.inf).softmax(dim=1)
+        mean = (weights * frames).sum(dim=1)
+        deviation = (weights * (frames - mean.unsqueeze(1)).square()).sum(dim=1).clamp_min(1e-9).sqrt()
+        return self.head(torch.cat([mean, deviation], dim=1))
+
+
+def operations(config: WavLMConfig, lengths: list[int]) -> float:
+    """GFLOP of the products that `WavLMModel` needs for the utterances alone, two for each multiply-add."""
+    width = config.hidden_size
+    total = 0
+    for steps in lengths:
+        channels = 1
+        for kernel, stride, wide in zip(config.conv_kernel, config.conv_stride, config.conv_dim):
+            steps = (steps - kernel) // stride + 1
+            total += 2 * steps * kernel * channels * wide
+            channels = wide
+        positions = config.num_conv_pos_embeddings * width // config.num_conv_pos_embedding_groups
+        total += 2 * steps * width * (channels + positions)
+        layer = 2 * width * (4 * width + 2 * config.intermediate_size + 2 * steps) + 2 * 8 * width
+        total += config.num_hidden_layers * steps * layer
+    return total / 1e9
+
+
+def variants(model: WavLMModel, waveforms: torch.Tensor, lengths: torch.Tensor) -> dict[str, Callable[[], Any]]:
+    """The two ways of the shipped model, and ours, for one dtype."""
+    dtype = next(model.parameters()).dtype
+    waveforms = waveforms.to(dtype)
+    mask = (torch.arange(waveforms.shape[1]) < lengths.unsqueeze(1)).long()
+    last = [model.config.num_hidden_layers]
+    return {
+        PADDED: lambda: model(waveforms, attention_mask=mask),
+        ALONE: lambda: [model(row[None, :length]) for row, length in zip(waveforms, lengths.tolist())],
+        OURS: lambda: fast_hidden_states(model, waveforms, lengths, last),
+    }
+
+
+def heads(wavlm: WavLMModel, waveforms: torch.Tensor, lengths: torch.Tensor) -> dict[str, Callable[[], Any]]:
+    """Peers' models around the same weights, on the padded batch."""
+    mask = (torch.arange(waveforms.shape[1]) < lengths.unsqueeze(1)).long()
+    with torch.device("meta"):
+        classifier = WavLMForSequenceClassification(wavlm.config)
+    classifier.wavlm = wavlm
+    classifier.projector.to_empty(device="cpu"), classifier.classifier.to_empty(device="cpu")
+    classifier.eval()
+    attentive = AttentiveStatistics(wavlm).eval()
+    return {
+        "WavLMForSequenceClassification, padded batch": lambda: classifier(waveforms, attention_mask=mask),
+        "attentive statistics on WavLMModel, padded batch": lambda: attentive(waveforms, mask),
+    }
+
+
+def run_once(arguments: argparse.Namespace) -> None:
+    """One variant on one batch: what the processes that measure memory do."""
+    model = WavLMModel(wavlm_config(arguments.size)).eval().to(getattr(torch, arguments.dtype))
+    seconds = arguments.seconds or lengths_in_seconds(arguments.utterances)
+    with torch.inference_mode():
+        function = variants(model, *padded_batch(seconds))[arguments.once]
+        function()
+        function()
+    print_peak_memory()
+
+
+def memory(arguments: argparse.Namespace, variant: str, *options: str) -> float:
+    return peak_memory(sys.argv[0], "--once", variant, "--size", arguments.size, *options)
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--size", choices=["large", "base"], default="large", help="shape of the WavLM (default large)")
+    parser.add_argument("--utterances", type=int, default=8, help="utterances in the batch (default 8)")
+    parser.add_argument("--rounds", type=int, default=3, help="counted rounds (default 3)")
+    parser.add_argument("--runtimes", action="store_true", help="onnxruntime and OpenVINO on the exported encoder too")
+    parser.add_argument("--no-memory", action="store_true", help="leave out the processes that measure memory")
+    parser.add_argument("--once", help=argparse.SUPPRESS)
+    parser.add_argument("--dtype", default="float32", help=argparse.SUPPRESS)
+    parser.add_argument("--seconds", type=float, nargs="+", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if arguments.once:
+        run_once(arguments)
+        return
+
+    torch.manual_seed(0)
+    config = wavlm_config(arguments.size)
+    waveforms, lengths = padded_batch(lengths_in_seconds(arguments.utterances))
+    seconds = lengths.sum().item() / 16_000
+    gflop = operations(config, lengths.tolist())
+    model = WavLMModel(config).eval()
+    functions = {f"{name}, float32": run for name, run in variants(model, waveforms, lengths).items()}
+    functions |= {f"{name}, float32": run for name, run in heads(model, waveforms, lengths).items()}
+    if arguments.runtimes:
+        from other_runtimes import exported
+
+        functions |= exported(model, waveforms, lengths)
+    half = WavLMModel(config).eval().bfloat16()
+    functions |= {f"{name}, bfloat16": run for name, run in variants(half, waveforms, lengths).items()}
+    with torch.inference_mode():
+        times = interleaved(functions, arguments.rounds)
+    peaks = {str(dtype)[6:]: matrix_product_peak(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    baseline = times[f"{PADDED}, float32"]
+    figures: dict[str, Any] = {"seconds_of_audio": seconds, "gflop": gflop, "peak_gflops": peaks, "variants": {}}
+    rows = []
+    for name, time in sorted(times.items(), key=lambda item: -item[1]):
+        share = gflop / time / peaks["bfloat16" if name.endswith("bfloat16") else "float32"]
+        figures["variants"][name] = {"audio_per_second": seconds / time, "ratio": baseline / time, "of_peak": share}
+        rows.append([name, f"{seconds / time:.1f}", f"{baseline / time:.2f}x", f"{share:.0%}"])
+    print(f"WavLM-{arguments.size}, {arguments.utterances} utterances, {seconds:.1f} s of audio; {machine()}")
+    print("matrix-product peak: " + ", ".join(f"{name} {peak:.0f} GFLOP/s" for name, peak in peaks.items()) + "\n")
+    print(table(["inference", "audio seconds a second", "against the padded batch", "of the peak"], rows))
+    if not arguments.no_memory:
+        cases = {
+            "1 utterance of 4 s": ["--seconds", "4"],
+            "8 utterances": ["--utterances", "8"],
+            "16 utterances": ["--utterances", "16"],
+            "1 utterance of 60 s": ["--seconds", "60"],
+        }
+        used = {
+            case: {variant: memory(arguments, variant, *options) for variant in (PADDED, OURS)}
+            for case, options in cases.items()
+        }
+        figures["peak_memory_gib"] = used
+        rows = [[case, *(f"{value:.2f}" for value in values.values())] for case, values in used.items()]
+        print("\n" + table(["peak memory, GiB, float32", "WavLMModel", OURS], rows))
+    report(arguments, figures)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""A training step with the encoder unfrozen: this package against `WavLMModel` on the padded batch.
+
+    python benchmarks/bench_training.py [--size base] [--utterances 8] [--rounds 3] [--json FILE]
+
+Forward, CCC loss on mean-pooled frames, backward; the convolution front end is frozen, as usual in fine-tuning, and
+dropout is as WavLM ships it. The two steps run in turn in one process; memory is the peak of a fresh process each.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from measuring import (
+    SIZES,
+    argument_parser,
+    interleaved,
+    lengths_in_seconds,
+    machine,
+    padded_batch,
+    peak_memory,
+    print_peak_memory,
+    report,
+    table,
+    wavlm_config,
+)
+from transformers import WavLMModel
+
+from modeling_mamba_ema.ccc_loss import ccc_loss
+from modeling_mamba_ema.fast_wavlm import fast_hidden_states
+
+SHIPPED, OURS = "WavLMModel, padded batch", "this package"
+
+
+def steps(size: str, utterances: int) -> dict[str, Callable[[], Any]]:
+    torch.manual_seed(0)
+    model = WavLMModel(wavlm_config(size)).train()
+    model.feature_extractor.requires_grad_(False)
+    head = torch.nn.Linear(model.config.hidden_size, 2)
+    waveforms, lengths = padded_batch(lengths_in_seconds(utterances))
+    mask = (torch.arange(waveforms.shape[1]) < lengths.unsqueeze(1)).long()
+    labels = torch.rand(utterances, 2)
+
+    def learn(frames: torch.Tensor) -> None:
+        model.zero_grad()
+        valid = model._get_feature_vector_attention_mask(frames.shape[1], mask).unsqueeze(-1)
+        pooled = (frames * valid).sum(dim=1) / valid.sum(dim=1)
+        ccc_loss(head(pooled), labels).backward()
+
+    return {
+        SHIPPED: lambda: learn(model(waveforms, attention_mask=mask).last_hidden_state),
+        OURS: lambda: learn(fast_hidden_states(model, waveforms, lengths, [model.config.num_hidden_layers])[0]),
+    }
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--size", choices=sorted(SIZES), default="base", help="shape of the WavLM (default base)")
+    parser.add_argument("--utterances", type=int, default=8, help="utterances in the batch (default 8)")
+    parser.add_argument("--rounds", type=int, default=3, help="counted rounds (default 3)")
+    parser.add_argument("--once", choices=[SHIPPED, OURS], help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    functions = steps(arguments.size, arguments.utterances)
+    if arguments.once:
+        for _ in range(2):
+            functions[arguments.once]()
+        print_peak_memory()
+        return
+    times = interleaved(functions, arguments.rounds)
+    shared = ["--size", arguments.size, "--utterances", str(arguments.utterances)]
+    memory = {name: peak_memory(sys.argv[0], "--once", name, *shared) for name in functions}
+    figures = {
+        name: {"seconds": times[name], "ratio": times[SHIPPED] / times[name], "peak_gib": memory[name]}
+        for name in functions
+    }
+    rows = [
+        [name, f"{values['seconds']:.2f}", f"{values['ratio']:.2f}x", f"{values['peak_gib']:.2f}"]
+        for name, values in figures.items()
+    ]
+    print(f"WavLM-{arguments.size}, {arguments.utterances} utterances, forward and backward; {machine()}\n")
+    print(table(["training step", "seconds", "faster by", "peak memory, GiB"], rows))
+    report(arguments, {"steps": figures})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""What every benchmark here shares: interleaved timing, the machine, its peak, a realistic mix of lengths, tables."""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import WavLMConfig
+
+from modeling_mamba_ema.fused_linear import linear as fused_linear
+
+SAMPLE_RATE = 16_000
+SIZES: dict[str, dict[str, Any]] = {
+    "large": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "intermediate_size": 4096,
+        "feat_extract_norm": "layer",
+        "do_stable_layer_norm": True,
+        "conv_bias": True,
+    },
+    "base": {},  # the defaults of WavLMConfig are microsoft/wavlm-base
+}
+
+
+def wavlm_config(size: str, **changes: Any) -> WavLMConfig:
+    """The shape of microsoft/wavlm-large or -base; weights stay random, which changes no time."""
+    return WavLMConfig(**{**SIZES[size], "layerdrop": 0.0, "apply_spec_augment": False, **changes})
+
+
+def lengths_in_seconds(count: int) -> list[float]:
+    """Lengths of turns as in speech corpora: log-normal, median 4 s, between 1 and 15 s, in shuffled order.
+
+    They are the distribution's quantiles, so that a small batch is as typical as a large one.
+    """
+    quantiles = torch.distributions.Normal(0.0, 1.0).icdf((torch.arange(count) + 0.5) / count)
+    seconds = (4.0 * torch.exp(0.6 * quantiles)).clamp(1.0, 15.0)
+    return seconds[torch.randperm(count, generator=torch.Generator().manual_seed(0))].tolist()
+
+
+def padded_batch(seconds: list[float], dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise of the given lengths: (batch, samples), right-padded with zeros, and (batch,) samples."""
+    lengths = torch.tensor([int(length * SAMPLE_RATE) for length in seconds])
+    waveforms = torch.zeros(len(seconds), int(lengths.max()))
+    generator = torch.Generator().manual_seed(1)
+    for row, length in zip(waveforms, lengths.tolist()):
+        row[:length] = torch.randn(length, generator=generator)
+    return waveforms.to(dtype), lengths
+
+
+def interleaved(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median seconds of each function, run in turn (A B C A B C ...), after one round that is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for round_number in range(rounds + 1):
+        for name, function in functions.items():
+            started = time.perf_counter()
+            function()
+            if round_number:
+                times[name].append(time.perf_counter() - started)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def matrix_product_peak(dtype: torch.dtype) -> float:
+    """GFLOP/s of the product that WavLM-large spends most on, by the faster of torch and oneDNN: median of 20."""
+    rows, width, wide = 1500, 1024, 4096
+    frames, linear = torch.randn(rows, width).to(dtype), torch.nn.Linear(width, wide).to(dtype)
+    with torch.inference_mode():
+        seconds = interleaved({"torch": lambda: linear(frames), "oneDNN": lambda: fused_linear(frames, linear)}, 20)
+    return 2 * rows * width * wide / min(seconds.values()) / 1e9
+
+
+def peak_memory(script: str, *arguments: str) -> float:
+    """Largest resident memory, in GiB, of a new process that runs `script`, which calls [`print_peak_memory`] last."""
+    command = [sys.executable, "-W", "ignore", script, *arguments]
+    finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return float(finished.stdout.rsplit("peak GiB ", 1)[1])
+
+
+def print_peak_memory() -> None:
+    print("peak GiB", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
+
+
+def machine() -> dict[str, Any]:
+    """What a reader needs to know to compare figures."""
+    processor = platform.processor() or platform.machine()
+    flags: set[str] = set()
+    if Path("/proc/cpuinfo").exists():
+        lines = [line.split(":", 1) for line in Path("/proc/cpuinfo").read_text().splitlines() if ":" in line]
+        fields = {name.strip(): value.strip() for name, value in lines}
+        processor = fields.get("model name", processor)
+        flags = set(fields.get("flags", "").split())
+    return {
+        "processor": processor,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "instructions": sorted(flags & {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def table(header: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table, as the README shows it."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def argument_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that every benchmark has."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
+    return parser
+
+
+def report(arguments: argparse.Namespace, figures: dict[str, Any]) -> None:
+    """Write the figures with the machine's description, where a file was asked for."""
+    if arguments.json is not None:
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps({"machine": machine(), **figures}, indent=2) + "\n", encoding="utf-8")

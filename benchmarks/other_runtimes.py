@@ -1,0 +1,60 @@
+"""The shipped encoder in other runtimes: exported once to ONNX, run one utterance at a time as its export runs best."""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import openvino
+import torch
+from torch import nn
+from transformers import WavLMModel
+
+
+class _LastHiddenState(nn.Module):
+    def __init__(self, wavlm: WavLMModel):
+        super().__init__()
+        self.wavlm = wavlm
+
+    def forward(self, input_values: torch.Tensor) -> torch.Tensor:
+        """(1, samples) -> (1, frames, hidden)"""
+        return self.wavlm(input_values).last_hidden_state
+
+
+def exported(wavlm: WavLMModel, waveforms: torch.Tensor, lengths: torch.Tensor) -> dict[str, Callable[[], Any]]:
+    """Name -> function that encodes every utterance; the numbers of each runtime are checked against torch first."""
+    utterances = [row[None, :length].numpy() for row, length in zip(waveforms, lengths.tolist())]
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "wavlm.onnx"
+        samples = torch.export.Dim("samples", min=400, max=16_000 * 60)
+        torch.onnx.export(
+            _LastHiddenState(wavlm).eval(),
+            (torch.randn(1, 16_000),),
+            path,
+            dynamic_shapes={"input_values": {1: samples}},
+            input_names=["input_values"],
+            dynamo=True,
+            verbose=False,
+        )
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        # OpenVINO takes bfloat16 by itself where the processor has it; the comparison is in float32.
+        compiled = openvino.compile_model(
+            path, "CPU", {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
+        )
+        half = openvino.compile_model(
+            path, "CPU", {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "bf16"}
+        )
+    with torch.inference_mode():
+        reference = wavlm(torch.from_numpy(utterances[0])).last_hidden_state.numpy()
+    for output in (session.run(None, {"input_values": utterances[0]})[0], compiled(utterances[0])[0]):
+        if abs(output - reference).max() > 1e-3:
+            raise RuntimeError("an exported encoder does not give the numbers of the model it was exported from")
+    return {
+        "onnxruntime, one by one, float32": lambda: [session.run(None, {"input_values": row}) for row in utterances],
+        "OpenVINO, one by one, float32": lambda: [compiled(row) for row in utterances],
+        "OpenVINO, one by one, bfloat16": lambda: [half(row) for row in utterances],
+    }
