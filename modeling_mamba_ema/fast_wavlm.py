@@ -4,9 +4,8 @@ What `WavLMModel` spends beyond its matrix products, and what is done here inste
 
 - A padded batch computes its padding. Here the frames of all utterances lie one after another, `(frames, hidden)`;
   only convolutions and attention look at utterances, one at a time, so that none can see another.
-- Its attention writes the relative position bias once per layer and per utterance, and the attention weights with it.
-  Here the bias stays a table of `2 * frames - 1` distances a head. With the keys in reverse order the bias of query i
-  and key j is `table[i + j]`, which is a view of the table: nothing is copied (see `_position_biases`).
+- Its attention copies the relative position bias for every layer and utterance, and always returns the attention
+  weights. Here the bias is a view of a table of distances (`fast_attention.py`).
 - Its convolutions work on (channels, time) and transpose around every layer norm. Here they are matrix products over
   (time, channels), where a stride is a view.
 - On a CPU oneDNN computes the GELU and adds the residual while it writes a product (`fused_linear.py`).
@@ -26,14 +25,12 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import WavLMConfig, WavLMModel
 
-from .fused_linear import add_linear, in_inference, linear
+from .fast_attention import position_biases, unpadded_attention
+from .fused_linear import add_linear, at_least_float32, in_inference, linear
 
-# Utterances are encoded in groups of about this many frames (30 s): enough rows to keep the matrix products busy, few
+# On a CPU utterances are encoded in groups of about this many frames (30 s): enough rows to keep the products busy, few
 # enough that memory does not grow with the batch and the allocator can hand out the same blocks again and again.
 GROUP_FRAMES = 1500
-# Attention weights computed at a time (8 MB in float32), so that memory is linear in an utterance's length.
-ATTENTION_ENTRIES = 2**21
-
 # SpecAugment's spans of 10 frames would hide most of an utterance shorter than this (1 s at 50 frames a second).
 SPEC_AUGMENT_MIN_FRAMES = 50
 
@@ -72,8 +69,9 @@ def fast_hidden_states(
         One (batch, frames, hidden) tensor for each of `layers`, zero past an utterance's end.
     """
     samples = lengths.tolist()
+    groups = _groups(samples, wavlm.config) if waveforms.device.type == "cpu" else [list(range(len(samples)))]
     rows: list[list[torch.Tensor]] = [[] for _ in layers]
-    for group in _groups(samples, wavlm.config):
+    for group in groups:
         utterances = [waveforms[index, : samples[index]] for index in group]
         for states, row in zip(_encode(wavlm, utterances, layers), rows):
             row.extend(states)
@@ -107,14 +105,14 @@ def _encode(wavlm: WavLMModel, utterances: list[torch.Tensor], layers: Sequence[
     if wavlm.training and config.apply_spec_augment:
         hidden = _spec_augment(wavlm, hidden, frames)
     # 2. positions; in half precision only the products are, the residual stream is float32
-    hidden = _at_least_float32(hidden)
+    hidden = at_least_float32(hidden)
     hidden = hidden + _positions(encoder.pos_conv_embed, hidden, frames)
     if not config.do_stable_layer_norm:
         hidden = _norm(encoder.layer_norm, hidden)
     hidden = encoder.dropout(hidden)
     # 3. transformer layers up to the highest that is read
     states = {0: hidden}
-    biases = _position_biases(wavlm, frames) if max(layers) else []
+    biases = position_biases(wavlm, frames) if max(layers) else []
     layer: Any
     for index, layer in enumerate(encoder.layers[: max(layers)]):
         dropped = wavlm.training and index > 0 and config.layerdrop > 0 and torch.rand([]) < config.layerdrop
@@ -181,7 +179,7 @@ def _positions(embedding: Any, hidden: torch.Tensor, frames: list[int]) -> torch
     conv = embedding.conv
     weight, bias = conv.weight, conv.bias  # the weight is computed from its norm and its direction: read it only once
     if weight.shape[1] % 16:  # oneDNN 3.12 errs on bfloat16 groups of 8 channels; no published WavLM has them
-        weight, bias = _at_least_float32(weight), _at_least_float32(bias)
+        weight, bias = at_least_float32(weight), at_least_float32(bias)
     outputs = []
     for utterance in hidden.to(weight.dtype).split(frames):
         channels_first = utterance.t().unsqueeze(0)  # (1, hidden, frames)
@@ -190,29 +188,15 @@ def _positions(embedding: Any, hidden: torch.Tensor, frames: list[int]) -> torch
     return torch.cat(outputs)
 
 
-def _position_biases(wavlm: WavLMModel, frames: list[int]) -> list[torch.Tensor]:
-    """Each utterance's position bias for queries and reversed keys, (heads, frames, frames)
-
-    A bias depends on the distance of key and query. With the keys reversed, that distance is a function of i + j, so
-    that rows are overlapping windows of one table of distances: views, which take no memory.
-    """
-    first_layer: Any = wavlm.encoder.layers[0]
-    attention = first_layer.attention
-    longest = max(frames)
-    distances = torch.arange(longest - 1, -longest, -1, device=attention.rel_attn_embed.weight.device)
-    buckets = attention._relative_positions_bucket(distances)
-    table = _at_least_float32(attention.rel_attn_embed(buckets)).t().contiguous()  # (heads, 2 * longest - 1)
-    biases = {length: table[:, longest - length : longest + length - 1].unfold(1, length, 1) for length in set(frames)}
-    return [biases[length] for length in frames]
-
-
 def _layer(
     layer: Any, hidden: torch.Tensor, frames: list[int], biases: list[torch.Tensor], norm_first: bool
 ) -> torch.Tensor:
     """One transformer layer, (all frames, hidden) -> the same"""
     attention, feed_forward = layer.attention, layer.feed_forward
     inputs = _norm(layer.layer_norm, hidden) if norm_first else hidden
-    hidden = add_linear(hidden, _attention(attention, inputs, frames, biases), attention.out_proj, layer.dropout)
+    hidden = add_linear(
+        hidden, unpadded_attention(attention, inputs, frames, biases), attention.out_proj, layer.dropout
+    )
     if not norm_first:
         hidden = _norm(layer.layer_norm, hidden)
     inputs = _norm(layer.final_layer_norm, hidden) if norm_first else hidden
@@ -220,35 +204,6 @@ def _layer(
     inner = feed_forward.intermediate_dropout(inner)
     hidden = add_linear(hidden, inner, feed_forward.output_dense, feed_forward.output_dropout)
     return hidden if norm_first else _norm(layer.final_layer_norm, hidden)
-
-
-def _attention(attention: Any, inputs: torch.Tensor, frames: list[int], biases: list[torch.Tensor]) -> torch.Tensor:
-    """Attention of each utterance to itself, with WavLM's gated position bias; (all frames, hidden) -> the same"""
-    heads, size = attention.num_heads, attention.head_dim
-    inputs = inputs.to(attention.q_proj.weight.dtype)
-    projections = [linear(inputs, layer) for layer in (attention.q_proj, attention.k_proj, attention.v_proj)]
-    queries, keys, values = (projection.view(-1, heads, size).split(frames) for projection in projections)
-    # The gate sums four outputs of its linear layer; summing their weights first is the same, four times cheaper.
-    gate = attention.gru_rel_pos_linear
-    weight, bias = gate.weight.view(2, 4, size).sum(dim=1), gate.bias.view(2, 4).sum(dim=1)
-    gate_a, gate_b = _at_least_float32(F.linear(inputs.view(-1, heads, size), weight, bias)).sigmoid().unbind(dim=-1)
-    gates = gate_a * (gate_b * attention.gru_rel_pos_const.view(heads) - 1.0) + 2.0  # (all frames, heads)
-    outputs = []
-    for query, key, value, gate, bias in zip(queries, keys, values, gates.split(frames), biases):
-        key, value = key.flip(0).transpose(0, 1), value.flip(0).transpose(0, 1)  # (heads, frames, size), reversed
-        query, gate = query.transpose(0, 1), gate.t().unsqueeze(-1)  # (heads, frames, size), (heads, frames, 1)
-        rows = max(1, ATTENTION_ENTRIES // (heads * len(key[0])))
-        for start in range(0, query.shape[1], rows):
-            block = slice(start, start + rows)
-            output = F.scaled_dot_product_attention(
-                query[None, :, block],
-                key[None],
-                value[None],
-                attn_mask=(gate[:, block] * bias[:, block])[None],
-                dropout_p=attention.dropout if attention.training else 0.0,
-            )
-            outputs.append(output[0].transpose(0, 1).flatten(1))  # (rows, hidden)
-    return torch.cat(outputs)
 
 
 def _spec_augment(wavlm: WavLMModel, hidden: torch.Tensor, frames: list[int]) -> torch.Tensor:
@@ -261,10 +216,6 @@ def _spec_augment(wavlm: WavLMModel, hidden: torch.Tensor, frames: list[int]) ->
             for utterance in hidden.split(frames)
         ]
     )
-
-
-def _at_least_float32(values: torch.Tensor) -> torch.Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _norm(norm: nn.LayerNorm, hidden: torch.Tensor) -> torch.Tensor:

@@ -38,6 +38,11 @@ def in_inference() -> bool:
     return not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
 
+def at_least_float32(values: torch.Tensor) -> torch.Tensor:
+    """Half precision -> float32; wider types stay."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 def _fuses(hidden: torch.Tensor) -> bool:
     return in_inference() and hidden.device.type == "cpu" and hidden.dtype in _FUSED_DTYPES
 

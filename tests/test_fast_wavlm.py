@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import WavLMConfig, WavLMModel
 
-from modeling_mamba_ema import fast_wavlm, fused_linear
+from modeling_mamba_ema import fast_attention, fast_wavlm, fused_linear
 from modeling_mamba_ema.fast_wavlm import fast_hidden_states, is_supported
 from modeling_mamba_ema.speech_encoder import num_frames, wavlm_hidden_states
 
@@ -107,12 +107,20 @@ def test_gradients_are_those_of_the_plain_form(norm):
             torch.testing.assert_close(fast[name], gradient, rtol=1e-8, atol=1e-9, msg=name)
 
 
-@pytest.mark.parametrize(("name", "value"), [("GROUP_FRAMES", 30), ("ATTENTION_ENTRIES", 500)])
-def test_neither_groups_nor_blocks_of_attention_change_a_number(monkeypatch, name, value):
+@pytest.mark.parametrize(
+    ("module", "name", "value"),
+    [
+        (fast_wavlm, "GROUP_FRAMES", 30),
+        (fast_attention, "ATTENTION_ENTRIES", 500),
+        (fast_attention, "_attend_one_by_one", fast_attention._attend_together),
+    ],
+    ids=["groups", "blocks of attention", "attention in one padded call, as on a GPU"],
+)
+def test_how_the_work_is_divided_changes_no_number(monkeypatch, module, name, value):
     model = wavlm("layer").double()
     waveforms, lengths = batch(dtype=torch.float64)
     expected = fast_hidden_states(model, waveforms, lengths, range(4))
-    monkeypatch.setattr(fast_wavlm, name, value)
+    monkeypatch.setattr(module, name, value)
     for state, reference in zip(fast_hidden_states(model, waveforms, lengths, range(4)), expected):
         torch.testing.assert_close(state, reference, rtol=0, atol=1e-12)
 
@@ -254,6 +262,18 @@ def test_a_copied_model_computes_with_its_own_weights():
         changed.encoder.layers[0].attention.q_proj.weight.mul_(3.0)
         assert not torch.equal(fast_hidden_states(changed, waveforms, lengths, [3])[0], original)
         assert torch.equal(fast_hidden_states(model, waveforms, lengths, [3])[0], original)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_gpu_gives_the_numbers_of_the_cpu(norm):
+    model = wavlm(norm)
+    waveforms, lengths = batch()
+    with torch.inference_mode():
+        expected = fast_hidden_states(model, waveforms, lengths, range(4))
+        states = fast_hidden_states(model.cuda(), waveforms.cuda(), lengths.cuda(), range(4))
+    for state, reference in zip(states, expected):
+        torch.testing.assert_close(state.cpu(), reference, rtol=0, atol=1e-3)
 
 
 @pytest.mark.slow
