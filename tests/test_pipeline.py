@@ -7,6 +7,7 @@ import json
 import socket
 import subprocess
 import sys
+import tracemalloc
 import wave
 
 import datasets
@@ -212,6 +213,15 @@ def test_what_cannot_be_used_is_refused_in_a_sentence_and_nothing_is_fetched(rem
         assert 10 < len(message) < 300
         assert "passwd" not in message or allow_paths
     assert not attempts
+
+
+def test_audio_that_is_too_long_is_refused_before_it_is_decoded(remote):
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"the audio is 3600.0 s long; allowed are 30 s: cut it into utterances"):
+        remote(BAD["bomb"])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20e6  # decoded it would be 230 MB
 
 
 def test_a_string_is_a_path_only_when_allowed(remote, tmp_path):

@@ -140,6 +140,12 @@ def test_a_bad_turn_is_refused_and_leaves_the_conversation_as_it_was(bad):
     assert live.num_turns == 3
 
 
+def test_a_url_is_refused_as_one():
+    for address in ("https://example.org/a.wav", "file:///a.wav"):
+        with pytest.raises(InvalidAudioError, match="URL; only local files are opened"):
+            tracker().update(address)
+
+
 def test_a_bad_turn_in_a_batch_is_named_and_no_conversation_advances():
     model, extractor = tiny_model(), MambaEMAFeatureExtractor()
     pair = [EmotionTracker(model, extractor) for _ in range(2)]
