@@ -3,6 +3,7 @@
 import json
 import logging
 import runpy
+import subprocess
 import sys
 
 import numpy as np
@@ -16,8 +17,9 @@ from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_da
 from modeling_mamba_ema.data.sources import read_label_ranges
 from modeling_mamba_ema.model_inputs import MISSING_LABEL
 from tests.helpers import tiny_model
+from tests.local_hub import hub_with_dataset
 from tests.miniature_corpora import write_crema_d
-from tests.tiny_corpus import ROOT, write_run
+from tests.tiny_corpus import ROOT, environment, write_run
 
 LABELS = ["valence", "arousal"]
 ROWS = [
@@ -90,6 +92,42 @@ def test_an_audiofolder_a_saved_one_one_in_memory_and_one_of_bytes_give_what_the
     assert contents(load_emotion_dataset(DatasetDict({"dev": rows}), LABELS), "dev") == expected
     rows.save_to_disk(tmp_path / "saved")
     assert contents(load_emotion_dataset(tmp_path / "saved", LABELS)) == expected
+
+
+def read_from_hub(endpoint, tmp_path):
+    code = (
+        "from tests.test_sources import LABELS, contents, load_emotion_dataset\n"
+        "import json\n"
+        "print(json.dumps(contents(load_emotion_dataset('someone/ratings', LABELS))))"
+    )
+    hub = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**environment(), **hub},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+
+
+def test_a_dataset_on_the_hub_is_read_by_its_name(folder, tmp_path):
+    as_hub_dataset(folder).to_parquet(tmp_path / "train.parquet")
+    files = {"data/train-00000-of-00001.parquet": (tmp_path / "train.parquet").read_bytes(), "README.md": b"Ratings"}
+    with hub_with_dataset("someone/ratings", files) as endpoint:
+        done = read_from_hub(endpoint, tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    expected = contents(load_emotion_dataset(write_table(folder / "ratings.csv"), LABELS))
+    assert json.loads(done.stdout) == json.loads(json.dumps(expected))
+
+
+@pytest.mark.slow
+def test_single_files_on_the_hub_end_with_a_way_out(folder, tmp_path):
+    write_table(folder / "metadata.jsonl")
+    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with hub_with_dataset("someone/ratings", files) as endpoint:
+        done = read_from_hub(endpoint, tmp_path)
+    assert "download it with `hf download someone/ratings" in done.stderr
 
 
 def test_the_splits_of_a_dataset_are_kept_unless_a_column_names_others(folder):

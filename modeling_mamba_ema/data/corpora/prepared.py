@@ -6,7 +6,6 @@ import json
 import logging
 import os
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from ...feature_extraction_mamba_ema import SAMPLING_RATE
 from ..audio import AudioFileError, checked_header
 from ..categories import CorpusError
 from ..sources import CORPUS_FILE
+from ..threads import map_in_threads
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,6 @@ SKIPPED_FILE = "skipped.jsonl"
 _CLIPPED = 1.0
 USUAL_MAX_SECONDS = 30.0  # data.max_seconds where it is not set
 _LISTED = 20  # names in a message
-_READERS = 8  # threads
 
 
 @dataclass
@@ -141,8 +140,7 @@ def _with_times(corpus: Corpus, rows: pd.DataFrame) -> pd.DataFrame:
         except AudioFileError as error:
             return error
 
-    with ThreadPoolExecutor(_READERS) as readers:
-        headers = list(readers.map(header, rows["file_name"]))
+    headers = map_in_threads(header, list(rows["file_name"]))
     faults = [str(found) for found in headers if isinstance(found, AudioFileError)]
     if faults:
         raise CorpusError(listed(f"{corpus.name} has labels for audio files that are missing or damaged", faults))
