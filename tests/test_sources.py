@@ -266,3 +266,31 @@ def test_the_programs_end_with_that_sentence_and_without_a_traceback(tmp_path, p
         runpy.run_path(str(ROOT / "examples" / f"{program}.py"), run_name="__main__")
     assert end.value.code == 2
     assert "no regression target" in capsys.readouterr().err
+
+
+def test_a_model_is_measured_on_a_corpus_with_its_own_columns_and_without_its_bad_files(
+    tmp_path, folder, monkeypatch, capsys
+):
+    rows = [{**row, "conversation_id": "c", "turn": number} for number, row in enumerate([*ROWS, ROWS[0]])]
+    rows[3]["file_name"] = "gone.wav"
+    write_table(folder / "ratings.csv", [{"EmoVal": row.pop("valence"), **row} for row in rows])
+    tiny_model().save_pretrained(tmp_path / "model")
+    MambaEMAFeatureExtractor().save_pretrained(tmp_path / "model")
+
+    def evaluate(*options):
+        command = [
+            str(tmp_path / "model"),
+            str(folder / "ratings.csv"),
+            "--split",
+            "train",
+            "--columns",
+            "valence=EmoVal",
+        ]
+        monkeypatch.setattr(sys, "argv", ["evaluate", *command, "--output", str(tmp_path / "out"), *options])
+        runpy.run_path(str(ROOT / "examples" / "evaluate_checkpoint.py"), run_name="__main__")
+
+    with pytest.raises(SystemExit, match="--on-bad-audio skip"):
+        evaluate()
+    evaluate("--on-bad-audio", "skip")
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["num_turns"] == 3
+    assert "gone.wav is not there" in (tmp_path / "out" / "skipped_audio.jsonl").read_text()
