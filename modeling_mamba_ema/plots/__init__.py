@@ -1,6 +1,7 @@
 """Pictures of what the model gives back."""
 
 from .attention import plot_attention, plot_poolings
+from .comparison import plot_pooling_comparison
 from .style import write_picture
 from .timeline import plot_timeline
 from .training_pictures import plot_error_by_position, plot_learning_curve, plot_predictions
@@ -11,6 +12,7 @@ __all__ = [
     "plot_circumplex",
     "plot_error_by_position",
     "plot_learning_curve",
+    "plot_pooling_comparison",
     "plot_poolings",
     "plot_predictions",
     "plot_timeline",

@@ -105,8 +105,6 @@ def training_arguments(run: RunConfiguration, **changes: Any) -> TrainingArgumen
         "warmup_steps": run.training.warmup_ratio,
         "max_grad_norm": run.training.max_grad_norm,
         "bf16": run.training.bf16,
-        "gradient_checkpointing": run.training.gradient_checkpointing,
-        "gradient_checkpointing_kwargs": {"use_reentrant": False},
         "eval_strategy": when,
         "save_strategy": when,
         "logging_strategy": when,
@@ -124,6 +122,8 @@ def training_arguments(run: RunConfiguration, **changes: Any) -> TrainingArgumen
         "remove_unused_columns": False,
         "label_names": ["labels"],
     }
+    if run.training.gradient_checkpointing:
+        arguments |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
     return TrainingArguments(**{**arguments, **changes})
 
 

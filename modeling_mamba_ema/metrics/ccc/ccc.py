@@ -157,19 +157,50 @@ def paired_bootstrap_difference(
     confidence_level: float = 0.95,
     num_resamples: int = 2000,
     seed: int = 0,
+    folds: Sequence[Any] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Interval of CCC(a) - CCC(b) when both models are measured on the same resampled conversations.
 
+    Args:
+        predictions_a, predictions_b: (turns, labels); or (runs, turns, labels), trainings that differ in their seed,
+            run by run the same for a and b. Then the mean over runs is compared, and a resample draws runs too, so that
+            the interval covers chance in training as well as in the conversations.
+        references: (turns, labels); -100 marks a missing one.
+        conversation_ids: one for each turn.
+        folds: one for each turn; the CCC is computed within each fold and averaged over folds, and conversations are
+            drawn within theirs.
+
     Returns:
         low and high, (labels + 1,); a difference whose interval excludes 0 is more than chance.
+
+    Raises:
+        ValueError: a and b have different shapes, or one that does not fit the references.
     """
-    a = _bootstrap_ccc(predictions_a, references, conversation_ids, num_resamples, seed)
-    b = _bootstrap_ccc(predictions_b, references, conversation_ids, num_resamples, seed)
-    return _percentiles(a - b, confidence_level)
+    a, b = np.asarray(predictions_a, dtype=np.float64), np.asarray(predictions_b, dtype=np.float64)
+    if a.shape != b.shape:
+        raise ValueError(f"predictions_a {a.shape} and predictions_b {b.shape} must have the same shape")
+    if a.ndim < 3:
+        a, b = a[None], b[None]
+    true, conversations = np.asarray(references, dtype=np.float64), np.asarray(conversation_ids, dtype=str)
+    fold_of = np.zeros(len(true)) if folds is None else np.asarray(folds, dtype=str)
+    replicates = []
+    for number, fold in enumerate(np.unique(fold_of)):
+        own = fold_of == fold
+        fold_seed: Any = seed if folds is None else [seed, number]
+        differences = np.stack(
+            [
+                _bootstrap_ccc(run_a[own], true[own], conversations[own], num_resamples, fold_seed)
+                - _bootstrap_ccc(run_b[own], true[own], conversations[own], num_resamples, fold_seed)
+                for run_a, run_b in zip(a, b)
+            ]
+        )  # (runs, resamples, labels + 1)
+        drawn = np.random.default_rng([seed, number, 1]).integers(len(a), size=(num_resamples, len(a)))
+        replicates.append(differences[drawn, np.arange(num_resamples)[:, None]].mean(axis=1))
+    return _percentiles(np.mean(replicates, axis=0), confidence_level)
 
 
 def _bootstrap_ccc(
-    predictions: Any, references: Any, conversation_ids: Sequence[Any], num_resamples: int, seed: int
+    predictions: Any, references: Any, conversation_ids: Sequence[Any], num_resamples: int, seed: Any
 ) -> np.ndarray:
     """(num_resamples, labels + 1) CCC of resampled sets of conversations."""
     predicted, true = _as_tables(predictions, references)

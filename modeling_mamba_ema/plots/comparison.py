@@ -1,0 +1,54 @@
+"""Poolings beside each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from .style import COLOURS, GREY
+
+if TYPE_CHECKING:
+    from ..training.pooling_comparison import PoolingResult
+
+
+def plot_pooling_comparison(results: Sequence[PoolingResult], quantity: str, title: str = "") -> Figure:
+    """CCC of each pooling, a point a seed, and beside it the difference to mean pooling with its interval.
+
+    Args:
+        results: of every pooling and context.
+        quantity: which CCC: a label's name, or that of the mean.
+        title: above the picture.
+    """
+    contexts = list(dict.fromkeys(result.context for result in results))
+    rows = max(sum(result.context == context for result in results) for context in contexts)
+    figure = Figure(figsize=(10, 1.2 + (0.8 + 0.42 * rows) * len(contexts)), layout="constrained")
+    panels = figure.subplots(len(contexts), 2, sharex="col", squeeze=False)
+    figure.suptitle(title, fontsize=12)
+    for context, (values, differences) in zip(contexts, panels):
+        own = [result for result in results if result.context == context]
+        heights = np.arange(len(own))[::-1]
+        for height, result in zip(heights, own):
+            seeds = result.by_seed[quantity]
+            values.plot(seeds, [height] * len(seeds), "o", color=GREY, markersize=4, zorder=1)
+            values.plot(result.ccc[quantity], height, "D", color=COLOURS[0], markersize=7, zorder=2)
+            if result.difference is not None:
+                difference = result.difference[quantity]
+                colour = COLOURS[1] if difference.excludes_zero else "black"
+                differences.plot(
+                    [difference.corrected_low, difference.corrected_high], [height] * 2, color=GREY, linewidth=1
+                )
+                differences.plot([difference.low, difference.high], [height] * 2, color=colour, linewidth=2.5)
+                differences.plot(difference.value, height, "D", color=colour, markersize=6)
+        values.set_yticks(heights, [result.pooling for result in own])
+        values.set_title(f"context {context}", loc="left", fontsize=11)
+        differences.set_yticks(heights, [""] * len(own))
+        differences.axvline(0, color="black", linestyle=":", linewidth=1)
+        for axes in (values, differences):
+            axes.set_ylim(-0.6, len(own) - 0.4)
+            axes.grid(axis="x", alpha=0.3)
+    panels[-1][0].set_xlabel(f"{quantity}: seeds (grey) and their mean")
+    panels[-1][1].set_xlabel("difference to mean pooling, 95 % (thin: all comparisons together)")
+    return figure

@@ -1,0 +1,139 @@
+"""What a pooling costs: parameters, operations, time."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ..configuration_mamba_ema import MambaEMAConfig
+from ..feature_extraction_mamba_ema import SAMPLING_RATE
+from ..modeling_mamba_ema import MambaEMAForRegression
+from ..pooling import WITH_ATTENTION, WITH_STANDARD_DEVIATION, pooled_size
+from ..speech_encoder import SpeechEncoder, num_frames
+
+OPERATIONS_OF_SOFTMAX = 5  # for each weight: largest, difference, exponential, sum, quotient
+
+
+@dataclass(frozen=True)
+class PoolingCost:
+    """Of one utterance.
+
+    Attributes:
+        parameters: learned by the pooling itself.
+        flops: of pooling and of the projection of its vector.
+        milliseconds: of pooling, median.
+    """
+
+    parameters: int
+    flops: int
+    milliseconds: float
+
+
+@dataclass(frozen=True)
+class EncoderCost:
+    """Of one utterance: matrix products, convolutions and attention of WavLM, and its time, median."""
+
+    flops: int
+    milliseconds: float
+
+
+def pooling_flops(pooling: str, frames: int, hidden_size: int, num_heads: int = 1) -> int:
+    """Additions and multiplications of pooling (frames, hidden), the sum over layers aside.
+
+    Args:
+        pooling: its name.
+        frames: T, number of frames.
+        hidden_size: D, width of a frame.
+        num_heads: of `multihead_attention`; the others have one.
+    """
+    heads = num_heads if pooling == "multihead_attention" else 1
+    flops = OPERATIONS_OF_SOFTMAX * frames * heads + 2 * frames * hidden_size  # weights, weighted mean
+    if pooling in WITH_ATTENTION:
+        flops += 2 * frames * hidden_size  # scores; a head reads its slice only
+    if pooling in WITH_STANDARD_DEVIATION:
+        flops += 4 * frames * hidden_size + 2 * hidden_size  # difference, square, weighted mean; bound, root
+    return flops
+
+
+def pooling_costs(
+    config: MambaEMAConfig, poolings: Sequence[str], seconds: float, repeats: int = 50
+) -> dict[str, PoolingCost]:
+    """Costs of poolings for an utterance, timed in turn (A B C A B C ...) on this machine's CPU.
+
+    Args:
+        config: gives the widths and the layers that are read.
+        poolings: their names.
+        seconds: length of the utterance.
+        repeats: counted rounds.
+    """
+    encoder_config = config.speech_encoder_config
+    frames = num_frames(round(seconds * SAMPLING_RATE), encoder_config)
+    hidden, layers = encoder_config.hidden_size, len(config.encoder_layer_indices)
+    values = torch.randn(1, layers, frames, hidden)
+    mask = torch.ones(1, frames, dtype=torch.bool)
+    encoders = {pooling: _without_wavlm(config, pooling, layers) for pooling in poolings}
+    times = median_milliseconds(
+        {pooling: partial(encoder.pool, values, mask) for pooling, encoder in encoders.items()}, repeats
+    )
+    costs = {}
+    for pooling, encoder in encoders.items():
+        attention = getattr(encoder, "attention", None)
+        projection = 2 * pooled_size(pooling, hidden) * config.hidden_size
+        costs[pooling] = PoolingCost(
+            parameters=0 if attention is None else sum(p.numel() for p in attention.parameters()),
+            flops=pooling_flops(pooling, frames, hidden, config.speech_encoder_pooling_heads) + projection,
+            milliseconds=times[pooling],
+        )
+    return costs
+
+
+def encoder_cost(model: MambaEMAForRegression, seconds: float, repeats: int = 3) -> EncoderCost:
+    """Cost of the speech encoder for an utterance, without pooling, where the model is."""
+    encoder: SpeechEncoder = model.speech_encoder
+    device = encoder.wavlm.device
+    samples = torch.randn(1, round(seconds * SAMPLING_RATE), device=device)
+    lengths = torch.tensor([samples.shape[1]], device=device)
+
+    def encode() -> Any:
+        return encoder.hidden_states(samples, lengths, encoder.layers)
+
+    was_training = encoder.training
+    encoder.eval()
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        encode()
+    milliseconds = median_milliseconds({"encoder": encode}, repeats)["encoder"]
+    encoder.train(was_training)
+    return EncoderCost(counter.get_total_flops(), milliseconds)
+
+
+@torch.inference_mode()
+def median_milliseconds(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Median times of functions that are called in turn, after one round that is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for round_number in range(repeats + 1):
+        for name, function in functions.items():
+            started = time.perf_counter()
+            function()
+            if round_number:
+                times[name].append(1000 * (time.perf_counter() - started))
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _without_wavlm(config: MambaEMAConfig, pooling: str, layers: int) -> SpeechEncoder:
+    """An encoder that pools frames of the same width and layers, with hardly any of WavLM's weights."""
+    small = {**config.speech_encoder_config.to_dict(), "num_hidden_layers": layers, "intermediate_size": 8}
+    return SpeechEncoder(
+        MambaEMAConfig(
+            speech_encoder_config=small,
+            speech_encoder_layers=list(range(1, layers + 1)),
+            speech_encoder_pooling=pooling,
+            speech_encoder_pooling_heads=config.speech_encoder_pooling_heads,
+        )
+    ).eval()
