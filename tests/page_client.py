@@ -4,8 +4,13 @@ import contextlib
 import io
 import json
 import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -13,23 +18,45 @@ import soundfile as sf
 
 from modeling_mamba_ema import MambaEMAFeatureExtractor
 from tests.helpers import tiny_model
+from tests.tiny_corpus import environment
 
 FILE_DATA = {"_type": "gradio.FileData"}
 
 
 @contextlib.contextmanager
-def serve(queue_size: int = 48, **settings) -> Iterator["Visitor"]:
-    """A page over the tiny model; settings are those of gradio's `launch`."""
+def serve(queue_size: int = 48) -> Iterator["Visitor"]:
+    """A page over the tiny model, in this process."""
     from modeling_mamba_ema.demo import build_page
     from modeling_mamba_ema.demo.server import LAUNCH_OPTIONS
 
     page = build_page(tiny_model(label_ranges={"valence": [1, 5]}), MambaEMAFeatureExtractor(), queue_size)
-    options = {**LAUNCH_OPTIONS, "server_name": "127.0.0.1", "quiet": True, "prevent_thread_lock": True, **settings}
+    options = {**LAUNCH_OPTIONS, "server_name": "127.0.0.1", "quiet": True, "prevent_thread_lock": True}
     _, url, _ = page.launch(**options)
     try:
         yield Visitor(url.rstrip("/"), page)
     finally:
         page.close(verbose=False)
+
+
+@contextlib.contextmanager
+def serve_elsewhere(folder: Path) -> Iterator[tuple["Visitor", int]]:
+    """The page in a process of its own over the tiny model, as a person starts it; with the process's id."""
+    tiny_model(label_ranges={"valence": [1, 5]}).save_pretrained(folder / "model")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "modeling_mamba_ema.demo", str(folder / "model"), "--port", str(port)]
+    process = subprocess.Popen(
+        command, env={**environment(), "GRADIO_TEMP_DIR": str(folder / "uploads")}, stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        while "Running on local URL" not in (line := process.stdout.readline()):
+            assert process.poll() is None, "the page did not start"
+        yield Visitor(line.split()[-1].rstrip("/")), process.pid
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(timeout=60)
 
 
 class Visitor:
@@ -48,7 +75,8 @@ class Visitor:
 
     def join(self, api_name: str, data: list) -> httpx.Response:
         """Queue a request as the browser does."""
-        (function,) = [d for d in self.page.config["dependencies"] if d["api_name"] == api_name]
+        functions = self.http.get(f"{self.url}/config").json()["dependencies"]
+        (function,) = [function for function in functions if function["api_name"] == api_name]
         body = {"data": data, "fn_index": function["id"], "session_hash": self.session}
         return self.http.post("/queue/join", json=body)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,7 @@ def launch(
     """
     tracker = load_model(model_folder, revision)
     page = build_page(tracker.model, tracker.feature_extractor)
+    gc.freeze()  # what is there now stays for as long as the page: collecting the figures of a turn takes 25 ms
     page.launch(server_name=server_name, server_port=server_port, theme=theme(), **LAUNCH_OPTIONS)
 
 

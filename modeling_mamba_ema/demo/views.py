@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gc
 import io
 import threading
 from collections.abc import Sequence
@@ -105,6 +106,7 @@ def trajectory(turns: Sequence[TurnEmotion]) -> str:
         if {"valence", "arousal"} <= set(values):
             plane = plot_circumplex(values["valence"], values["arousal"], speakers, title="Valence and arousal")
             html += _image(plane, "Path of each speaker on the plane of valence and arousal", width="62%")
+    gc.collect()  # a figure is a cycle of some megabytes; left to themselves, a dozen turns of them pile up
     return html
 
 
