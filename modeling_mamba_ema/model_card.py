@@ -2,17 +2,43 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from .configuration_mamba_ema import MambaEMAConfig
 
 # Of the card that `save_pretrained` writes; training replaces the placeholder by what it measured.
 RESULTS_PLACEHOLDER = "No evaluation has been recorded in this card yet.\n"
 
 
-def model_card(config: MambaEMAConfig) -> str:
+# What the Hub's widget offers to try: title, file of the package's sample, name beside the card.
+WIDGET_SAMPLES = (
+    ("A quarrel begins (synthetic voice)", "turn0_anna.wav", "sample_quarrel.wav"),
+    ("Good news (synthetic voice)", "turn6_anna.wav", "sample_good_news.wav"),
+)
+
+
+def copy_widget_samples(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """Put the audio that the widget offers beside the card; nothing where the package's sample is not installed.
+
+    Returns:
+        Title -> file name, of those that are there now.
+    """
+    written = {}
+    for title, source, name in WIDGET_SAMPLES:
+        sample = Path(__file__).parent / "sample" / source
+        if sample.is_file():
+            (Path(folder) / name).write_bytes(sample.read_bytes())
+            written[title] = name
+    return written
+
+
+def model_card(config: MambaEMAConfig, widget: dict[str, str] | None = None) -> str:
     """README.md of a model repository, with metadata the Hub reads.
 
     Args:
         config: the model's configuration; labels, scales, encoder and pooling are read from it.
+        widget: title -> audio file beside the card, which the Hub's widget offers to try.
 
     Returns:
         The card's text: YAML front matter and Markdown.
@@ -23,6 +49,8 @@ def model_card(config: MambaEMAConfig) -> str:
         for index, name in enumerate(config.labels)
         for low, high in [config.label_range(name)]
     )
+    examples = "".join(f"- example_title: {title}\n  src: {name}\n" for title, name in (widget or {}).items())
+    examples = f"widget:\n{examples}" if examples else ""
     return f"""---
 library_name: transformers
 pipeline_tag: audio-classification
@@ -36,7 +64,7 @@ tags:
 - wavlm
 - mamba
 - audio
----
+{examples}---
 
 # Mamba-EMA: {", ".join(config.labels)} from speech
 

@@ -22,7 +22,7 @@ from .conversation_state import ConversationState
 from .exponential_moving_average import ExponentialMovingAverage
 from .feature_extraction_mamba_ema import MambaEMAFeatureExtractor
 from .mamba2 import GatedRMSNorm, Mamba2
-from .model_card import model_card
+from .model_card import copy_widget_samples, model_card
 from .model_inputs import check_frames, check_labels, collect_utterances
 from .pooling import HeadwiseLinear, pooled_size
 from .speech_encoder import SpeechEncoder, receptive_field
@@ -432,7 +432,8 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         # Inference Endpoints install this before they import handler.py.
         (folder / "requirements.txt").write_text("soundfile\nsoxr\n", encoding="utf-8")
         if not (folder / "README.md").exists():
-            (folder / "README.md").write_text(model_card(self.config), encoding="utf-8")
+            card = model_card(self.config, widget=copy_widget_samples(folder))
+            (folder / "README.md").write_text(card, encoding="utf-8")
         write_checksums(folder)
 
 

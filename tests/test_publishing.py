@@ -9,6 +9,7 @@ import venv
 from pathlib import Path
 
 import pytest
+import soundfile
 import torch
 from huggingface_hub import ModelCard
 from transformers import (
@@ -107,6 +108,8 @@ def test_a_folder_holds_weights_settings_code_and_card_and_nothing_that_runs_on_
         "preprocessor_config.json",
         "README.md",
         "requirements.txt",
+        "sample_good_news.wav",
+        "sample_quarrel.wav",
         "SHA256SUMS",
     }
     auto_map = json.loads((published[1] / "config.json").read_text())["auto_map"]
@@ -132,6 +135,7 @@ def test_a_model_loaded_as_remote_code_can_be_published_again(published, tmp_pat
     again = tmp_path / "again"
     load_elsewhere(folder, tmp_path, again=again)
     assert load_elsewhere(again, tmp_path) == [expected_output(model)] * 2
+    assert ModelCard.load(again / "README.md").data.get("widget") is None  # code from a folder brings no sample
 
 
 @pytest.mark.slow
@@ -284,6 +288,11 @@ def test_the_model_card_has_metadata_the_hub_reads(published):
     assert card.data.library_name == "transformers"
     assert card.data.license == "apache-2.0"
     assert "| 0 | valence | 0 to 1 | 1 to 5 |" in card.text
+    for example in card.data.widget:
+        samples, rate = soundfile.read(published[1] / example["src"])
+        assert example["example_title"]
+        assert rate == 16_000
+        assert 1 < len(samples) / rate < 5
     for line in card.text.splitlines():
         assert "trust_remote_code=True" not in line or "revision=" in line
 

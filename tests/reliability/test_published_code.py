@@ -44,6 +44,7 @@ ALLOWED_CALLS = {
     ("checksums.py", "path.open"),  # reads what it sums
     ("checksums.py", "write_bytes"),  # SHA256SUMS, when a model is saved
     ("fast_wavlm.py", "torch.jit"),  # asks whether it is being traced
+    ("model_card.py", "write_bytes"),  # two short samples for the widget, when a model is saved
     ("modeling_mamba_ema.py", "write_text"),  # the model card and requirements.txt, when a model is saved
     ("pipeline_mamba_ema.py", "wave.open"),  # audio: bytes, or a path that `allow_paths=True` let in
 }
@@ -56,10 +57,11 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_only_weights_settings_code_and_text_are_published(folder):
-    text = {"README.md", "requirements.txt", "SHA256SUMS"}
+def test_only_weights_settings_code_text_and_two_short_samples_are_published(folder):
+    others = {"README.md", "requirements.txt", "SHA256SUMS", "sample_quarrel.wav", "sample_good_news.wav"}
     assert all(path.is_file() for path in folder.iterdir())
-    assert {path.suffix for path in folder.iterdir() if path.name not in text} == {".json", ".safetensors", ".py"}
+    assert sum(path.stat().st_size for path in folder.glob("*.wav")) < 200_000
+    assert {path.suffix for path in folder.iterdir() if path.name not in others} == {".json", ".safetensors", ".py"}
     for path in folder.glob("*.json"):
         json.loads(path.read_text(encoding="utf-8"))
     assert (folder / "model.safetensors").read_bytes()[8:9] == b"{"  # no pickle under another name
