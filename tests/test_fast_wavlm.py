@@ -6,7 +6,14 @@ import pytest
 import torch
 from transformers import WavLMConfig, WavLMModel
 
-from modeling_mamba_ema import fast_attention, fast_wavlm, fused_linear
+from modeling_mamba_ema import (
+    MambaEMAConfig,
+    MambaEMAForRegression,
+    fast_attention,
+    fast_wavlm,
+    fused_linear,
+    speech_encoder,
+)
 from modeling_mamba_ema.fast_wavlm import fast_hidden_states, is_supported
 from modeling_mamba_ema.speech_encoder import num_frames, wavlm_hidden_states
 
@@ -276,22 +283,42 @@ def test_a_gpu_gives_the_numbers_of_the_cpu(norm):
         torch.testing.assert_close(state.cpu(), reference, rtol=0, atol=1e-3)
 
 
+LARGE = {
+    "hidden_size": 1024,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "intermediate_size": 4096,
+    "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
+    "conv_bias": True,
+}
+
+
 @pytest.mark.slow
 def test_a_wavlm_large_gets_the_same_frames_to_1e_4():
-    config = WavLMConfig(
-        hidden_size=1024,
-        num_hidden_layers=24,
-        num_attention_heads=16,
-        intermediate_size=4096,
-        feat_extract_norm="layer",
-        do_stable_layer_norm=True,
-        conv_bias=True,
-    )
     torch.manual_seed(0)
-    model = WavLMModel(config).eval()
+    model = WavLMModel(WavLMConfig(**LARGE)).eval()
     waveforms, lengths = batch([64_000, 20_000, 97_000])
     with torch.inference_mode():
         (states,) = fast_hidden_states(model, waveforms, lengths, [24])
         for row, length, state in zip(waveforms, lengths.tolist(), states):
             reference = model(row[:length].unsqueeze(0)).last_hidden_state[0]
             assert (state[: len(reference)] - reference).abs().max() < 1e-4
+
+
+@pytest.mark.slow
+def test_a_wavlm_large_predicts_the_same_to_2e_5_and_in_bfloat16_to_1e_2(monkeypatch):
+    torch.manual_seed(0)
+    config = MambaEMAConfig(speech_encoder_config=LARGE, speech_encoder_pooling="attention")
+    model = MambaEMAForRegression(config).eval()
+    waveforms, lengths = batch([64_000, 20_000, 97_000])
+    inputs = {"input_values": waveforms.nan_to_num(), "attention_mask": torch.arange(97_000) < lengths.unsqueeze(1)}
+    with torch.inference_mode():
+        fast = model(**inputs).logits
+        with monkeypatch.context() as patch:
+            patch.setattr(speech_encoder, "is_supported", lambda wavlm: False)
+            plain = model(**inputs).logits
+        inputs["input_values"] = inputs["input_values"].bfloat16()
+        half = model.bfloat16()(**inputs).logits
+    assert (fast - plain).abs().max() < 2e-5
+    assert (half.float() - plain).abs().max() < 1e-2
