@@ -84,11 +84,11 @@ def main() -> int:
         references={name: [turn[name] for turn in turns] for name in labels} if known else None,
         title="Emotion over the conversation",
     )
-    trajectory.savefig(arguments.output / "trajectory.png", dpi=120)
+    trajectory.savefig(arguments.output / "trajectory.png", dpi=90)
     _, number, waveform, attention, turn = sharpest
     salient = (turn["salient_start"], turn["salient_end"]) if turn.get("salient_start") is not None else None
     picture = plot_attention(waveform, attention, salient=salient, title=f"Where the model listened: turn {number}")
-    picture.savefig(arguments.output / "attention.png", dpi=120)
+    picture.savefig(arguments.output / "attention.png", dpi=90)
     print(f"pictures: {arguments.output / 'trajectory.png'}, {arguments.output / 'attention.png'}")
     return 0
 

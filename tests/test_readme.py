@@ -1,10 +1,13 @@
 """The README's snippets run, in order, as a reader would paste them."""
 
+import configparser
 import re
+import shlex
 from pathlib import Path
 
 import torch
 
+from modeling_mamba_ema.inference import command_line
 from tests.helpers import tiny_model
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -20,7 +23,11 @@ def test_the_snippets_run(tmp_path, capsys, monkeypatch):
     names: dict = {}
     for block in local:
         exec(compile(block.replace("outputs/demo/model", str(tmp_path)), "README.md", "exec"), names)
-    assert "turn 7: valence" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "turn 7: valence" in printed
+    assert re.search(r"^\{'valence': 0\.\d+, 'arousal': 0\.\d+\}$", printed, flags=re.MULTILINE)
+    assert (tmp_path / "turn7.svg").is_file()
+    assert names["state"].num_turns.tolist() == [7]
     assert names["outputs"].conversation_state.num_turns.tolist() == [7]
     assert torch.isfinite(names["outputs"].logits).all()
 
@@ -31,10 +38,54 @@ def test_remote_code_is_never_loaded_without_a_revision():
             assert "trust_remote_code=True" not in line or "revision=" in line
 
 
+ROOT = Path(__file__).parent.parent
+
+
+def shell_lines():
+    """The commands of the shell blocks, with lines that are continued put together and comments left out."""
+    for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words:
+                yield words
+
+
 def test_commands_and_files_that_are_named_are_there():
-    root = Path(__file__).parent.parent
-    for name in re.findall(r"(?:examples|configuration|tests)/[\w/]+\.(?:py|yaml)", README):
-        assert (root / name).is_file(), name
-    makefile = (root / "Makefile").read_text()
+    for name in re.findall(r"(?:examples|configuration|tests|docs)/[\w/]+\.(?:py|yaml|md|png|svg)", README):
+        assert (ROOT / name).is_file(), name
+    makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"`make ([a-z-]+)`", README):
         assert f"\n{target}:" in makefile, target
+
+
+def test_shell_lines_use_programs_options_and_extras_that_exist():
+    extras = configparser.ConfigParser()
+    extras.read(ROOT / "setup.cfg")
+    seen = 0
+    for words in shell_lines():
+        program = next((word for word in words if word.startswith("examples/")), None)
+        if words[0] == "mamba-ema":
+            command_line._parser().parse_args(words[1:])
+        elif program:
+            source = (ROOT / program).read_text()
+            for option in words[words.index(program) + 1 :]:
+                assert not option.startswith("--") or f'"{option}"' in source, (program, option)
+        elif words[:2] == ["pip", "install"]:
+            for extra in re.findall(r"\w+", "".join(re.findall(r"\[(.*)\]", words[2]))):
+                assert extra in extras["options.extras_require"], extra
+        else:
+            assert words[0] == "make", words
+        seen += 1
+    assert seen >= 15
+
+
+def test_links_within_the_page_lead_somewhere():
+    headings = {
+        re.sub(r"[^\w -]", "", line[3:]).strip().lower().replace(" ", "-")
+        for line in README.splitlines()
+        if line.startswith("## ")
+    }
+    for link in re.findall(r"\]\(#([\w-]+)\)", README):
+        assert link in headings, link
+    for picture in re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README):
+        assert 5_000 < (ROOT / picture).stat().st_size < 400_000, picture
