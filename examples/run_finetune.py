@@ -26,14 +26,19 @@ from modeling_mamba_ema.training import (
     build_trainer,
     cache_frames,
     ccc_of_predictions,
+    check_labels_vary,
+    check_speech_encoder,
     choose_checkpoint,
     load_run_configuration,
     load_splits,
     prediction_table,
+    run_manifest,
+    save_manifest,
     save_predictions,
     training_arguments,
     write_results_into_card,
 )
+from modeling_mamba_ema.training.batch_sampler import seconds_of_turns
 
 logger = logging.getLogger("run_finetune")
 
@@ -78,10 +83,16 @@ def main() -> None:
     trainer = build_trainer(
         run, model, extractor, train, validation, trainer_arguments, [stop_on_sigterm, EvaluationLog(config.labels)]
     )
+    manifest = run_manifest(
+        {run.data.train_split: train, run.data.validation_split: validation}, trainer.args.world_size
+    )
     try:
+        check_labels_vary(run.data.train_split, train)
+        check_labels_vary(run.data.validation_split, validation)
+        check_speech_encoder(config, trainer.args.world_size, min(map(min, seconds_of_turns(train))))
         with trainer.args.main_process_first(desc="choosing a checkpoint"):
             main_process = trainer.is_world_process_zero()
-            checkpoint = choose_checkpoint(run, output / "checkpoints", trainer.args.world_size, main_process)
+            checkpoint = choose_checkpoint(run, output / "checkpoints", manifest, main_process)
     except ValueError as error:
         parser.error(str(error))
     if checkpoint is not None and (output / "results.json").exists():
@@ -91,6 +102,7 @@ def main() -> None:
         output.mkdir(parents=True, exist_ok=True)
         (output / "results.json").unlink(missing_ok=True)
         run.save(output / "run_configuration.yaml")
+        save_manifest(output, manifest)
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         logger.info("%d conversations to learn from, %d trainable parameters", len(train), trainable)
         if checkpoint is not None:

@@ -22,6 +22,7 @@ from .audio import load_audio
 from .categories import refuse_categories
 from .frame_cache import FrameCache, utterances_of
 from .sources import Source, read_label_ranges, read_table
+from .watched_reading import WatchedReading
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +109,7 @@ class ConversationDataset(torch.utils.data.Dataset):
                 self.items.append([])
             self.items[-1].append(index)
             previous = conversation
+        self.reading = WatchedReading()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -120,15 +122,28 @@ class ConversationDataset(torch.utils.data.Dataset):
             "turns": list(rows["turn"]),
             "speakers": list(rows["speaker"]) if "speaker" in rows.column_names else [None] * len(rows),
         }
+        utterances = list(zip(self.items[index], utterances_of(rows)))
         if self.frame_cache is not None:
-            item["frames"] = [self.frame_cache.read(utterance) for utterance in utterances_of(rows)]
+            item["frames"] = [
+                self.reading.read(row, utterance.file_name, self.frame_cache.read, utterance)
+                for row, utterance in utterances
+            ]
         else:
             item["waveforms"] = [
-                load_audio(utterance.file_name, utterance.start, utterance.end, downmix=True)
-                for utterance in utterances_of(rows)
+                self.reading.read(
+                    row, utterance.file_name, load_audio, utterance.file_name, utterance.start, utterance.end, downmix=True
+                )
+                for row, utterance in utterances
             ]
             item["seconds"] = [waveform.size / SAMPLING_RATE for waveform in item["waveforms"]]
         return item
+
+    def being_read(self) -> dict[int, str | None]:
+        """For each process that has read audio, by its id, the file it is at; None between files."""
+        return {
+            pid: None if row is None else str(self.rows[row]["file_name"])
+            for pid, row in self.reading.readers().items()
+        }
 
 
 def _with_normal_names(

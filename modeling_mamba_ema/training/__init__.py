@@ -5,7 +5,9 @@ from .checkpoints import newest_complete_checkpoint, why_incomplete
 from .collator import ConversationCollator
 from .frame_caching import cache_frames
 from .interruption import EXIT_CODE, StopOnSigterm
+from .manifest import load_manifest, manifest_differences, run_manifest, save_manifest
 from .predictions import prediction_table, save_predictions
+from .preflight import check_labels_vary, check_speech_encoder
 from .results_card import write_results_into_card
 from .resume import choose_checkpoint
 from .run_configuration import RunConfiguration, load_run_configuration
@@ -22,11 +24,17 @@ __all__ = [
     "build_trainer",
     "cache_frames",
     "ccc_of_predictions",
+    "check_labels_vary",
+    "check_speech_encoder",
     "choose_checkpoint",
+    "load_manifest",
     "load_run_configuration",
     "load_splits",
+    "manifest_differences",
     "newest_complete_checkpoint",
     "prediction_table",
+    "run_manifest",
+    "save_manifest",
     "save_predictions",
     "training_arguments",
     "why_incomplete",

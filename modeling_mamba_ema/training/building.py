@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from datasets import DatasetDict
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
@@ -89,6 +92,9 @@ def training_arguments(run: RunConfiguration, **changes: Any) -> TrainingArgumen
         run: the resolved configuration.
         changes: arguments to replace, by their name in `TrainingArguments`.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available() and not dist.is_initialized():
+        # On a CPU, TrainingArguments would start the processes' group without its ddp_timeout: half an hour.
+        dist.init_process_group("gloo", timeout=timedelta(seconds=run.training.process_timeout))
     when = "epoch" if run.training.save_steps is None else "steps"
     arguments: dict[str, Any] = {
         "output_dir": str(Path(run.training.output_dir) / "checkpoints"),
@@ -118,6 +124,7 @@ def training_arguments(run: RunConfiguration, **changes: Any) -> TrainingArgumen
         "greater_is_better": True,
         "logging_nan_inf_filter": False,  # with the filter NaN reads as loss 0.0, a perfect CCC
         "report_to": run.training.report_to,
+        "ddp_timeout": round(run.training.process_timeout),
         "seed": run.training.seed,
         "remove_unused_columns": False,
         "label_names": ["labels"],

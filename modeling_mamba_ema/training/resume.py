@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from .checkpoints import newest_complete_checkpoint, number_of_processes, why_incomplete
+from .manifest import load_manifest, manifest_differences
 from .run_configuration import RunConfiguration, load_run_configuration
 
 logger = logging.getLogger(__name__)
@@ -20,10 +23,13 @@ _FREE = {
     "training.report_to",
     "training.dataloader_workers",
     "data.cache_folder",
+    "training.process_timeout",
 }
 
 
-def choose_checkpoint(run: RunConfiguration, folder: Path, world_size: int, main_process: bool = True) -> Path | None:
+def choose_checkpoint(
+    run: RunConfiguration, folder: Path, manifest: Mapping[str, Any], main_process: bool = True
+) -> Path | None:
     """The checkpoint to resume from, by `training.resume`; None: begin anew.
 
     Call it in the main process first, then in the others: broken or unwanted checkpoints are renamed there.
@@ -31,10 +37,11 @@ def choose_checkpoint(run: RunConfiguration, folder: Path, world_size: int, main
     Args:
         run: the resolved configuration.
         folder: of the run's checkpoints, beside which its configuration was saved.
-        world_size: number of processes of this run.
+        manifest: of this run, see `run_manifest`; the one of the run before is beside its configuration.
 
     Raises:
-        ValueError: the checkpoint named is incomplete, or the run in this folder had another configuration.
+        ValueError: the checkpoint named is incomplete, or the run in this folder had another configuration or other
+            data. Other code, libraries or processes are warned of.
     """
     if run.training.resume == "never":
         if main_process and folder.is_dir() and any(folder.iterdir()):
@@ -51,12 +58,14 @@ def choose_checkpoint(run: RunConfiguration, folder: Path, world_size: int, main
             return None
         checkpoint = newest
         changed = differences(folder.parent / CONFIGURATION_FILE, run)
+        changed += [f"{name}: {change}" for name, change in _changes(folder, manifest).items() if _refused(name, run)]
         if changed:
             raise ValueError(
                 f"{folder.parent} holds a run with other settings: {'; '.join(changed)}. Take another "
                 "training.output_dir, or training.resume=never to begin anew (the old checkpoints are kept aside), or "
                 f"training.resume={checkpoint} to go on all the same"
             )
+    world_size = manifest["world_size"]
     if number_of_processes(checkpoint) != world_size:
         logger.warning(
             "%s was written by %d processes, this run has %d: dropout will differ from the uninterrupted run",
@@ -64,7 +73,18 @@ def choose_checkpoint(run: RunConfiguration, folder: Path, world_size: int, main
             number_of_processes(checkpoint),
             world_size,
         )
+    for name, change in _changes(folder, manifest).items():
+        logger.warning("WARNING: since %s was written, %s changed: %s", checkpoint.name, name, change)
     return checkpoint
+
+
+def _changes(folder: Path, manifest: Mapping[str, Any]) -> dict[str, str]:
+    return manifest_differences(load_manifest(folder.parent), manifest)
+
+
+def _refused(name: str, run: RunConfiguration) -> bool:
+    """Other data are another run; so is another number of processes where each brings its own share of a batch."""
+    return name.startswith("data.") or (name == "world_size" and run.data.max_seconds_per_batch is None)
 
 
 def differences(saved: Path, run: RunConfiguration) -> list[str]:

@@ -83,6 +83,9 @@ class TrainingSection:
         default=None, metadata={"help": "stop after this many evaluations without a better mean CCC; null: never"}
     )
     dataloader_workers: int = field(default=0, metadata={"help": "processes that read audio"})
+    process_timeout: float = field(
+        default=1800.0, metadata={"help": "seconds after which processes stop waiting for one that does not answer"}
+    )
     report_to: str = field(default="none", metadata={"help": "trackers, as for transformers' TrainingArguments"})
     save_steps: int | None = field(
         default=None, metadata={"help": "evaluate and save after this many steps; null: after each epoch"}
@@ -106,6 +109,11 @@ class RunConfiguration:
             raise ValueError(
                 "model.pretrained_model brings its own sizes and encoder; leave out model.params and "
                 "model.pretrained_speech_encoder"
+            )
+        if self.training.max_grad_norm <= 0:
+            raise ValueError(
+                "training.max_grad_norm must be positive: the norm is also what finds a gradient that is NaN; .inf "
+                "clips nothing"
             )
 
     def save(self, path: str | Path) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
+import os
 import shutil
+import signal
+import traceback
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +19,15 @@ import numpy as np
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EarlyStoppingCallback,
+    EvalPrediction,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer_utils import rotate_checkpoints, seed_worker
 
 from ..data.dataset import ConversationDataset
@@ -23,6 +35,8 @@ from ..metrics import ccc_metric_path
 from ..model_inputs import MISSING_LABEL
 from .batch_sampler import AudioSecondsBatchSampler, seconds_of_turns
 from .checkpoints import STAGING, seal_checkpoint
+from .degenerate_batches import DegenerateBatches
+from .preflight import checkpoint_bytes, require_free_space
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +48,7 @@ class MambaEMATrainer(Trainer):
         encoder_learning_rate: for WavLM's parameters; None: the same as everywhere.
         max_seconds_per_batch: fill training batches by seconds of audio, all processes together; None: by number of
             items.
+        worker_timeout: seconds after which a worker process that has delivered no batch ends the run.
         args, kwargs: as for `Trainer`.
     """
 
@@ -42,12 +57,66 @@ class MambaEMATrainer(Trainer):
         *args: Any,
         encoder_learning_rate: float | None = None,
         max_seconds_per_batch: float | None = None,
+        worker_timeout: float = 300.0,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
+        self.worker_timeout = worker_timeout
+        self.degenerate_batches = DegenerateBatches()
         self.encoder_learning_rate = encoder_learning_rate
         self.max_seconds_per_batch = max_seconds_per_batch
         self._staging: Path | None = None
+
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's, after a look at the disk; a worker process that dies is told with the file it was reading."""
+        if self.args.should_save and self.args.save_strategy != "no":
+            folder = Path(str(self.args.output_dir))
+            # While one is written, those that stay are still there: the best and the newest.
+            count = max(1, (self.args.save_total_limit or 1) + 1 - len(list(folder.glob("checkpoint-*"))))
+            require_free_space(folder, count * checkpoint_bytes(cast(nn.Module, self.model)), f"{count} checkpoints")
+        with self._naming_files(self.train_dataset, self.eval_dataset):
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def predict(self, test_dataset: Any, *args: Any, **kwargs: Any) -> Any:
+        with self._naming_files(test_dataset):
+            return super().predict(test_dataset, *args, **kwargs)
+
+    @contextlib.contextmanager
+    def _naming_files(self, *datasets: Any) -> Iterator[None]:
+        """Where a worker process died or froze, say which file it was reading."""
+        try:
+            yield
+        except (RuntimeError, OSError, EOFError) as error:
+            readers = {pid: name for d in datasets if hasattr(d, "being_read") for pid, name in d.being_read().items()}
+            frozen = str(error).startswith("DataLoader timed out")
+            alive = {child.pid for child in multiprocessing.active_children()} | {os.getpid()}
+            lost = [pid for pid in readers if frozen or pid not in alive]
+            if not lost:
+                raise
+            if frozen:
+                for pid in lost:  # a stopped process would not end with this one
+                    os.kill(pid, signal.SIGCONT)
+            files = ", ".join(Path(readers[pid]).name for pid in lost if readers[pid]) or "no file"
+            # What still refers to the loader keeps its workers registered, and torch would raise anew at any moment.
+            traceback.clear_frames(error.__traceback__)
+            raise RuntimeError(
+                f"step {self.state.global_step}: a process that reads audio {'froze' if frozen else 'died'} while it "
+                f"was reading {files} ({type(error).__name__}: {error}). If it was killed, memory ran out most often"
+            ) from error
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Nothing, where the checkpoint that is resumed had already used up its patience.
+
+        A run that is killed between its early stop and its results would else train on until the next evaluation.
+        """
+        for callback in self.callback_handler.callbacks:
+            if (
+                isinstance(callback, EarlyStoppingCallback)
+                and callback.early_stopping_patience_counter >= callback.early_stopping_patience
+            ):
+                self.control.should_training_stop = True
+                return
+        super()._run_epoch(*args, **kwargs)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
@@ -67,7 +136,7 @@ class MambaEMATrainer(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         """Batches by seconds of audio where asked for."""
         if self.max_seconds_per_batch is None:
-            return super().get_train_dataloader()
+            return self._with_timeout(super().get_train_dataloader())
         if not isinstance(dataset := self.train_dataset, torch.utils.data.Dataset):
             raise ValueError("training needs a train_dataset")
         sampler = AudioSecondsBatchSampler(
@@ -90,12 +159,19 @@ class MambaEMATrainer(Trainer):
             prefetch_factor=self.args.dataloader_prefetch_factor,
             worker_init_fn=partial(seed_worker, num_workers=workers, rank=self.args.process_index),
         )
-        return self.accelerator.prepare(loader)
+        return self._with_timeout(self.accelerator.prepare(loader))
+
+    def _with_timeout(self, loader: DataLoader) -> DataLoader:
+        if loader.num_workers > 0:  # Trainer has no argument for it, and a frozen worker would be waited for for ever
+            getattr(loader, "base_dataloader", loader).timeout = self.worker_timeout  # within accelerate's wrapper
+        return loader
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
         """Trainer's loss; what is wrong with it is told with the conversations it came from."""
         inputs = dict(inputs)
         names = ", ".join(inputs.pop("conversation_ids", []))
+        if model.training and "labels" in inputs:
+            self.degenerate_batches.count(inputs["labels"])
         try:
             result = super().compute_loss(model, inputs, *args, **kwargs)
         except ValueError as error:
@@ -107,6 +183,12 @@ class MambaEMATrainer(Trainer):
                 f"(conversations of the batch: {names})"
             )
         return result
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Trainer's, with the share of batches from which some label learned nothing."""
+        if "loss" in logs:
+            logs["degenerate_batches"] = self.degenerate_batches.take_share()
+        super().log(logs, *args, **kwargs)
 
     def _clip_grad_norm(self, model: nn.Module) -> Any:
         norm = super()._clip_grad_norm(model)
@@ -122,6 +204,7 @@ class MambaEMATrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Trainer writes the checkpoint into a folder of another name, which gets its own when all of it is there."""
+        self._require_finite_weights()
         output = Path(str(self.args.output_dir))
         name = f"checkpoint-{self.state.global_step}"
         staging = output / STAGING
@@ -131,14 +214,23 @@ class MambaEMATrainer(Trainer):
         self._staging = staging
         try:
             super()._save_checkpoint(model, trial)
+            if self.state.best_global_step:
+                self.state.best_model_checkpoint = str(output / f"checkpoint-{self.state.best_global_step}")
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self.state.save_to_json(str(staging / name / "trainer_state.json"))
+                seal_checkpoint(staging / name, output / name)
+        except Exception as error:  # torch, safetensors and Python have an exception each for a full disk
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
+            free = shutil.disk_usage(output).free / 1e9
+            raise OSError(
+                f"{name} could not be saved in {output} ({free:.3f} GB free): {error}. The checkpoints before it are "
+                "as they were; with space on the disk, the same command goes on from the newest"
+            ) from error
         finally:
             self._staging = None
-        if self.state.best_global_step:
-            self.state.best_model_checkpoint = str(output / f"checkpoint-{self.state.best_global_step}")
-        self.accelerator.wait_for_everyone()
         if self.args.should_save:
-            self.state.save_to_json(str(staging / name / "trainer_state.json"))
-            seal_checkpoint(staging / name, output / name)
             rotate_checkpoints(
                 output_dir=str(output),
                 save_total_limit=self.args.save_total_limit,
@@ -147,13 +239,19 @@ class MambaEMATrainer(Trainer):
             staging.rmdir()
         self.accelerator.wait_for_everyone()
 
+    def _require_finite_weights(self) -> None:
+        """A checkpoint with NaN could only be resumed to more of it."""
+        for name, parameter in cast(nn.Module, self.model).named_parameters():
+            if not hasattr(parameter, "full_tensor") and not bool(torch.isfinite(parameter).all()):
+                raise ValueError(f"step {self.state.global_step}: {name} holds NaN or infinity; no checkpoint is saved")
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         with self._every_batch():
-            return super().get_eval_dataloader(eval_dataset)
+            return self._with_timeout(super().get_eval_dataloader(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
         with self._every_batch():
-            return super().get_test_dataloader(test_dataset)
+            return self._with_timeout(super().get_test_dataloader(test_dataset))
 
     @contextlib.contextmanager
     def _every_batch(self) -> Iterator[None]:

@@ -1,0 +1,85 @@
+"""Reading that does not hang for ever, and whose place is known when the process that reads dies."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from .audio import AudioFileError
+
+Result = TypeVar("Result")
+# A file that takes longer to read hangs.
+READ_SECONDS = 20.0
+# Waited for in parts: a process that was stopped and goes on has lost one part, not its whole time.
+_LOOKS = 20
+_MAX_READERS = 256
+
+
+class WatchedReading:
+    """Notes, in memory shared with worker processes, which of some numbered things each process is reading."""
+
+    def __init__(self) -> None:
+        # (readers, 2): process id and number, -1 for none
+        self._notes = torch.full((_MAX_READERS, 2), -1, dtype=torch.int64).share_memory_()
+
+    def read(self, number: int, path: str, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+        """Call a function that reads the file at a path.
+
+        Raises:
+            AudioFileError: no answer within `READ_SECONDS`.
+            BaseException: what the function raised.
+        """
+        worker = torch.utils.data.get_worker_info()
+        note = self._notes[0 if worker is None else (1 + worker.id) % _MAX_READERS]
+        note[0], note[1] = os.getpid(), number
+        try:
+            return within_seconds(READ_SECONDS, function, *args, **kwargs)
+        except TimeoutError as error:
+            raise AudioFileError(
+                f"{Path(path).name} could not be read within {READ_SECONDS:g} s; is its disk there?"
+            ) from error
+        finally:
+            note[1] = -1
+
+    def readers(self) -> dict[int, int | None]:
+        """For each process that has read, by its id, the number it is at; None between two."""
+        return {pid: number if number >= 0 else None for pid, number in self._notes.tolist() if pid > 0}
+
+
+def within_seconds(limit: float, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+    """Call a function, and stop waiting for it after a while.
+
+    A decoder that hangs inside a C library can be neither interrupted nor asked; it is left behind in a daemon thread,
+    which ends with the process.
+
+    Args:
+        limit: seconds.
+        function, args, kwargs: what to call.
+
+    Raises:
+        TimeoutError: no answer within the limit.
+        BaseException: what the function raised.
+    """
+    outcome: dict[str, Any] = {}
+
+    def call() -> None:
+        try:
+            outcome["result"] = function(*args, **kwargs)
+        except BaseException as error:
+            outcome["error"] = error
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    for _ in range(_LOOKS):
+        if thread.is_alive():
+            thread.join(limit / _LOOKS)
+    if "error" in outcome:
+        raise outcome["error"]
+    if "result" not in outcome:
+        raise TimeoutError(f"no answer within {limit:g} s")
+    return outcome["result"]
