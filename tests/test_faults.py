@@ -228,7 +228,8 @@ def test_an_evaluation_without_a_number_is_never_the_best(tmp_path, train_split)
 
 
 def test_a_run_whose_evaluations_gave_no_number_ends_with_an_error_and_no_model(tmp_path, corpus, monkeypatch):
-    monkeypatch.setattr("modeling_mamba_ema.training.ccc_of_predictions", lambda *_: Metric(*[math.nan] * 100))
+    metric = Metric(*[math.nan] * 100)
+    monkeypatch.setattr("modeling_mamba_ema.training.building.ccc_of_predictions", lambda *_: metric)
     with pytest.raises(SystemExit, match="no evaluation gave a CCC that is a number"):
         program(monkeypatch, write_run(tmp_path / "run.yaml", corpus, tmp_path / "run"), "training.epochs=1")
     assert not (tmp_path / "run" / "model").exists()

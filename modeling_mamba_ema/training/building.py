@@ -20,6 +20,7 @@ from ..data.dataset import ConversationDataset, load_emotion_dataset
 from ..data.sources import read_label_ranges
 from ..feature_extraction_mamba_ema import MambaEMAFeatureExtractor
 from ..modeling_mamba_ema import MambaEMAForRegression
+from .augmentation import AugmentedDataset
 from .collator import ConversationCollator
 from .run_configuration import RunConfiguration
 from .trainer import MambaEMATrainer, ccc_of_predictions
@@ -101,6 +102,7 @@ def training_arguments(run: RunConfiguration, **changes: Any) -> TrainingArgumen
         "num_train_epochs": run.training.epochs,
         "per_device_train_batch_size": run.training.conversations_per_batch,
         "per_device_eval_batch_size": run.training.conversations_per_batch,
+        "gradient_accumulation_steps": run.training.gradient_accumulation,
         "dataloader_drop_last": True,  # a last batch of one turn has no CCC
         "use_cpu": not torch.cuda.is_available(),
         "dataloader_pin_memory": torch.cuda.is_available(),
@@ -151,17 +153,25 @@ def build_trainer(
         train, validation: to learn from, and to choose the best evaluation on.
         arguments: of [`training_arguments`].
         callbacks: beside those that the configuration asks for.
+
+    Raises:
+        ValueError: options that cannot be meant, or do not go together.
     """
     patience = run.training.patience
+    changes = {"noise_snr_db": run.data.noise_snr_db, "speed_factors": run.data.speed_factors}
+    learnt: ConversationDataset | AugmentedDataset = train
+    if any(change is not None for change in changes.values()):
+        learnt = AugmentedDataset(train, run.training.seed, **changes, max_seconds=run.data.max_seconds)
     return MambaEMATrainer(
         model=model,
         args=arguments,
-        train_dataset=train,
+        train_dataset=learnt,
         eval_dataset=validation,
         data_collator=ConversationCollator(extractor),
         processing_class=extractor,
         compute_metrics=ccc_of_predictions(model.config.labels),
         encoder_learning_rate=run.training.encoder_learning_rate,
         max_seconds_per_batch=run.data.max_seconds_per_batch,
+        mixup_alpha=run.training.mixup,
         callbacks=[*callbacks, *([] if patience is None else [EarlyStoppingCallback(patience)])],
     )

@@ -50,6 +50,13 @@ class DataSection:
         default=None,
         metadata={"help": "fill batches by seconds of audio, all processes together; null: conversations_per_batch"},
     )
+    noise_snr_db: list[float] | None = field(
+        default=None, metadata={"help": "add white noise to training audio, [lowest, highest] ratio in dB; null: none"}
+    )
+    speed_factors: list[float] | None = field(
+        default=None,
+        metadata={"help": "play training audio faster or slower, one of these factors an item; null: as it is"},
+    )
     max_seconds: float = field(default=30.0, metadata={"help": "longest utterance in seconds"})
     on_bad_audio: str = field(
         default="abort", metadata={"help": "files that cannot be used: abort before training, or skip and record them"}
@@ -68,6 +75,13 @@ class DataSection:
 class TrainingSection:
     output_dir: str = field(default="outputs/run", metadata={"help": "folder for checkpoints and results"})
     epochs: float = field(default=10.0, metadata={"help": "passes over the training split"})
+    mixup: float = field(
+        default=0.0,
+        metadata={"help": "alpha of mixup between conversations of a batch, such as 0.2; 0: none"},
+    )
+    gradient_accumulation: int = field(
+        default=1, metadata={"help": "batches a step; the CCC is that of each batch, not of all of them together"}
+    )
     conversations_per_batch: int = field(
         default=8, metadata={"help": "conversations (or windows) a process and step; of evaluation too"}
     )
@@ -115,6 +129,9 @@ class RunConfiguration:
                 "training.max_grad_norm must be positive: the norm is also what finds a gradient that is NaN; .inf "
                 "clips nothing"
             )
+
+        if self.training.mixup < 0 or self.training.gradient_accumulation < 1:
+            raise ValueError("training.mixup must not be negative, and training.gradient_accumulation at least 1")
 
     def save(self, path: str | Path) -> None:
         """Write the resolved configuration, from which the run can be repeated."""

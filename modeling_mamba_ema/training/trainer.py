@@ -36,6 +36,7 @@ from ..model_inputs import MISSING_LABEL
 from .batch_sampler import AudioSecondsBatchSampler, seconds_of_turns
 from .checkpoints import STAGING, seal_checkpoint
 from .degenerate_batches import DegenerateBatches
+from .mixup import mixed_conversations
 from .preflight import checkpoint_bytes, require_free_space
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ class MambaEMATrainer(Trainer):
         encoder_learning_rate: for WavLM's parameters; None: the same as everywhere.
         max_seconds_per_batch: fill training batches by seconds of audio, all processes together; None: by number of
             items.
+        mixup_alpha: mix conversations of a training batch, see `mixed_conversations`; 0: do not.
         worker_timeout: seconds after which a worker process that has delivered no batch ends the run.
         args, kwargs: as for `Trainer`.
     """
@@ -57,10 +59,12 @@ class MambaEMATrainer(Trainer):
         *args: Any,
         encoder_learning_rate: float | None = None,
         max_seconds_per_batch: float | None = None,
+        mixup_alpha: float = 0.0,
         worker_timeout: float = 300.0,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
+        self.mixup_alpha = mixup_alpha
         self.worker_timeout = worker_timeout
         self.degenerate_batches = DegenerateBatches()
         self.encoder_learning_rate = encoder_learning_rate
@@ -135,19 +139,21 @@ class MambaEMATrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader:
         """Batches by seconds of audio where asked for."""
-        if self.max_seconds_per_batch is None:
-            return self._with_timeout(super().get_train_dataloader())
         if not isinstance(dataset := self.train_dataset, torch.utils.data.Dataset):
             raise ValueError("training needs a train_dataset")
+        by_epoch: list[Any] = [dataset] if hasattr(dataset, "set_epoch") else []
+        # After a resume in the middle of an epoch, accelerate's wrappers hide these from Trainer's set_epoch.
+        self.pop_callback(SetEpoch)
+        self.add_callback(SetEpoch(by_epoch))
+        if self.max_seconds_per_batch is None:
+            return self._with_timeout(super().get_train_dataloader())
         sampler = AudioSecondsBatchSampler(
             seconds_of_turns(cast(ConversationDataset, dataset)),
             self.max_seconds_per_batch,
             num_processes=self.args.world_size,
             seed=self.args.seed,
         )
-        # After a resume in the middle of an epoch, accelerate's wrappers hide the sampler from Trainer's set_epoch.
-        self.pop_callback(SetSamplerEpoch)
-        self.add_callback(SetSamplerEpoch(sampler))
+        by_epoch.append(sampler)
         workers = self.args.dataloader_num_workers
         loader = DataLoader(
             dataset,
@@ -173,7 +179,8 @@ class MambaEMATrainer(Trainer):
         if model.training and "labels" in inputs:
             self.degenerate_batches.count(inputs["labels"])
         try:
-            result = super().compute_loss(model, inputs, *args, **kwargs)
+            with self._mixed(model, inputs):
+                result = super().compute_loss(model, inputs, *args, **kwargs)
         except ValueError as error:
             raise ValueError(f"step {self.state.global_step}: {error} (conversations of the batch: {names})") from error
         loss = result[0] if isinstance(result, tuple) else result
@@ -183,6 +190,18 @@ class MambaEMATrainer(Trainer):
                 f"(conversations of the batch: {names})"
             )
         return result
+
+    @contextlib.contextmanager
+    def _mixed(self, model: nn.Module, inputs: dict[str, Any]) -> Iterator[None]:
+        """Mixup in training, drawn from seed, step and process, so that a resumed run draws the same."""
+        if not self.mixup_alpha or not model.training:
+            yield
+            return
+        random = np.random.default_rng([self.args.seed, self.state.global_step, self.args.process_index])
+        projection = self.accelerator.unwrap_model(model).mamba_ema.projection
+        with mixed_conversations(projection, inputs["labels"], self.mixup_alpha, random) as labels:
+            inputs["labels"] = labels
+            yield
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Trainer's, with the share of batches from which some label learned nothing."""
@@ -263,16 +282,17 @@ class MambaEMATrainer(Trainer):
             self.args.dataloader_drop_last = drop_last
 
 
-class SetSamplerEpoch(TrainerCallback):
-    """Tells a batch sampler the epoch before it is asked for batches."""
+class SetEpoch(TrainerCallback):
+    """Tells what draws anew in every epoch which one it is, before it is asked for batches."""
 
-    def __init__(self, sampler: AudioSecondsBatchSampler):
-        self.sampler = sampler
+    def __init__(self, targets: Sequence[Any]):
+        self.targets = targets
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self.sampler.set_epoch(int(state.epoch or 0))
+        for target in self.targets:
+            target.set_epoch(int(state.epoch or 0))
 
 
 class EvaluationLog(TrainerCallback):
