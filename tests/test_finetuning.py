@@ -122,7 +122,9 @@ def test_two_processes_train_and_measure_as_one_does_on_the_same_global_batch(on
             torch.testing.assert_close(pair[name], weight, atol=1e-5, rtol=0, msg=name)
     one, two = (json.loads((f / "results.json").read_text())["test"] for f in (one_process[0], tmp_path / "run"))
     assert two["num_turns"] == one["num_turns"]
-    assert all(two[name] == pytest.approx(one[name], abs=1e-6) for name in one)
+    # Rounding in training counts here too; one model measured on one and on two processes agrees to 1e-6, as
+    # test_training.py shows.
+    assert all(two[name] == pytest.approx(one[name], abs=1e-5) for name in one)
 
 
 def test_every_trainable_parameter_is_in_exactly_one_optimizer_group():
