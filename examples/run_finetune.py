@@ -14,6 +14,7 @@ import warnings
 from pathlib import Path
 
 import transformers
+from huggingface_hub import get_token
 from transformers import set_seed
 
 from modeling_mamba_ema.data.dataset import ConversationDataset
@@ -39,6 +40,7 @@ from modeling_mamba_ema.training import (
     write_results_into_card,
 )
 from modeling_mamba_ema.training.batch_sampler import seconds_of_turns
+from modeling_mamba_ema.training.publishing import publish
 
 logger = logging.getLogger("run_finetune")
 
@@ -53,6 +55,8 @@ def main() -> None:
         run = load_run_configuration(arguments.configuration, arguments.overrides)
     except (ValueError, OSError) as error:
         parser.error(str(error))
+    if run.training.push_to_hub and get_token() is None:
+        parser.error("training.push_to_hub: log in first, with `hf auth login` and a token that may write")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers.utils.logging.set_verbosity_error()
     # WavLM gives torch masks of two types; nothing a reader of this log could do about it.
@@ -75,7 +79,8 @@ def main() -> None:
             frame_cache = cache_frames(model, extractor, splits.values(), run.data.cache_folder, trainer_arguments)
         except ValueError as error:
             parser.error(str(error))
-    train = ConversationDataset(splits[run.data.train_split], config.labels, run.data.turns_per_item, frame_cache)
+    windows = {"turns_per_item": run.data.turns_per_item, "context_turns": run.data.context_turns}
+    train = ConversationDataset(splits[run.data.train_split], config.labels, frame_cache=frame_cache, **windows)
     validation = ConversationDataset(splits[run.data.validation_split], config.labels, frame_cache=frame_cache)
 
     # 4. training
@@ -148,6 +153,8 @@ def main() -> None:
         unfinished = output / "results.json.part"
         unfinished.write_text(json.dumps(results, indent=2), encoding="utf-8")
         os.replace(unfinished, output / "results.json")
+        if run.training.push_to_hub:
+            logger.info("uploaded: %s", publish(output / "model", str(run.training.hub_model_id)))
 
 
 if __name__ == "__main__":

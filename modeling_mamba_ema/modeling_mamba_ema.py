@@ -342,7 +342,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         present = turn_mask.bool().view(logits.shape[:-1])
         if labels is not None:
             check_labels(labels, tuple(logits.shape), self.config.labels)
-            loss = self._loss(logits[present], labels[present].to(logits.dtype))
+            loss = self.loss(logits[present], labels[present].to(logits.dtype))
         output = MambaEMARegressionOutput(
             loss=loss,
             logits=logits.masked_fill(~present.unsqueeze(-1), torch.nan),
@@ -353,7 +353,12 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         )
         return output if return_dict else output.to_tuple()
 
-    def _loss(self, predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def loss(self, predictions: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The configuration's loss, see `ccc_loss`.
+
+        Args:
+            predictions, labels: (turns, num_labels) on the unit scale, -100 where a label is missing.
+        """
         weights = self.config.loss_label_weights
         return ccc_loss(
             predictions,

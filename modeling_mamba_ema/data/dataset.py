@@ -85,6 +85,8 @@ class ConversationDataset(torch.utils.data.Dataset):
         labels: names of the label columns.
         turns_per_item: cut longer conversations into windows of this many turns; None: whole conversations.
         frame_cache: read frames from here instead of audio.
+        context_turns: an item also holds up to this many turns before its window, from which the model only takes the
+            state that the window starts from; `context_turns` of the item says how many.
 
     An item is a dict: `waveforms` (a list of (samples,) arrays at 16 kHz) with `seconds` (their lengths), or `frames` (a
     list of (layers, frames, hidden) tensors); `labels` (turns, labels) on the unit scale, `conversation_id`, `turns`
@@ -97,8 +99,10 @@ class ConversationDataset(torch.utils.data.Dataset):
         labels: Sequence[str],
         turns_per_item: int | None = None,
         frame_cache: FrameCache | None = None,
+        context_turns: int = 0,
     ):
         self.rows = rows
+        self.context_turns = context_turns
         self.frame_cache = frame_cache
         self.labels = list(labels)
         self.items: list[list[int]] = []
@@ -115,14 +119,20 @@ class ConversationDataset(torch.utils.data.Dataset):
         return len(self.items)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        rows = self.rows.select(self.items[index])
+        window = self.items[index]
+        conversation, first = self.rows[window[0]]["conversation_id"], window[0]
+        while window[0] - first < self.context_turns and first and self.rows[first - 1]["conversation_id"] == conversation:
+            first -= 1
+        indices = [*range(first, window[0]), *window]
+        rows = self.rows.select(indices)
         item: dict[str, Any] = {
+            "context_turns": window[0] - first,
             "labels": np.array([rows[label] for label in self.labels], dtype=np.float32).T,
             "conversation_id": str(rows["conversation_id"][0]),
             "turns": list(rows["turn"]),
             "speakers": list(rows["speaker"]) if "speaker" in rows.column_names else [None] * len(rows),
         }
-        utterances = list(zip(self.items[index], utterances_of(rows)))
+        utterances = list(zip(indices, utterances_of(rows)))
         if self.frame_cache is not None:
             item["frames"] = [
                 self.reading.read(row, utterance.file_name, self.frame_cache.read, utterance)

@@ -20,7 +20,8 @@ class ConversationCollator:
 
     Returns, when called with items of `ConversationDataset`: `input_values`, `attention_mask` (batch, turns, samples),
     or, from cached frames, `frame_values` (batch, turns, layers, frames, hidden), `frame_mask` (batch, turns, frames);
-    `turn_mask` (batch, turns), `labels` (batch, turns, labels), and `conversation_ids`, a list of names for messages.
+    `turn_mask` (batch, turns), `labels` (batch, turns, labels), and `conversation_ids`, a list of names for messages;
+    `context_turns` (batch,) where items begin with turns before their window.
     """
 
     def __init__(self, extractor: MambaEMAFeatureExtractor):
@@ -32,7 +33,9 @@ class ConversationCollator:
         batch_labels = torch.full((len(items), turns, labels), MISSING_LABEL)
         for row, item in enumerate(items):
             batch_labels[row, : len(item["labels"])] = torch.from_numpy(item["labels"])
-        return {**features, "labels": batch_labels, "conversation_ids": [item["conversation_id"] for item in items]}
+        batch = {**features, "labels": batch_labels, "conversation_ids": [item["conversation_id"] for item in items]}
+        context = torch.tensor([item.get("context_turns", 0) for item in items])
+        return {**batch, "context_turns": context} if bool(context.any()) else batch
 
     def _extract(self, items: list[dict[str, Any]]) -> Mapping[str, torch.Tensor]:
         try:

@@ -24,6 +24,8 @@ _FREE = {
     "training.dataloader_workers",
     "data.cache_folder",
     "training.process_timeout",
+    "training.push_to_hub",
+    "training.hub_model_id",
 }
 
 

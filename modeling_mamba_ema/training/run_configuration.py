@@ -46,6 +46,10 @@ class DataSection:
     turns_per_item: int | None = field(
         default=None, metadata={"help": "cut training conversations into windows of this many turns; null: whole"}
     )
+    context_turns: int = field(
+        default=0,
+        metadata={"help": "turns before a window that make the state it starts from, without gradient; 0: empty state"},
+    )
     max_seconds_per_batch: float | None = field(
         default=None,
         metadata={"help": "fill batches by seconds of audio, all processes together; null: conversations_per_batch"},
@@ -108,6 +112,10 @@ class TrainingSection:
         default="auto",
         metadata={"help": "auto: go on from the newest complete checkpoint; never: anew; or a checkpoint's folder"},
     )
+    push_to_hub: bool = field(
+        default=False, metadata={"help": "upload the model's folder at the end, to a private repository if it is new"}
+    )
+    hub_model_id: str | None = field(default=None, metadata={"help": "owner/name on the Hub"})
     seed: int = field(default=0, metadata={"help": "of weights, order and dropout"})
 
 
@@ -130,6 +138,10 @@ class RunConfiguration:
                 "clips nothing"
             )
 
+        if self.data.context_turns and self.data.turns_per_item is None:
+            raise ValueError("data.context_turns come before windows; set data.turns_per_item, the length of a window")
+        if self.training.push_to_hub and self.training.hub_model_id is None:
+            raise ValueError("training.push_to_hub needs training.hub_model_id, owner/name on the Hub")
         if self.training.mixup < 0 or self.training.gradient_accumulation < 1:
             raise ValueError("training.mixup must not be negative, and training.gradient_accumulation at least 1")
 

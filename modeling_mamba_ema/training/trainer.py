@@ -36,6 +36,7 @@ from ..model_inputs import MISSING_LABEL
 from .batch_sampler import AudioSecondsBatchSampler, seconds_of_turns
 from .checkpoints import STAGING, seal_checkpoint
 from .degenerate_batches import DegenerateBatches
+from .long_conversations import predict_in_chunks, start_from_context
 from .mixup import mixed_conversations
 from .preflight import checkpoint_bytes, require_free_space
 
@@ -50,6 +51,8 @@ class MambaEMATrainer(Trainer):
         max_seconds_per_batch: fill training batches by seconds of audio, all processes together; None: by number of
             items.
         mixup_alpha: mix conversations of a training batch, see `mixed_conversations`; 0: do not.
+        turns_per_chunk: turns of a conversation that are evaluated at once, with the state handed on; bounds memory,
+            changes nothing.
         worker_timeout: seconds after which a worker process that has delivered no batch ends the run.
         args, kwargs: as for `Trainer`.
     """
@@ -60,11 +63,13 @@ class MambaEMATrainer(Trainer):
         encoder_learning_rate: float | None = None,
         max_seconds_per_batch: float | None = None,
         mixup_alpha: float = 0.0,
+        turns_per_chunk: int = 32,
         worker_timeout: float = 300.0,
         **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         self.mixup_alpha = mixup_alpha
+        self.turns_per_chunk = turns_per_chunk
         self.worker_timeout = worker_timeout
         self.degenerate_batches = DegenerateBatches()
         self.encoder_learning_rate = encoder_learning_rate
@@ -176,6 +181,10 @@ class MambaEMATrainer(Trainer):
         """Trainer's loss; what is wrong with it is told with the conversations it came from."""
         inputs = dict(inputs)
         names = ", ".join(inputs.pop("conversation_ids", []))
+        context_turns = inputs.pop("context_turns", None)
+        if context_turns is not None:
+            plain = self.accelerator.unwrap_model(model)
+            inputs = start_from_context(plain, inputs, context_turns, self.turns_per_chunk)
         if model.training and "labels" in inputs:
             self.degenerate_batches.count(inputs["labels"])
         try:
@@ -190,6 +199,20 @@ class MambaEMATrainer(Trainer):
                 f"(conversations of the batch: {names})"
             )
         return result
+
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
+    ) -> Any:
+        """Trainer's; a conversation of many turns goes through the model in chunks."""
+        if inputs["turn_mask"].shape[1] <= self.turns_per_chunk:
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        plain = self.accelerator.unwrap_model(model)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            inputs = self._prepare_inputs(inputs)
+            logits = predict_in_chunks(plain, inputs, self.turns_per_chunk)
+            labels, present = inputs["labels"], inputs["turn_mask"].bool()
+            loss = plain.loss(logits[present], labels[present].to(logits.dtype))
+        return loss, None if prediction_loss_only else logits, None if prediction_loss_only else labels
 
     @contextlib.contextmanager
     def _mixed(self, model: nn.Module, inputs: dict[str, Any]) -> Iterator[None]:
