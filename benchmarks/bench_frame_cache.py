@@ -2,14 +2,12 @@
 
     python benchmarks/bench_frame_cache.py [--size large] [--utterances 24] [--json FILE]
 
-The encoder has the size of WavLM-large (or -base) and random weights; the utterances are noise of realistic lengths
-(log-normal, median 4 s, 1 to 15 s), four to a conversation. Both epochs are those of the training program: reading,
-batches, forward, backward, optimizer, without evaluation and saving. One thread count for both: torch's default.
+Utterances of noise in lengths as in speech corpora (median 4 s, 1 to 15 s), four to a conversation, a random encoder.
+Both epochs are those of the training program: reading, batches, forward, backward, optimizer; without evaluation and
+saving.
 """
 
-import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -20,14 +18,13 @@ import soundfile as sf
 import torch
 import transformers
 from datasets import disable_progress_bars
-from transformers import TrainerCallback, TrainingArguments
+from measuring import SAMPLE_RATE, SIZES, argument_parser, lengths_in_seconds, report, table, wavlm_config
+from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression
-from modeling_mamba_ema.configuration_mamba_ema import WAVLM_LARGE
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
 from modeling_mamba_ema.training import ConversationCollator, MambaEMATrainer, cache_frames
 
-SIZES = {"base": {}, "large": WAVLM_LARGE}  # WavLMConfig's defaults are the base size
 LABELS = ["valence", "arousal"]
 TURNS = 4
 CACHED_EPOCHS = 6
@@ -47,39 +44,42 @@ class EpochTimes(TrainerCallback):
 def write_noise(folder: Path, utterances: int) -> float:
     """A corpus of noise; returns its length in seconds."""
     random = np.random.default_rng(0)
-    seconds = np.clip(np.exp(random.normal(np.log(4.0), 0.5, utterances)), 1.0, 15.0)
+    seconds = lengths_in_seconds(utterances)
     lines = []
     for number, length in enumerate(seconds):
-        sf.write(folder / f"{number}.wav", random.normal(0, 0.1, int(16_000 * length)), 16_000)
+        sf.write(folder / f"{number}.wav", random.normal(0, 0.1, int(SAMPLE_RATE * length)), SAMPLE_RATE)
         valence, arousal = random.random(2)
         row = {"file_name": f"{number}.wav", "conversation_id": number // TURNS, "turn": number % TURNS}
         lines.append(json.dumps({**row, "valence": valence, "arousal": arousal}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines))
-    return float(seconds.sum())
+    (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    return sum(seconds)
 
 
 def epoch_seconds(model, extractor, dataset, arguments: TrainingArguments) -> list[float]:
     times = EpochTimes()
-    MambaEMATrainer(
+    trainer = MambaEMATrainer(
         model=model,
         args=arguments,
         train_dataset=dataset,
         data_collator=ConversationCollator(extractor),
         callbacks=[times],
-    ).train()
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
     return times.seconds
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argument_parser(__doc__)
     parser.add_argument("--size", choices=SIZES, default="large", help="of the encoder (default: %(default)s)")
     parser.add_argument("--utterances", type=int, default=24, help="how many (default: %(default)s)")
-    parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     transformers.utils.logging.set_verbosity_error()
     disable_progress_bars()
     torch.manual_seed(0)
-    config = MambaEMAConfig(speech_encoder_config=dict(SIZES[arguments.size]), freeze_speech_encoder=True)
+    config = MambaEMAConfig(speech_encoder_config=wavlm_config(arguments.size), freeze_speech_encoder=True)
     model, extractor = MambaEMAForRegression(config), MambaEMAFeatureExtractor()
 
     with tempfile.TemporaryDirectory() as temporary:
@@ -110,22 +110,27 @@ def main() -> None:
         cached = statistics.median(epoch_seconds(model, extractor, dataset, training(CACHED_EPOCHS))[1:])
         megabytes = sum(path.stat().st_size for path in cache.folder.rglob("*.safetensors")) / 1e6
 
-    figures = {
-        "encoder": f"random, the size of WavLM-{arguments.size}",
-        "machine": f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
-        "utterances": arguments.utterances,
-        "audio_seconds": audio_seconds,
-        "epoch_with_encoder_seconds": with_encoder,
-        "filling_the_cache_seconds": filling,
-        "epoch_from_cache_seconds": cached,
-        "times_faster": with_encoder / cached,
-        "cache_megabytes": megabytes,
-    }
-    for name, value in figures.items():
-        print(f"{name.replace('_', ' '):<28} {value:.3f}" if isinstance(value, float) else f"{name:<28} {value}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    print(f"WavLM-{arguments.size}'s shape, {arguments.utterances} utterances, {audio_seconds:.0f} s of audio\n")
+    rows_of_table = [
+        ["epoch with the encoder running", f"{with_encoder:.2f}", "1.0"],
+        ["filling the cache, once", f"{filling:.2f}", ""],
+        ["epoch from the cache", f"{cached:.3f}", f"{with_encoder / cached:.1f}"],
+    ]
+    print(table(["", "seconds", "times faster"], rows_of_table))
+    print(f"\nthe cache takes {megabytes:.0f} MB")
+    report(
+        arguments,
+        {
+            "size": arguments.size,
+            "utterances": arguments.utterances,
+            "audio_seconds": audio_seconds,
+            "epoch_with_encoder_seconds": with_encoder,
+            "filling_the_cache_seconds": filling,
+            "epoch_from_cache_seconds": cached,
+            "times_faster": with_encoder / cached,
+            "cache_megabytes": megabytes,
+        },
+    )
 
 
 if __name__ == "__main__":
