@@ -86,7 +86,9 @@ def main() -> None:
         model, extractor = build_model(run)
         folds = {fold: load_splits(run_of_fold(run, fold), model.config) for fold in arguments.folds or [None]}
         rows = [split for splits in folds.values() for split in splits.values()]
-        if model.config.freeze_speech_encoder:
+        # Noise and speed change the audio each time, so that there are no frames to keep.
+        changing = run.data.noise_snr_db is not None or run.data.speed_factors is not None
+        if model.config.freeze_speech_encoder and not changing:
             frame_cache = cache_frames(model, extractor, rows, run.data.cache_folder, training_arguments(run))
     except ValueError as error:
         parser.error(str(error))

@@ -23,6 +23,7 @@ from modeling_mamba_ema.training import (
     EXIT_CODE,
     EvaluationLog,
     StopOnSigterm,
+    build_datasets,
     build_model,
     build_trainer,
     cache_frames,
@@ -79,9 +80,7 @@ def main() -> None:
             frame_cache = cache_frames(model, extractor, splits.values(), run.data.cache_folder, trainer_arguments)
         except ValueError as error:
             parser.error(str(error))
-    windows = {"turns_per_item": run.data.turns_per_item, "context_turns": run.data.context_turns}
-    train = ConversationDataset(splits[run.data.train_split], config.labels, frame_cache=frame_cache, **windows)
-    validation = ConversationDataset(splits[run.data.validation_split], config.labels, frame_cache=frame_cache)
+    train, validation = build_datasets(run, splits, config.labels, frame_cache)
 
     # 4. training
     stop_on_sigterm = StopOnSigterm()

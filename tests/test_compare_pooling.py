@@ -324,6 +324,7 @@ def test_a_training_of_the_comparison_is_that_of_the_training_program(prepared, 
     assert found["prediction"].std() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_comparison_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(prepared, compared, tmp_path):
     more = ("--seeds", "2", "--contexts", "none", "mamba_ema")
     process = subprocess.Popen(

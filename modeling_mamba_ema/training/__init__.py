@@ -1,6 +1,6 @@
 """Fine-tuning on transformers' Trainer."""
 
-from .building import build_model, build_trainer, load_splits, training_arguments
+from .building import build_datasets, build_model, build_trainer, load_splits, training_arguments
 from .checkpoints import newest_complete_checkpoint, why_incomplete
 from .collator import ConversationCollator
 from .frame_caching import cache_frames
@@ -20,6 +20,7 @@ __all__ = [
     "MambaEMATrainer",
     "RunConfiguration",
     "StopOnSigterm",
+    "build_datasets",
     "build_model",
     "build_trainer",
     "cache_frames",

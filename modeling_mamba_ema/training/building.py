@@ -17,6 +17,7 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 from ..configuration_mamba_ema import MambaEMAConfig
 from ..data.bad_audio import describe_bad_audio, save_bad_audio, scan_audio, without
 from ..data.dataset import ConversationDataset, load_emotion_dataset
+from ..data.frame_cache import FrameCache
 from ..data.sources import read_label_ranges
 from ..feature_extraction_mamba_ema import MambaEMAFeatureExtractor
 from ..modeling_mamba_ema import MambaEMAForRegression
@@ -84,6 +85,15 @@ def load_splits(run: RunConfiguration, config: MambaEMAConfig) -> DatasetDict:
         if not len(rows):
             raise ValueError(f"no utterance of the split {split} is left; is the disk with its audio there?")
     return splits
+
+
+def build_datasets(
+    run: RunConfiguration, splits: DatasetDict, labels: Sequence[str], frame_cache: FrameCache | None = None
+) -> tuple[ConversationDataset, ConversationDataset]:
+    """What a run learns from, in windows where asked for, and the whole conversations of its validation split."""
+    windows = {"turns_per_item": run.data.turns_per_item, "context_turns": run.data.context_turns}
+    train = ConversationDataset(splits[run.data.train_split], labels, frame_cache=frame_cache, **windows)
+    return train, ConversationDataset(splits[run.data.validation_split], labels, frame_cache=frame_cache)
 
 
 def training_arguments(run: RunConfiguration, **changes: Any) -> TrainingArguments:

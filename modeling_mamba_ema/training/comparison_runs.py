@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 
 import numpy as np
 import pandas as pd
-from datasets import Dataset
+from datasets import DatasetDict
 from transformers import PrinterCallback, set_seed
 
 from ..data.dataset import ConversationDataset
 from ..data.frame_cache import FrameCache
 from .best_weights import KeepBestWeights
-from .building import build_model, build_trainer, training_arguments
+from .building import build_datasets, build_model, build_trainer, training_arguments
 from .pooling_comparison import BASELINE, Cell
 from .predictions import prediction_table
 from .run_configuration import RunConfiguration
@@ -67,7 +66,7 @@ def run_of_cell(run: RunConfiguration, cell: Cell) -> RunConfiguration:
 
 
 def train_and_predict(
-    run: RunConfiguration, splits: Mapping[str, Dataset], frame_cache: FrameCache | None
+    run: RunConfiguration, splits: DatasetDict, frame_cache: FrameCache | None
 ) -> dict[str, pd.DataFrame]:
     """Train as run_finetune.py does, with the best evaluation's weights in memory instead of checkpoints on the disk.
 
@@ -90,8 +89,7 @@ def train_and_predict(
         run,
         model,
         extractor,
-        ConversationDataset(splits[run.data.train_split], labels, run.data.turns_per_item, frame_cache),
-        ConversationDataset(splits[run.data.validation_split], labels, frame_cache=frame_cache),
+        *build_datasets(run, splits, labels, frame_cache),
         training_arguments(run, save_strategy="no", load_best_model_at_end=False, disable_tqdm=True),
         [best],
     )
