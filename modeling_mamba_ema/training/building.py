@@ -91,7 +91,7 @@ def build_datasets(
     run: RunConfiguration, splits: DatasetDict, labels: Sequence[str], frame_cache: FrameCache | None = None
 ) -> tuple[ConversationDataset, ConversationDataset]:
     """What a run learns from, in windows where asked for, and the whole conversations of its validation split."""
-    windows = {"turns_per_item": run.data.turns_per_item, "context_turns": run.data.context_turns}
+    windows: dict[str, Any] = {"turns_per_item": run.data.turns_per_item, "context_turns": run.data.context_turns}
     train = ConversationDataset(splits[run.data.train_split], labels, frame_cache=frame_cache, **windows)
     return train, ConversationDataset(splits[run.data.validation_split], labels, frame_cache=frame_cache)
 
