@@ -132,14 +132,15 @@ def test_one_run_or_equal_runs_give_the_interval_of_one():
     )
 
 
-def test_chance_between_runs_widens_the_interval():
-    ids = np.repeat(np.arange(20), 6)
-    widths = []
-    for spread in (0.0, 0.4):
-        a, truth = runs_of_noise(5, spread)
-        low, high = paired_bootstrap_difference(a, np.repeat(a.mean(axis=0)[None], 5, 0), truth, ids)
-        widths.append(high[0] - low[0])
-    assert widths[1] > 3 * widths[0]
+def test_the_interval_covers_chance_between_runs_around_their_mean():
+    a, truth = runs_of_noise(5, 0.4)
+    b = np.repeat(a.mean(axis=0)[None], 5, axis=0)
+    differences = [concordance_cc(run, truth) - concordance_cc(b[0], truth) for run in a]
+    low, high = paired_bootstrap_difference(a, b, truth, np.repeat(np.arange(20), 6))
+    # 95 % of a normal distribution lie within 1.96 standard errors; conversations add to that.
+    standard_error = np.std(differences) / np.sqrt(5)
+    assert high[0] - low[0] > 0.9 * 2 * 1.96 * standard_error
+    assert abs((high[0] + low[0]) / 2 - np.mean(differences)) < standard_error
 
 
 def test_folds_are_compared_within_themselves():
