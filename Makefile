@@ -10,7 +10,7 @@ KEEP_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000
 CORES := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu quality style bench clean
+.PHONY: help demo test test-slow test-gpu reliability mutations compat audit quality style bench clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -34,6 +34,19 @@ test-slow: $(STAMP) ## the tests that take minutes
 
 test-gpu: $(STAMP) ## the tests that need a CUDA GPU
 	$(BIN)/python -m pytest -m gpu
+
+reliability: $(STAMP) ## every promise of docs/reliability.md, with the figures seen
+	$(BIN)/python -m tests.reliability.report
+
+mutations: $(STAMP) ## break the code in six places; named tests must fail
+	$(BIN)/python -m tests.reliability.mutations
+
+compat: ## oldest and newest versions that setup.cfg allows, in environments of their own; 15 GB
+	$(PYTHON) -m tests.reliability.compat
+
+audit: $(STAMP) ## known weaknesses of the pinned versions; needs the network
+	$(BIN)/pip install --quiet --disable-pip-version-check pip-audit
+	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
 
 quality: $(STAMP) ## lint and types, as CI sees them
 	$(BIN)/ruff check .

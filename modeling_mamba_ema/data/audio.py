@@ -105,7 +105,7 @@ def checked_header(path: str | Path):
     try:
         header = sf.info(path)
     except (sf.LibsndfileError, RuntimeError) as error:
-        raise AudioFileError(f"{path.name} is no audio file that can be read: {error}") from error
+        raise AudioFileError(f"{path.name} is no audio file that can be read: {_reason(error)}") from error
     if header.frames == 0:
         raise AudioFileError(f"{path.name} holds no samples")
     low, high = RATE_RANGE
@@ -118,6 +118,11 @@ def checked_header(path: str | Path):
     if header.format in ("WAV", "WAVEX"):
         _check_wav(path)
     return header
+
+
+def _reason(error: RuntimeError) -> str:
+    """What libsndfile says is wrong, without the file's folder, which its own sentence begins with."""
+    return str(getattr(error, "error_string", error))
 
 
 def _stretch(path: Path, header, start: float | None, end: float | None) -> tuple[int, int]:
@@ -137,7 +142,7 @@ def _decode(path: Path, first: int, last: int) -> np.ndarray:
     try:
         samples, _ = sf.read(path, start=first, frames=last - first, dtype="float32", always_2d=True)
     except (sf.LibsndfileError, RuntimeError) as error:
-        raise AudioFileError(f"{path.name} cannot be decoded: {error}") from error
+        raise AudioFileError(f"{path.name} cannot be decoded: {_reason(error)}") from error
     if samples.shape[0] < last - first:
         raise AudioFileError(
             f"{path.name} is truncated: {samples.shape[0]} of {last - first} samples are there; copy the file anew"
