@@ -60,7 +60,6 @@ def test_trackio_keeps_the_ccc_of_each_evaluation_on_this_machine(tmp_path):
     pytest.importorskip("trackio")
     configuration = write_run(tmp_path / "run.yaml", write_corpus(tmp_path / "corpus"), tmp_path / "run")
     variables = {"TRACKIO_DIR": str(tmp_path / "trackio"), "ASKED": str(tmp_path / "asked")}
-    variables["HF_UPDATE_DOWNLOAD_COUNTS"] = "0"  # evaluate counts the uses of its metrics, trackio or not
     options = ["training.report_to=trackio", "training.epochs=1"]
     done = subprocess.run(
         [sys.executable, "-c", WATCHED, "examples/run_finetune.py", str(configuration), *options],

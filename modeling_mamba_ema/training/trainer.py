@@ -408,6 +408,8 @@ def ccc_of_predictions(labels: Sequence[str], intervals: bool = False) -> Any:
         labels: names of the labels, in the model's order.
         intervals: add 95 % intervals over conversations; then every item must be a whole conversation.
     """
+    # A training run reports to nobody: evaluate would tell a server about every load, of local metrics too.
+    evaluate.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     metric = evaluate.load(ccc_metric_path())
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
