@@ -90,6 +90,8 @@ def _read_metadata(path: Path) -> pd.DataFrame:
     if path.suffix not in _READERS:
         raise ValueError(f"{path.name} is no table that can be read; allowed are {', '.join(_READERS)}")
     try:
+        # Reading a file on this machine reports to nobody: datasets would tell a server about every load.
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
         return load_dataset(_READERS[path.suffix], data_files=str(path), split="train").to_pandas()
     except datasets.exceptions.DatasetGenerationError as error:
         raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {error.__cause__ or error}") from error
