@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
+from gradio import processing_utils
 
 from ..feature_extraction_mamba_ema import MambaEMAFeatureExtractor
 from ..inference import EmotionTracker, TurnEmotion
@@ -34,6 +35,10 @@ anybody. Uploads are deleted after a few minutes and nothing is sent anywhere.
 """
 
 
+async def _fetch_nothing(url: str) -> Any:
+    raise ValueError("this page fetches no addresses; upload the file")
+
+
 def build_page(
     model: MambaEMAForRegression, feature_extractor: MambaEMAFeatureExtractor, queue_size: int = QUEUE_SIZE
 ) -> gr.Blocks:
@@ -46,6 +51,8 @@ def build_page(
         feature_extractor: of the model.
         queue_size: requests that may wait; the next one is answered 503.
     """
+    # Gradio fetches what a request names by URL before any handler sees it, asking a public name server first.
+    processing_utils.async_ssrf_protected_get = _fetch_nothing
     start = Conversation(EmotionTracker(model, feature_extractor))
     scales = {name: model.config.label_range(name) for name in model.config.labels}
     max_seconds = feature_extractor.max_seconds
