@@ -57,7 +57,7 @@ style: $(STAMP) ## mend what can be mended
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## side-by-side measurements, under 15 minutes on 2 cores
+bench: $(STAMP) ## side-by-side measurements
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -W ignore benchmarks/run.py
 

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from measuring import (
     argument_parser,
+    forget_peak_memory,
     interleaved,
     lengths_in_seconds,
     machine,
@@ -106,6 +107,7 @@ def run_once(arguments: argparse.Namespace) -> None:
     """One variant on one batch: what the processes that measure memory do."""
     model = WavLMModel(wavlm_config(arguments.size)).eval().to(getattr(torch, arguments.dtype))
     seconds = arguments.seconds or lengths_in_seconds(arguments.utterances)
+    forget_peak_memory()
     with torch.inference_mode():
         function = variants(model, *padded_batch(seconds))[arguments.once]
         function()

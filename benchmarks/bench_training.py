@@ -15,6 +15,7 @@ import torch
 from measuring import (
     SIZES,
     argument_parser,
+    forget_peak_memory,
     interleaved,
     lengths_in_seconds,
     machine,
@@ -65,6 +66,7 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     functions = steps(arguments.size, arguments.utterances)
     if arguments.once:
+        forget_peak_memory()
         for _ in range(2):
             functions[arguments.once]()
         print_peak_memory()
