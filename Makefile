@@ -10,7 +10,7 @@ KEEP_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000
 CORES := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu reliability mutations compat audit quality style bench clean
+.PHONY: help demo test test-slow test-gpu reliability mutations compat audit quality style bench bench-gpu clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -60,6 +60,9 @@ style: $(STAMP) ## mend what can be mended
 bench: $(STAMP) ## side-by-side measurements
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[bench]'
 	$(BIN)/python -W ignore benchmarks/run.py
+
+bench-gpu: $(STAMP) ## the encoder and the updater on a CUDA GPU
+	$(BIN)/python -W ignore benchmarks/bench_gpu.py --json outputs/benchmarks/gpu.json
 
 clean: ## remove outputs; keeps .venv
 	rm -rf outputs data build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -110,6 +110,7 @@ def machine() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "instructions": sorted(flags & {"avx2", "avx512f", "avx512_bf16", "amx_bf16"}),
+        **({"gpu": torch.cuda.get_device_name()} if torch.cuda.is_available() else {}),
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }

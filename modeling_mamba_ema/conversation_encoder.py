@@ -94,7 +94,8 @@ class ConversationEncoder(nn.Module):
         # 1. valid turns to the left, so that padding is on the right only, up to the longest row
         turn_mask = turn_mask.to(torch.bool)
         lengths = turn_mask.sum(dim=1)  # (batch,)
-        longest = max(int(lengths.max()), 1)
+        turns = turn_mask.shape[1]
+        longest = 1 if turns == 1 else max(int(lengths.max()), 1)  # a stream's step need not wait for a GPU's answer
         order = torch.argsort(~turn_mask, dim=1, stable=True)[:, :longest]  # (batch, longest)
         valid = torch.arange(longest, device=lengths.device) < lengths[:, None]
         hidden_states = observations.gather(1, _over_hidden(order, self.hidden_size))  # (batch, longest, hidden)

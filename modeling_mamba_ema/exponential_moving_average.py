@@ -120,7 +120,9 @@ class ExponentialMovingAverage(nn.Module):
     def _log_decay_and_gain(self, dtype: torch.dtype, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """log(alpha) and 1 - alpha, both without cancellation for alpha near 0 and 1."""
         if self.decay_logit is None:
-            pair = torch.tensor([[math.log(self.decay)], [1 - self.decay]], dtype=dtype, device=device)
-            return pair[0], pair[1]
+            # Filled on the device: copying numbers to a GPU would wait for it, and cannot be part of a CUDA graph.
+            numbers = (math.log(self.decay), 1 - self.decay)
+            log_decay, gain = (torch.full((1,), number, dtype=dtype, device=device) for number in numbers)
+            return log_decay, gain
         logit = self.decay_logit.to(dtype)
         return F.logsigmoid(logit), torch.sigmoid(-logit)

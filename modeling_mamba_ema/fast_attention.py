@@ -11,13 +11,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch.nn.utils.rnn import pad_sequence
 from transformers import WavLMModel
 
 from .fused_linear import at_least_float32, linear
 
 # Attention weights computed at a time (8 MB in float32), so that memory is linear in an utterance's length.
 ATTENTION_ENTRIES = 2**21
+# On other devices, where many small blocks would leave most of the machine idle (128 MB in half precision).
+MASK_ENTRIES = 2**26
+# Memory-efficient attention on a GPU reads a mask whose rows are a multiple of 8 long; any other is copied into one.
+MASK_ALIGNMENT = 8
 
 
 def position_biases(wavlm: WavLMModel, frames: list[int]) -> list[torch.Tensor]:
@@ -98,22 +101,33 @@ def _attend_together(
     biases: list[torch.Tensor],
     dropout: float,
 ) -> torch.Tensor:
-    """The same in one padded call, for devices where starting a kernel costs more than some padding of attention."""
-    lengths = torch.tensor(frames, device=queries.device)
+    """The same in one padded batch, for devices where starting a kernel costs more than some padding of attention.
+
+    Nothing here reads a tensor's values or copies from the CPU: either would wait for the device, in every layer.
+    """
     longest = max(frames)
-    valid = torch.arange(longest, device=queries.device) < lengths.unsqueeze(1)  # (batch, longest)
-    query, key, value, gate = (
-        pad_sequence(list(rows.split(frames)), batch_first=True) for rows in (queries, keys, values, gates)
-    )
+    padded = longest + -longest % MASK_ALIGNMENT
+    query, key, value, gate = (_pad(rows, frames, padded).transpose(1, 2) for rows in (queries, keys, values, gates))
     # Reversing the padded rows puts the padding first and every key where the longest utterance has that distance.
-    bias = biases[frames.index(longest)]
-    mask = gate.transpose(1, 2).unsqueeze(-1) * bias  # (batch, heads, longest, longest)
-    mask = mask.masked_fill(~valid.flip(1)[:, None, None], -torch.inf).to(query.dtype)
-    output = F.scaled_dot_product_attention(
-        query.transpose(1, 2),
-        key.flip(1).transpose(1, 2),
-        value.flip(1).transpose(1, 2),
-        attn_mask=mask,
-        dropout_p=dropout,
-    )  # (batch, heads, longest, size)
-    return output.transpose(1, 2)[valid].flatten(1)
+    key, value = key.flip(2), value.flip(2)  # (batch, heads, padded, size)
+    absent = _pad(gates.new_zeros(len(gates)), frames, padded, -torch.inf).flip(1)[:, None, None]
+    # Padded keys and queries get a bias of 0; the former are absent, the latter's outputs are left out.
+    bias = F.pad(biases[frames.index(longest)], (padded - longest, 0, 0, padded - longest))  # (heads, padded, padded)
+    outputs = []
+    rows = max(1, MASK_ENTRIES // (query.shape[0] * query.shape[1] * padded))
+    for start in range(0, padded, rows):
+        block = slice(start, start + rows)
+        mask = torch.addcmul(absent, gate[:, :, block, None], bias[:, block])  # (batch, heads, rows, padded)
+        output = F.scaled_dot_product_attention(
+            query[:, :, block], key, value, attn_mask=mask.to(query.dtype), dropout_p=dropout
+        )
+        outputs.append(output.transpose(1, 2))
+    output = torch.cat(outputs, dim=1).flatten(2)  # (batch, padded, hidden)
+    return torch.cat([row[:length] for row, length in zip(output, frames)])
+
+
+def _pad(rows: torch.Tensor, frames: list[int], length: int, value: float = 0.0) -> torch.Tensor:
+    """(all frames, ...) -> (batch, length, ...) in one copy; `pad_sequence` makes one for each utterance."""
+    padding = rows.new_full((length, *rows.shape[1:]), value)
+    pieces = [piece for row in rows.split(frames) for piece in (row, padding[len(row) :])]
+    return torch.cat(pieces).unflatten(0, (len(frames), length))

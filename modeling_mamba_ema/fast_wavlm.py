@@ -165,7 +165,7 @@ def _convolve(conv: nn.Conv1d, weight: torch.Tensor, features: torch.Tensor) -> 
         rows = features.as_strided((steps, width * channels), (stride * channels, 1), start * channels)
         part = weight[start * channels : (start + width) * channels]
         if output is not None:
-            output = output.addmm_(rows, part) if in_inference() else output.addmm(rows, part)
+            output = output.addmm_(rows, part) if in_inference(rows) else output.addmm(rows, part)
         elif conv.bias is not None:
             output = torch.addmm(conv.bias, rows, part)
         else:

@@ -33,9 +33,9 @@ def _dtypes_of_this_processor() -> frozenset[torch.dtype]:
 _FUSED_DTYPES = _dtypes_of_this_processor()
 
 
-def in_inference() -> bool:
+def in_inference(hidden: torch.Tensor) -> bool:
     """Whether results may be written into each other: no gradients wanted, and no autocast that chooses dtypes."""
-    return not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    return not torch.is_grad_enabled() and not torch.is_autocast_enabled(hidden.device.type)
 
 
 def at_least_float32(values: torch.Tensor) -> torch.Tensor:
@@ -44,7 +44,7 @@ def at_least_float32(values: torch.Tensor) -> torch.Tensor:
 
 
 def _fuses(hidden: torch.Tensor) -> bool:
-    return in_inference() and hidden.device.type == "cpu" and hidden.dtype in _FUSED_DTYPES
+    return hidden.device.type == "cpu" and hidden.dtype in _FUSED_DTYPES and in_inference(hidden)
 
 
 def linear(hidden: torch.Tensor, layer: nn.Linear, activation: nn.Module | None = None) -> torch.Tensor:

@@ -150,16 +150,20 @@ def ssd(
     C: torch.Tensor,
     initial_state: torch.Tensor,
     chunk_size: int,
+    half_precision: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Run the scan the cheapest way: a single step, mamba-ssm's kernel on a GPU that has it, else chunks.
 
-    Arguments and results as in `ssd_chunked`.
+    Args:
+        half_precision: x, B and C were computed in half precision. Only then the kernel runs: it rounds the factors
+            of its products to TF32, 11 bits, and in float32 a conversation would not equal its turns one by one.
+
+    The other arguments and the results are as in `ssd_chunked`.
     """
     if x.shape[1] == 1:
         y, state = ssd_step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], initial_state)
         return y[:, None], state
-    # The kernel computes in float32 at most.
-    if mamba_chunk_scan_combined is not None and x.is_cuda and x.dtype != torch.float64:
+    if mamba_chunk_scan_combined is not None and x.is_cuda and half_precision:
         return mamba_chunk_scan_combined(
             x.contiguous(),
             dt.contiguous(),
@@ -291,7 +295,8 @@ class Mamba2(nn.Module):
             # 3. recurrence; a step of size 0 neither decays nor feeds the state, so padding freezes it
             dt = torch.where(valid[..., None], F.softplus(dt + self.dt_bias.to(dtype)), 0.0)
             A = -torch.exp(self.A_log.to(dtype))
-            y, ssm_state = ssd(x, dt, A, B, C, state.ssm, self.chunk_size)
+            half_precision = projected.dtype != dtype
+            y, ssm_state = ssd(x, dt, A, B, C, state.ssm, self.chunk_size, half_precision)
             y = (y + self.D.to(dtype)[:, None] * x).reshape(batch, turns, self.d_inner)
 
             # 4. gate and norm

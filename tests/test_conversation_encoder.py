@@ -475,3 +475,13 @@ def test_context_chooses_the_parts(context, parts):
 def test_impossible_encoders_are_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         make_encoder(**changes)
+
+
+@every_context
+def test_a_step_of_a_stream_reads_no_tensor_s_values(context):
+    """It would wait for a GPU, and could be no CUDA graph; tensors on "meta" have no values to read."""
+    encoder = make_encoder(context).to("meta")
+    turn, mask = torch.empty(2, 1, HIDDEN, dtype=torch.float64, device="meta"), torch.empty(2, 1, device="meta").bool()
+    _, state = encoder(turn, mask)
+    context, state = encoder(turn, mask, state)
+    assert all(tensor.is_meta for tensor in (context, *state.state_dict().values()))

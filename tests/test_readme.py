@@ -46,6 +46,8 @@ def shell_lines():
     for block in re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL):
         for line in block.replace("\\\n", " ").splitlines():
             words = shlex.split(line, comments=True)
+            while words and re.match(r"[A-Z_]+=", words[0]):  # the environment of one command
+                del words[0]
             if words:
                 yield words
 
@@ -74,7 +76,7 @@ def test_shell_lines_use_programs_options_and_extras_that_exist():
             for extra in re.findall(r"\w+", "".join(re.findall(r"\[(.*)\]", words[2]))):
                 assert extra in extras["options.extras_require"], extra
         else:
-            assert words[0] == "make", words
+            assert words[0] in ("make", "touch"), words
         seen += 1
     assert seen >= 15
 
