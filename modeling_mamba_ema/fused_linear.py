@@ -49,14 +49,21 @@ def _fuses(hidden: torch.Tensor) -> bool:
 
 def linear(hidden: torch.Tensor, layer: nn.Linear, activation: nn.Module | None = None) -> torch.Tensor:
     """activation(layer(hidden)), (rows, in) -> (rows, out), in the dtype of the layer's weights."""
-    hidden = hidden.to(layer.weight.dtype)
+    return product(hidden, layer.weight, layer.bias, activation)
+
+
+def product(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: nn.Module | None = None
+) -> torch.Tensor:
+    """activation(hidden @ weight.T + bias), (rows, in) -> (rows, out), in the dtype of the weight, (out, in)."""
+    hidden = hidden.to(weight.dtype)
     if _fuses(hidden):
         if activation is None:
-            return _onednn(hidden, layer.weight, layer.bias, "none", [], "")
+            return _onednn(hidden, weight, bias, "none", [], "")
         if isinstance(activation, GELUActivation):
-            return _onednn(hidden, layer.weight, layer.bias, "gelu", [], "none")
-    product = F.linear(hidden, layer.weight, layer.bias)
-    return product if activation is None else activation(product)
+            return _onednn(hidden, weight, bias, "gelu", [], "none")
+    output = F.linear(hidden, weight, bias)
+    return output if activation is None else activation(output)
 
 
 def add_linear(residual: torch.Tensor, hidden: torch.Tensor, layer: nn.Linear, dropout: nn.Module) -> torch.Tensor:
