@@ -26,11 +26,13 @@ from torch import nn
 from transformers import WavLMConfig, WavLMModel
 
 from .fast_attention import position_biases, unpadded_attention
-from .fused_linear import add_linear, at_least_float32, in_inference, linear
+from .fused_linear import add_linear, at_least_float32, linear, product
 
 # On a CPU utterances are encoded in groups of about this many frames (30 s): enough rows to keep the products busy, few
 # enough that memory does not grow with the batch and the allocator can hand out the same blocks again and again.
 GROUP_FRAMES = 1500
+# Frames (1 s) that the convolutions compute at a time, so that their results stay in the processor's cache.
+PIECE_FRAMES = 50
 # SpecAugment's spans of 10 frames would hide most of an utterance shorter than this (1 s at 50 frames a second).
 SPEC_AUGMENT_MIN_FRAMES = 50
 
@@ -100,7 +102,8 @@ def _encode(wavlm: WavLMModel, utterances: list[torch.Tensor], layers: Sequence[
     features = _front_end(wavlm.feature_extractor, [utterance.to(dtype) for utterance in utterances])
     frames = [len(utterance) for utterance in features]
     projection = wavlm.feature_projection
-    hidden = linear(_norm(projection.layer_norm, torch.cat(features)), projection.projection)  # (all frames, hidden)
+    normed = _norm(projection.layer_norm, torch.cat(features))
+    hidden = linear(normed, projection.projection)  # (all frames, hidden)
     hidden = projection.dropout(hidden)
     if wavlm.training and config.apply_spec_augment:
         hidden = _spec_augment(wavlm, hidden, frames)
@@ -130,48 +133,49 @@ def _encode(wavlm: WavLMModel, utterances: list[torch.Tensor], layers: Sequence[
 def _front_end(feature_extractor: Any, utterances: list[torch.Tensor]) -> list[torch.Tensor]:
     """Waveforms (samples,) -> features (frames, channels): convolutions as matrix products over (time, channels)"""
     layers = feature_extractor.conv_layers
-    weights = [layer.conv.weight.permute(2, 1, 0).flatten(0, 1) for layer in layers]  # (kernel * in, out)
-    return [_convolve_all(layers, weights, utterance) for utterance in utterances]
+    weights = [layer.conv.weight.transpose(1, 2).flatten(1) for layer in layers]  # (out, kernel * in)
+    return [_convolve_all(layers, weights, utterance.unsqueeze(1)) for utterance in utterances]
 
 
-def _convolve_all(layers: Any, weights: list[torch.Tensor], waveform: torch.Tensor) -> torch.Tensor:
-    features = waveform.unsqueeze(1)  # (time, channels)
-    for layer, weight in zip(layers, weights):
-        features = _convolve(layer.conv, weight, features)
-        norm = getattr(layer, "layer_norm", None)
-        if isinstance(norm, nn.GroupNorm):  # one group a channel: moments over time
-            features = F.instance_norm(features.t().unsqueeze(0), weight=norm.weight, bias=norm.bias, eps=norm.eps)
-            features = features.squeeze(0).t().contiguous()
-        elif norm is not None:
-            features = _norm(norm, features)
-        features = layer.activation(features)
-    return features
+def _convolve_all(layers: Any, weights: list[torch.Tensor], features: torch.Tensor) -> torch.Tensor:
+    """All convolutions of one utterance, (samples, 1) -> (frames, channels), in pieces of time.
 
-
-def _convolve(conv: nn.Conv1d, weight: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
-    """A strided convolution, (time, channels) -> (new time, new channels).
-
-    Rows of `stride` steps do not overlap, so they are a view of the input; a kernel is as many such rows as fit in it
-    and a shorter rest, each a matrix product added to the ones before.
+    A frame depends on its receptive field alone, so that each piece is computed from the samples of its own frames and
+    everything between stays in the processor's cache. WavLM-base normalises its first convolution over the whole
+    utterance; there the pieces begin after it.
     """
-    (kernel,), (stride,) = conv.kernel_size, conv.stride
-    channels = features.shape[1]
-    steps = (len(features) - kernel) // stride + 1
-    if channels == 1:
-        return F.linear(features.squeeze(1).unfold(0, kernel, stride), weight.t(), conv.bias)
-    output = None
-    for start in range(0, kernel, stride):
-        width = min(stride, kernel - start)
-        rows = features.as_strided((steps, width * channels), (stride * channels, 1), start * channels)
-        part = weight[start * channels : (start + width) * channels]
-        if output is not None:
-            output = output.addmm_(rows, part) if in_inference(rows) else output.addmm(rows, part)
-        elif conv.bias is not None:
-            output = torch.addmm(conv.bias, rows, part)
-        else:
-            output = rows @ part
-    assert output is not None
-    return output
+    whole = 1 if isinstance(getattr(layers[0], "layer_norm", None), nn.GroupNorm) else 0
+    for layer, weight in zip(layers[:whole], weights):
+        features = _convolve(layer, weight, features)
+    layers, weights = layers[whole:], weights[whole:]
+    field = hop = 1  # steps of `features` that a frame sees, and from one frame to the next
+    for layer in reversed(layers):
+        field = (field - 1) * layer.conv.stride[0] + layer.conv.kernel_size[0]
+        hop *= layer.conv.stride[0]
+    frames = (len(features) - field) // hop + 1
+    size = PIECE_FRAMES if features.device.type == "cpu" else frames  # a GPU would wait for the start of small kernels
+    pieces = []
+    for start in range(0, frames, size):
+        last = min(start + size, frames) - 1
+        piece = features[start * hop : last * hop + field]
+        for layer, weight in zip(layers, weights):
+            piece = _convolve(layer, weight, piece)
+        pieces.append(piece)
+    return torch.cat(pieces)
+
+
+def _convolve(layer: Any, weight: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+    """A strided convolution with its norm and activation, (time, channels) -> (new time, new channels)"""
+    conv, norm = layer.conv, getattr(layer, "layer_norm", None)
+    windows = features.unfold(0, conv.kernel_size[0], conv.stride[0]).transpose(1, 2)  # (new time, kernel, channels)
+    features = product(windows.flatten(1), weight, conv.bias, layer.activation if norm is None else None)
+    if norm is None:
+        return features
+    if isinstance(norm, nn.GroupNorm):  # one group a channel: moments over time
+        channels_first = features.t().unsqueeze(0)
+        normed = F.instance_norm(channels_first, weight=norm.weight, bias=norm.bias, eps=norm.eps)
+        return layer.activation(normed.squeeze(0).t().contiguous())
+    return layer.activation(_norm(norm, features))
 
 
 def _positions(embedding: Any, hidden: torch.Tensor, frames: list[int]) -> torch.Tensor:

@@ -33,9 +33,9 @@ def _dtypes_of_this_processor() -> frozenset[torch.dtype]:
 _FUSED_DTYPES = _dtypes_of_this_processor()
 
 
-def in_inference(hidden: torch.Tensor) -> bool:
+def in_inference() -> bool:
     """Whether results may be written into each other: no gradients wanted, and no autocast that chooses dtypes."""
-    return not torch.is_grad_enabled() and not torch.is_autocast_enabled(hidden.device.type)
+    return not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
 
 
 def at_least_float32(values: torch.Tensor) -> torch.Tensor:
@@ -44,19 +44,26 @@ def at_least_float32(values: torch.Tensor) -> torch.Tensor:
 
 
 def _fuses(hidden: torch.Tensor) -> bool:
-    return hidden.device.type == "cpu" and hidden.dtype in _FUSED_DTYPES and in_inference(hidden)
+    return in_inference() and hidden.device.type == "cpu" and hidden.dtype in _FUSED_DTYPES
 
 
 def linear(hidden: torch.Tensor, layer: nn.Linear, activation: nn.Module | None = None) -> torch.Tensor:
     """activation(layer(hidden)), (rows, in) -> (rows, out), in the dtype of the layer's weights."""
-    hidden = hidden.to(layer.weight.dtype)
+    return product(hidden, layer.weight, layer.bias, activation)
+
+
+def product(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: nn.Module | None = None
+) -> torch.Tensor:
+    """activation(hidden @ weight.T + bias), (rows, in) -> (rows, out), in the dtype of the weight, (out, in)."""
+    hidden = hidden.to(weight.dtype)
     if _fuses(hidden):
         if activation is None:
-            return _onednn(hidden, layer.weight, layer.bias, "none", [], "")
+            return _onednn(hidden, weight, bias, "none", [], "")
         if isinstance(activation, GELUActivation):
-            return _onednn(hidden, layer.weight, layer.bias, "gelu", [], "none")
-    product = F.linear(hidden, layer.weight, layer.bias)
-    return product if activation is None else activation(product)
+            return _onednn(hidden, weight, bias, "gelu", [], "none")
+    output = F.linear(hidden, weight, bias)
+    return output if activation is None else activation(output)
 
 
 def add_linear(residual: torch.Tensor, hidden: torch.Tensor, layer: nn.Linear, dropout: nn.Module) -> torch.Tensor:
