@@ -18,7 +18,17 @@ import soundfile as sf
 import torch
 import transformers
 from datasets import disable_progress_bars
-from measuring import SAMPLE_RATE, SIZES, argument_parser, lengths_in_seconds, report, table, wavlm_config
+from measuring import (
+    SAMPLE_RATE,
+    SIZES,
+    argument_parser,
+    lengths_in_seconds,
+    peak_of_process,
+    report,
+    resident_memory,
+    table,
+    wavlm_config,
+)
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
 from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression
@@ -55,7 +65,8 @@ def write_noise(folder: Path, utterances: int) -> float:
     return sum(seconds)
 
 
-def epoch_seconds(model, extractor, dataset, arguments: TrainingArguments) -> list[float]:
+def epoch_costs(model, extractor, dataset, arguments: TrainingArguments) -> tuple[list[float], float]:
+    """Seconds of each epoch, and GiB that the process took beside what it had."""
     times = EpochTimes()
     trainer = MambaEMATrainer(
         model=model,
@@ -65,8 +76,9 @@ def epoch_seconds(model, extractor, dataset, arguments: TrainingArguments) -> li
         callbacks=[times],
     )
     trainer.remove_callback(PrinterCallback)
+    before = resident_memory()
     trainer.train()
-    return times.seconds
+    return times.seconds, peak_of_process() - before
 
 
 def main() -> None:
@@ -101,22 +113,23 @@ def main() -> None:
                 disable_tqdm=True,
             )
 
-        with_encoder = epoch_seconds(model, extractor, ConversationDataset(rows, LABELS), training(1))[0]
+        (with_encoder,), memory = epoch_costs(model, extractor, ConversationDataset(rows, LABELS), training(1))
         started = time.perf_counter()
         cache = cache_frames(model, extractor, [rows], folder / "cache", training(1))
         filling = time.perf_counter() - started
         dataset = ConversationDataset(rows, LABELS, frame_cache=cache)
         # The first epoch warms up.
-        cached = statistics.median(epoch_seconds(model, extractor, dataset, training(CACHED_EPOCHS))[1:])
+        epochs, cached_memory = epoch_costs(model, extractor, dataset, training(CACHED_EPOCHS))
+        cached = statistics.median(epochs[1:])
         megabytes = sum(path.stat().st_size for path in cache.folder.rglob("*.safetensors")) / 1e6
 
     print(f"WavLM-{arguments.size}'s shape, {arguments.utterances} utterances, {audio_seconds:.0f} s of audio\n")
     rows_of_table = [
-        ["epoch with the encoder running", f"{with_encoder:.2f}", "1.0"],
-        ["filling the cache, once", f"{filling:.2f}", ""],
-        ["epoch from the cache", f"{cached:.3f}", f"{with_encoder / cached:.1f}"],
+        ["epoch with the encoder running", f"{with_encoder:.2f}", "1.0", f"{memory:.2f}"],
+        ["filling the cache, once", f"{filling:.2f}", "", ""],
+        ["epoch from the cache", f"{cached:.3f}", f"{with_encoder / cached:.1f}", f"{cached_memory:.2f}"],
     ]
-    print(table(["", "seconds", "times faster"], rows_of_table))
+    print(table(["", "seconds", "times faster", "peak memory beside the weights, GiB"], rows_of_table))
     print(f"\nthe cache takes {megabytes:.0f} MB")
     report(
         arguments,
@@ -128,6 +141,8 @@ def main() -> None:
             "filling_the_cache_seconds": filling,
             "epoch_from_cache_seconds": cached,
             "times_faster": with_encoder / cached,
+            "epoch_with_encoder_gib": memory,
+            "epoch_from_cache_gib": cached_memory,
             "cache_megabytes": megabytes,
         },
     )

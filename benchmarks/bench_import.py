@@ -1,4 +1,4 @@
-"""Import time, and time to a first prediction, of this package and of what it is built on.
+"""Import time, and time to a first training step, of this package and of what it is built on.
 
     python benchmarks/bench_import.py [--rounds 3] [--json FILE]
 
@@ -32,20 +32,20 @@ THEIRS, OURS = "import torch, transformers and WavLMModel", "import modeling_mam
 def statements(folder: Path) -> dict[str, str]:
     """Name -> code of a process; saves the two models that are loaded."""
     torch.manual_seed(0)
-    WavLMForSequenceClassification(WavLMConfig(**TINY)).save_pretrained(folder / "wavlm")
+    WavLMForSequenceClassification(WavLMConfig(**TINY, apply_spec_augment=False)).save_pretrained(folder / "wavlm")
     MambaEMAForRegression(MambaEMAConfig(speech_encoder_config=TINY)).save_pretrained(folder / "mamba_ema")
-    predict = "model(torch.randn(1, 16_000))"
+    step = "model(torch.randn(2, 16_000), labels=torch.{}).loss.backward()"
     return {
         "import torch, transformers": "import torch, transformers",
         THEIRS: "import torch; from transformers import WavLMModel",
         OURS: OURS,
-        "first prediction of WavLMForSequenceClassification": (
+        "first step of WavLMForSequenceClassification": (
             "import torch; from transformers import WavLMForSequenceClassification as Model; "
-            f"model = Model.from_pretrained({str(folder / 'wavlm')!r}).eval(); {predict}"
+            f"model = Model.from_pretrained({str(folder / 'wavlm')!r}).train(); {step.format('tensor([0, 1])')}"
         ),
-        "first prediction of MambaEMAForRegression": (
+        "first step of MambaEMAForRegression": (
             "import torch; from modeling_mamba_ema import MambaEMAForRegression as Model; "
-            f"model = Model.from_pretrained({str(folder / 'mamba_ema')!r}).eval(); {predict}"
+            f"model = Model.from_pretrained({str(folder / 'mamba_ema')!r}).train(); {step.format('rand(2, 2)')}"
         ),
     }
 

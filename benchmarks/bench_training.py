@@ -3,7 +3,8 @@
     python benchmarks/bench_training.py [--size base] [--utterances 8] [--rounds 3] [--json FILE]
 
 Forward, CCC loss on mean-pooled frames, backward; the convolution front end is frozen, as usual in fine-tuning, and
-dropout is as WavLM ships it. The two steps run in turn in one process; memory is the peak of a fresh process each.
+dropout is as WavLM ships it. The two steps run in turn in one process; memory is what a fresh process each takes beside
+the weights, gradients included.
 """
 
 import argparse
@@ -15,14 +16,14 @@ import torch
 from measuring import (
     SIZES,
     argument_parser,
-    forget_peak_memory,
     interleaved,
     lengths_in_seconds,
     machine,
     padded_batch,
     peak_memory,
-    print_peak_memory,
+    print_growth,
     report,
+    resident_memory,
     table,
     wavlm_config,
 )
@@ -66,10 +67,9 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     functions = steps(arguments.size, arguments.utterances)
     if arguments.once:
-        forget_peak_memory()
-        for _ in range(2):
-            functions[arguments.once]()
-        print_peak_memory()
+        before = resident_memory()
+        functions[arguments.once]()
+        print_growth(before)
         return
     times = interleaved(functions, arguments.rounds)
     shared = ["--size", arguments.size, "--utterances", str(arguments.utterances)]
@@ -83,7 +83,7 @@ def main() -> None:
         for name, values in figures.items()
     ]
     print(f"WavLM-{arguments.size}, {arguments.utterances} utterances, forward and backward; {machine()}\n")
-    print(table(["training step", "seconds", "faster by", "peak memory, GiB"], rows))
+    print(table(["training step", "seconds", "faster by", "peak memory beside the weights, GiB"], rows))
     report(arguments, {"steps": figures})
 
 

@@ -11,7 +11,7 @@ import statistics
 import time
 
 import torch
-from measuring import argument_parser, interleaved, machine, report, table
+from measuring import argument_parser, interleaved, machine, report, resident_memory, table
 from transformers import Mamba2Config, MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
@@ -49,18 +49,21 @@ def median_times(functions: dict, turns: torch.Tensor, rounds: int, backward: bo
     return {name: 1000 * seconds for name, seconds in interleaved(calls, rounds).items()}
 
 
-def streaming_times(turns: int) -> tuple[float, float]:
-    """Median milliseconds of a turn at the beginning and at the end of a long stream."""
+def streaming_costs(turns: int) -> tuple[float, float, float]:
+    """Median milliseconds of a turn at the beginning and at the end of a long stream, and MiB of growth between."""
     torch.manual_seed(0)
     encoder = ConversationEncoder(WIDTH, "mamba_ema", 2, 64, 4, 2, 64, 0.8, False, 0.0).eval()
     state, times = None, []
     turn, mask = torch.randn(1, 1, WIDTH), torch.ones(1, 1, dtype=torch.bool)
     with torch.inference_mode():
-        for _ in range(turns):
+        for number in range(turns):
+            if number == 500:
+                before = resident_memory()
             started = time.perf_counter()
             _, state = encoder(turn, mask, state)
             times.append(1000 * (time.perf_counter() - started))
-    return statistics.median(times[10:510]), statistics.median(times[-500:])
+    grown = 1024 * (resident_memory() - before)
+    return statistics.median(times[10:510]), statistics.median(times[-500:]), grown
 
 
 def main() -> None:
@@ -80,9 +83,11 @@ def main() -> None:
         figures[name] = {variant: {"milliseconds": ms, "ratio": slowest / ms} for variant, ms in medians.items()}
         rows = [[variant, f"{ms:.2f}", f"{slowest / ms:.1f}x"] for variant, ms in medians.items()]
         print("\n" + table([name, "median ms", "faster by"], rows))
-    early, late = streaming_times(10_000)
-    print(f"\none turn of a stream (2 blocks and EMA): {early:.2f} ms at its start, {late:.2f} ms at turn 10,000")
-    report(arguments, {"updater": figures, "stream_milliseconds": {"start": early, "turn 10,000": late}})
+    early, late, grown = streaming_costs(10_000)
+    print(f"\none turn of a stream (2 blocks and EMA): {early:.2f} ms at its start, {late:.2f} ms at turn 10,000;")
+    print(f"memory grew by {grown:.1f} MiB from turn 500 to turn 10,000")
+    stream = {"milliseconds": {"start": early, "turn 10,000": late}, "memory_grown_mib": grown}
+    report(arguments, {"updater": figures, "stream": stream})
 
 
 if __name__ == "__main__":

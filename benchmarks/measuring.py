@@ -58,15 +58,21 @@ def padded_batch(seconds: list[float], dtype: torch.dtype = torch.float32) -> tu
     return waveforms.to(dtype), lengths
 
 
-def interleaved(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each function, run in turn (A B C A B C ...), after one round that is not counted."""
+def interleaved(
+    functions: dict[str, Callable[[], Any]], rounds: int, warm_up: dict[str, Callable[[], Any]] | None = None
+) -> dict[str, float]:
+    """Median seconds of each function, run in turn (A B C A B C ...).
+
+    Before the counted rounds everything runs once: `warm_up`, or the functions themselves.
+    """
+    for function in (functions if warm_up is None else warm_up).values():
+        function()
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for round_number in range(rounds + 1):
+    for _ in range(rounds):
         for name, function in functions.items():
             started = time.perf_counter()
             function()
-            if round_number:
-                times[name].append(time.perf_counter() - started)
+            times[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -80,20 +86,29 @@ def matrix_product_peak(dtype: torch.dtype) -> float:
 
 
 def peak_memory(script: str, *arguments: str) -> float:
-    """Largest resident memory, in GiB, of a new process that runs `script`, which calls [`print_peak_memory`] last."""
+    """GiB that a new process running `script` took beside what it had, as its last call of [`print_growth`] tells."""
     command = [sys.executable, "-W", "ignore", script, *arguments]
     finished = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return float(finished.stdout.rsplit("peak GiB ", 1)[1])
+    return float(finished.stdout.rsplit("growth GiB ", 1)[1])
 
 
-def forget_peak_memory() -> None:
-    """Measure from here on (Linux): making random weights takes more memory than running them."""
+def resident_memory() -> float:
+    """GiB of this process now, from where on the peak is counted anew (Linux): building a model takes more than it."""
     Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
 
 
-def print_peak_memory() -> None:
-    status = Path("/proc/self/status").read_text()
-    print("peak GiB", int(status.split("VmHWM:")[1].split()[0]) / 2**20)
+def peak_of_process() -> float:
+    """GiB, the most since [`resident_memory`]."""
+    return _status("VmHWM")
+
+
+def print_growth(before: float) -> None:
+    print("growth GiB", peak_of_process() - before)
+
+
+def _status(field: str) -> float:
+    return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0]) / 2**20
 
 
 def machine() -> dict[str, Any]:
