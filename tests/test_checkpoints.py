@@ -129,7 +129,7 @@ def test_a_run_that_is_stopped_goes_on_to_the_same_weights(tmp_path, corpus, uni
     process = start(configuration)
     wait_for_checkpoint(process, run, 4)
     process.send_signal(number)
-    process.communicate(timeout=30)
+    process.communicate(timeout=10)
     assert process.returncode == (-9 if number == signal.SIGKILL else 143)
     assert not list((run / "checkpoints").glob("broken-*"))
     assert not (run / "results.json").exists()

@@ -112,7 +112,8 @@ def trajectory(turns: Sequence[TurnEmotion]) -> str:
 
 def _image(figure: Figure, description: str, width: str = "100%") -> str:
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=100)
+    # The highest speed instead of the usual compression: a tenth more bytes, a tenth less waiting.
+    figure.savefig(picture, format="png", dpi=100, pil_kwargs={"compress_level": 1})
     return (
         f"<img alt='{escape(description)}' style='width:{width}; margin:auto' "
         f"src='data:image/png;base64,{_base64(picture)}'>"
