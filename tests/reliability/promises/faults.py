@@ -59,7 +59,7 @@ PROMISES = [
         "SIGTERM leaves one complete checkpoint, ends with 143, and the run goes on to the same weights",
         "within 10 s; bitwise",
         "test_training.py::test_sigterm_within_an_epoch_saves_one_complete_checkpoint_and_evaluates_nothing",
-        "test_checkpoints.py::test_a_run_that_is_stopped_goes_on_to_the_same_weights",
+        "test_checkpoints.py::test_a_run_that_gets_sigterm_ends_with_143_and_goes_on_to_the_same_weights",
     ),
     promise(
         "C-09",
