@@ -26,9 +26,12 @@ DOCUMENT = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- table: make reliability -->\n", "<!-- end of table -->\n"
 
 
-# These run in a second process beside the others, for there are two cores: they are slow, and nothing in them is held
-# to a time that the others could take from them.
-ASIDE = {"test_page_load.py", "test_checkpoints.py", "reliability/test_mutations.py"}
+# These run in a second process beside the others, for there are two cores. Together they take about as long as the
+# others, and nothing in them is held to a time so short that the others could take it from them.
+ASIDE = {
+    *("test_page_load.py", "test_training.py", "reliability/test_mutations.py"),
+    *("reliability/test_hostile_files.py", "reliability/test_loading_alone.py"),
+}
 
 
 def run_all(tests: set[str]) -> Watcher:
