@@ -45,8 +45,7 @@ compat: ## oldest and newest versions that setup.cfg allows, in environments of 
 	$(PYTHON) -m tests.reliability.compat
 
 audit: $(STAMP) ## known weaknesses of the pinned versions; needs the network
-	$(BIN)/pip install --quiet --disable-pip-version-check pip-audit
-	$(BIN)/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+	$(BIN)/python -m tests.reliability.audit
 
 quality: $(STAMP) ## lint and types, as CI sees them
 	$(BIN)/ruff check .

@@ -1,6 +1,8 @@
 """A page on the loopback address, started in this process, and the requests a visitor's browser would send to it."""
 
 import contextlib
+import functools
+import gc
 import io
 import json
 import os
@@ -32,10 +34,13 @@ def serve(queue_size: int = 48) -> Iterator["Visitor"]:
     page = build_page(tiny_model(label_ranges={"valence": [1, 5]}), MambaEMAFeatureExtractor(), queue_size)
     options = {**LAUNCH_OPTIONS, "server_name": "127.0.0.1", "quiet": True, "prevent_thread_lock": True}
     _, url, _ = page.launch(**options)
+    gc.collect()
+    gc.freeze()  # as the program does, or each picture waits until all of torch was looked through
     try:
         yield Visitor(url.rstrip("/"), page)
     finally:
         page.close(verbose=False)
+        gc.unfreeze()
 
 
 @contextlib.contextmanager
@@ -73,11 +78,15 @@ class Visitor:
     def upload(self, content: bytes, name: str = "turn.wav") -> httpx.Response:
         return self.http.post("/upload", files={"files": (name, content)})
 
+    @functools.cached_property
+    def functions(self) -> dict[str, int]:
+        """What the page can be asked for, with the number of each; a browser reads it once, too."""
+        functions = self.http.get(f"{self.url}/config").json()["dependencies"]
+        return {function["api_name"]: function["id"] for function in functions}
+
     def join(self, api_name: str, data: list) -> httpx.Response:
         """Queue a request as the browser does."""
-        functions = self.http.get(f"{self.url}/config").json()["dependencies"]
-        (function,) = [function for function in functions if function["api_name"] == api_name]
-        body = {"data": data, "fn_index": function["id"], "session_hash": self.session}
+        body = {"data": data, "fn_index": self.functions[api_name], "session_hash": self.session}
         return self.http.post("/queue/join", json=body)
 
     def results(self) -> Iterator[dict]:

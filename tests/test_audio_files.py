@@ -1,6 +1,8 @@
 """Reading audio files: formats, stretches, rates, and files that cannot be right."""
 
 import struct
+import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -64,8 +66,15 @@ def wav_header(rate=RATE, channels=1, data_bytes=0):
 )
 def test_a_file_that_is_damaged_or_hostile_is_refused_before_decoding(tmp_path, content, message):
     (tmp_path / "bad.wav").write_bytes(content)
-    with pytest.raises(AudioFileError, match=f"^bad.wav .*({message})"):
-        load_audio(tmp_path / "bad.wav", downmix=True)
+    tracemalloc.start()
+    began = time.perf_counter()
+    try:
+        with pytest.raises(AudioFileError, match=f"^bad.wav .*({message})"):
+            load_audio(tmp_path / "bad.wav", downmix=True)
+        assert time.perf_counter() - began < 1
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_missing_file_is_named(tmp_path):

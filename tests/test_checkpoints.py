@@ -122,21 +122,31 @@ def wait_for_checkpoint(process, run, step):
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["SIGKILL", "SIGTERM"])
-def test_a_run_that_is_stopped_goes_on_to_the_same_weights(tmp_path, corpus, uninterrupted, number):
+def stop_a_run(tmp_path, corpus, number):
+    """A run that a signal stopped after its fourth step: its folder, its configuration and its exit code."""
     run = tmp_path / "run"
     configuration = write_run(tmp_path / "run.yaml", corpus, run)
     process = start(configuration)
     wait_for_checkpoint(process, run, 4)
     process.send_signal(number)
-    process.communicate(timeout=30)
-    assert process.returncode == (-9 if number == signal.SIGKILL else 143)
+    process.communicate(timeout=10)
     assert not list((run / "checkpoints").glob("broken-*"))
     assert not (run / "results.json").exists()
-    if number == signal.SIGKILL:
-        # What a kill in the middle of a save leaves behind.
-        newest = final_checkpoint(run)
-        shutil.copytree(newest, run / "checkpoints" / "tmp-saving" / "checkpoint-99")
+    return run, configuration, process.returncode
+
+
+def test_a_run_that_is_killed_goes_on_to_the_same_weights(tmp_path, corpus, uninterrupted):
+    run, configuration, code = stop_a_run(tmp_path, corpus, signal.SIGKILL)
+    assert code == -signal.SIGKILL
+    # What a kill in the middle of a save leaves behind.
+    shutil.copytree(final_checkpoint(run), run / "checkpoints" / "tmp-saving" / "checkpoint-99")
+    run_program("examples/run_finetune.py", str(configuration))
+    assert_same_run(run, uninterrupted)
+
+
+def test_a_run_that_gets_sigterm_ends_with_143_and_goes_on_to_the_same_weights(tmp_path, corpus, uninterrupted):
+    run, configuration, code = stop_a_run(tmp_path, corpus, signal.SIGTERM)
+    assert code == 143
     run_program("examples/run_finetune.py", str(configuration))
     assert_same_run(run, uninterrupted)
 

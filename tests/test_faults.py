@@ -108,8 +108,10 @@ def test_a_worker_that_dies_or_freezes_ends_the_run_with_the_name_of_its_file(
     name = instead_of_reading(monkeypatch, tmp_path, lambda: os.kill(os.getpid(), number))
     trainer = make_trainer(tmp_path, train_split, dataloader_num_workers=1)
     trainer.worker_timeout = 3.0
+    began = time.monotonic()
     with pytest.raises(RuntimeError, match=f"a process that reads audio {what} while it was reading train_") as caught:
         trainer.train()
+    assert time.monotonic() - began < 30
     assert name() in str(caught.value)
 
 
@@ -117,8 +119,10 @@ def test_a_worker_that_dies_or_freezes_ends_the_run_with_the_name_of_its_file(
 def test_a_file_that_hangs_ends_the_run_with_its_name(tmp_path, train_split, monkeypatch, workers):
     name = instead_of_reading(monkeypatch, tmp_path, lambda: time.sleep(60))
     monkeypatch.setattr("modeling_mamba_ema.data.watched_reading.READ_SECONDS", 0.5)
+    began = time.monotonic()
     with pytest.raises(AudioFileError, match="could not be read within 0.5 s") as caught:
         make_trainer(tmp_path, train_split, dataloader_num_workers=workers).train()
+    assert time.monotonic() - began < 30
     assert workers or name() in str(caught.value)  # two workers come to two files
 
 

@@ -36,7 +36,7 @@ def heard_alone(seeds):
     return [own.update(sf.read(io.BytesIO(wav(clip(seed))), dtype="float32")[0]).values for seed in seeds]
 
 
-def test_thirty_visitors_at_once_get_thirty_answers_of_their_own(tmp_path):
+def test_thirty_visitors_at_once_get_thirty_answers_of_their_own(tmp_path, record_property):
     serial = [heard_alone([seed])[0] for seed in range(30)]
     with serve_elsewhere(tmp_path) as (visitor, process):
         visitor.another().turns(wav(clip(99)))  # what the first turn loads is no growth
@@ -50,7 +50,8 @@ def test_thirty_visitors_at_once_get_thirty_answers_of_their_own(tmp_path):
         answers = in_threads([lambda seed=seed, who=who: ask(seed, who) for seed, who in enumerate(crowd)])
         growth = resident(process) - before
     waits = sorted(wait for _, wait in answers)
-    print(f"30 at once: median {waits[15]:.1f} s, p95 {waits[28]:.1f} s, memory grew by {growth:.0f} MB")
+    figures = f"median {waits[15]:.1f} s, p95 {waits[28]:.1f} s, memory grew by {growth:.0f} MB"
+    record_property("figure", figures)
     for (values, _), alone in zip(answers, serial):
         assert values == pytest.approx(alone, abs=2e-5)
     assert growth < 200
@@ -75,7 +76,7 @@ def test_two_visitors_interleaved_for_fifty_turns_hear_their_own_conversations()
 
 
 @pytest.mark.timeout(1800)
-def test_five_hundred_requests_do_not_fill_memory_or_disk(tmp_path):
+def test_five_hundred_requests_do_not_fill_memory_or_disk(tmp_path, record_property):
     uploads = tmp_path / "uploads"
     with serve_elsewhere(tmp_path) as (visitor, process):
         memory = []
@@ -90,6 +91,7 @@ def test_five_hundred_requests_do_not_fill_memory_or_disk(tmp_path):
         assert len(files) <= 7, "the same upload is kept once, and none for long"
     # The first half fills the sessions that the page keeps.
     slope = (memory[-1] - memory[250]) / 250
-    print(f"500 requests: {memory[0]:.0f}, {memory[250]:.0f}, {memory[-1]:.0f} MB; {slope:.3f} MB a request at the end")
+    figures = f"{memory[0]:.0f}, {memory[250]:.0f}, {memory[-1]:.0f} MB, {slope:.3f} MB a request at the end"
+    record_property("figure", figures)
     assert slope < 0.1
     assert not [path for path in uploads.rglob("*") if path.is_file()]

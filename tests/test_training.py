@@ -283,8 +283,9 @@ def test_a_saved_model_is_measured_on_two_processes_as_in_its_run_on_one(one_and
     assert (tmp_path / "error_by_position.png").stat().st_size > 1000
 
 
-def weights_after(tmp_path, dataset, seed):
-    trainer = make_trainer(tmp_path, dataset, tiny_model(dropout=0.2), seed=seed)
+def weights_after(tmp_path, dataset, seed, workers=0):
+    model = tiny_model(dropout=0.2)
+    trainer = make_trainer(tmp_path, dataset, model, seed=seed, dataloader_num_workers=workers)
     trainer.train()
     return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
 
@@ -292,4 +293,5 @@ def weights_after(tmp_path, dataset, seed):
 def test_the_same_seed_trains_the_same_weights_and_another_seed_others(tmp_path, train_split):
     first = weights_after(tmp_path, train_split, seed=1)
     assert torch.equal(first, weights_after(tmp_path, train_split, seed=1))
+    assert torch.equal(first, weights_after(tmp_path, train_split, seed=1, workers=2))
     assert not torch.equal(first, weights_after(tmp_path, train_split, seed=2))

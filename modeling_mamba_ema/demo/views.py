@@ -11,7 +11,9 @@ from html import escape
 
 import numpy as np
 import soundfile as sf
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 
 from ..feature_extraction_mamba_ema import SAMPLING_RATE
 from ..inference import TurnEmotion
@@ -111,8 +113,10 @@ def trajectory(turns: Sequence[TurnEmotion]) -> str:
 
 
 def _image(figure: Figure, description: str, width: str = "100%") -> str:
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=100)
+    picture, canvas = io.BytesIO(), FigureCanvasAgg(figure)
+    # savefig would draw a figure with a layout twice. Little compression: a tenth more bytes, a tenth less waiting.
+    canvas.draw()
+    imsave(picture, canvas.buffer_rgba(), format="png", pil_kwargs={"compress_level": 1})
     return (
         f"<img alt='{escape(description)}' style='width:{width}; margin:auto' "
         f"src='data:image/png;base64,{_base64(picture)}'>"

@@ -8,64 +8,52 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
+import subprocess
 import sys
+import tempfile
 import time
-from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pytest
 import torch
 
 from tests.reliability.promises import PROMISES, Promise
+from tests.reliability.watcher import Watcher
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- table: make reliability -->\n", "<!-- end of table -->\n"
 
 
-class Watcher:
-    """A pytest plugin: which tests passed, and what they saw."""
-
-    def __init__(self) -> None:
-        self.outcomes: dict[str, list[str]] = defaultdict(list)
-        self.figures: dict[str, list[str]] = defaultdict(list)
-        self.differences: dict[str, dict[str, float]] = defaultdict(dict)
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._running = ""
-
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_call(self, item: pytest.Item) -> Any:
-        self._running = name_of(item.nodeid)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(torch.testing, "assert_close", self._watched(torch.testing.assert_close))
-            return (yield)
-
-    def _watched(self, compare: Any) -> Any:
-        def watched(actual: Any, expected: Any, *args: Any, **options: Any) -> None:
-            compare(actual, expected, *args, **options)
-            # With a relative tolerance the difference itself says little.
-            if not options.get("rtol") and isinstance(actual, torch.Tensor) and actual.is_floating_point():
-                gap = torch.as_tensor(actual).double() - torch.as_tensor(expected).double()
-                seen = self.differences[self._running]
-                precision = str(actual.dtype).removeprefix("torch.")
-                seen[precision] = max(seen.get(precision, 0.0), float(gap.nan_to_num(0.0).abs().max()))
-
-        return watched
-
-    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        name = name_of(report.nodeid)
-        self.seconds[name] += report.duration
-        if report.when == "call" or report.outcome != "passed":
-            self.outcomes[name].append(report.outcome)
-            self.figures[name] += [str(value) for key, value in report.user_properties if key == "figure"]
+# These run in a second process beside the others, for there are two cores. Together they take about as long as the
+# others, and nothing in them is held to a time so short that the others could take it from them.
+ASIDE = {
+    *("test_page_load.py", "test_training.py", "reliability/test_mutations.py"),
+    *("reliability/test_hostile_files.py", "reliability/test_loading_alone.py"),
+}
 
 
-def name_of(node: str) -> str:
-    """`tests/file.py::function[parameters]` -> `file.py::function`"""
-    return re.sub(r"\[.*", "", node, flags=re.DOTALL).removeprefix("tests/")
+def run_all(tests: set[str]) -> Watcher:
+    """Run tests in two processes, their output line by line as it comes; returns what they saw."""
+    parts = [sorted(test for test in tests if (test.split("::")[0] in ASIDE) == aside) for aside in (False, True)]
+    watcher = Watcher()
+    with tempfile.TemporaryDirectory() as folder:
+        files = [Path(folder) / f"{number}.json" for number in range(len(parts))]
+        with ThreadPoolExecutor(len(parts)) as pool:
+            list(pool.map(run_part, parts, files))
+        for file in files:
+            watcher.add(file)
+    return watcher
+
+
+def run_part(tests: list[str], file: Path) -> None:
+    command = [sys.executable, "-m", "tests.reliability.watcher", str(file), *(f"tests/{test}" for test in tests)]
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # a process a core
+    with subprocess.Popen(command, cwd=ROOT, env=one_thread, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
 
 
 def seen_by(promise: Promise, watcher: Watcher) -> str:
@@ -101,10 +89,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--write", action="store_true", help="put the table into docs/reliability.md")
     options = parser.parse_args()
-    os.chdir(ROOT)
-    watcher, began = Watcher(), time.monotonic()
-    nodes = sorted({f"tests/{test}" for promise in PROMISES for test in promise.tests})
-    pytest.main(["-q", "--no-header", "-p", "no:cacheprovider", "--disable-warnings", *nodes], plugins=[watcher])
+    began = time.monotonic()
+    watcher = run_all({test for promise in PROMISES for test in promise.tests})
     print()
     for promise in PROMISES:
         kept = "kept  " if is_kept(promise, watcher) else "BROKEN"

@@ -14,6 +14,7 @@ from tests.helpers import tiny_model
 from tests.reliability.audio_cases import RATE, noise
 
 PRECISIONS = {torch.float64: 1e-12, torch.float32: 2e-5}
+IN_PIECES = {torch.float64: 1e-12, torch.float32: 1e-5}
 norms = pytest.mark.parametrize("norm", ["group", "layer"])
 poolings = pytest.mark.parametrize("pooling", POOLINGS)
 contexts = pytest.mark.parametrize("context", CONTEXTS)
@@ -34,8 +35,8 @@ def predict(model, speech, **options):
     return model(**features(speech), **options)
 
 
-def assert_same(found, expected, dtype):
-    torch.testing.assert_close(found, expected, atol=PRECISIONS[dtype], rtol=0)
+def assert_same(found, expected, dtype, tolerances=PRECISIONS):
+    torch.testing.assert_close(found, expected, atol=tolerances[dtype], rtol=0)
 
 
 @norms
@@ -126,9 +127,9 @@ def test_a_conversation_in_pieces_equals_the_whole_and_continues_from_padded_row
         outputs = predict(model, here, conversation_state=state, use_conversation_state=True)
         state = outputs.conversation_state
         pieces.append(outputs.logits)
-    assert_same(torch.cat([piece[0] for piece in pieces]), expected[0], dtype)
+    assert_same(torch.cat([piece[0] for piece in pieces]), expected[0], dtype, IN_PIECES)
     second = torch.cat([piece[1] for piece in pieces if len(piece) > 1])
-    assert_same(second[~torch.isnan(second[:, 0])], expected[1], dtype)
+    assert_same(second[~torch.isnan(second[:, 0])], expected[1], dtype, IN_PIECES)
 
 
 @contexts

@@ -2,10 +2,17 @@
 
 import pytest
 
-from tests.reliability.mutations import MUTATIONS, PACKAGE, is_caught
+from tests.reliability.mutations import MUTATIONS, PACKAGE, all_pass_as_the_code_is, is_caught
+
+
+@pytest.fixture(scope="module")
+def passing():
+    """A test that fails anyway catches nothing."""
+    assert all_pass_as_the_code_is()
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("passing")
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)
 def test_a_mutation_is_caught_by_the_test_that_names_it(mutation):
     assert is_caught(mutation)
