@@ -16,6 +16,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from modeling_mamba_ema import MambaEMAFeatureExtractor
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
+from modeling_mamba_ema.metrics.__main__ import metrics_of_table
 from modeling_mamba_ema.training import ConversationCollator, MambaEMATrainer, StopOnSigterm, why_incomplete
 from modeling_mamba_ema.training.batch_sampler import AudioSecondsBatchSampler, seconds_of_turns
 from modeling_mamba_ema.training.trainer import check_parameter_groups, parameter_groups
@@ -274,11 +275,14 @@ def test_a_saved_model_is_measured_on_two_processes_as_in_its_run_on_one(one_and
     run = one_and_two_processes[1]
     launch(2, "examples/evaluate_checkpoint.py", str(run / "model"), str(corpus), "--output", str(tmp_path),
            "--format", "parquet", "--conversations-per-batch", "1")  # fmt: skip
-    expected = json.loads((run / "results.json").read_text())["test"]
-    metrics = json.loads((tmp_path / "metrics.json").read_text())
-    assert metrics == pytest.approx(expected, abs=1e-6)
     table, before = pd.read_parquet(tmp_path / "predictions.parquet"), pd.read_csv(run / "predictions_test.csv")
     pd.testing.assert_frame_equal(table, before, atol=1e-6, rtol=0)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    # A correlation divides the predictions' rounding by their spread, which is small here: it is held to be that of
+    # these predictions, which are the same as before; everything else is directly the same.
+    expected = json.loads((run / "results.json").read_text())["test"]
+    expected |= {name: value for name, value in metrics_of_table(table).items() if name.startswith("pearson")}
+    assert metrics == pytest.approx(expected, abs=1e-6)
     assert (tmp_path / "predicted_against_true.png").stat().st_size > 1000
     assert (tmp_path / "error_by_position.png").stat().st_size > 1000
 

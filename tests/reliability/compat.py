@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import configparser
 import json
+import math
 import os
 import re
 import shutil
@@ -95,11 +96,18 @@ def exchange(ends: tuple[str, ...]) -> float:
             answers = {}
             for other in (end, *(name for name in ends if name != end)):
                 task = "save" if other == end else "load"
-                done = run(other, "-c", EXCHANGE, f"{folder}/{end}", task, capture_output=True, check=True)
+                done = run(other, "-c", EXCHANGE, f"{folder}/{end}", task, stdout=subprocess.PIPE, check=True)
                 answers[other] = json.loads(done.stdout.splitlines()[-1])
-            flat = [[value for row in answer for turn in row for value in turn] for answer in answers.values()]
-            largest = max([largest, *(abs(one - two) for one, two in zip(flat[0], flat[-1]))])
+            largest = max(largest, largest_difference(*answers.values()))
     return largest
+
+
+def largest_difference(one: list[list[list[float]]], two: list[list[list[float]]]) -> float:
+    """Between two answers (batch, turns, labels); infinite if a number is missing or is none."""
+    flat = [[value for row in answer for turn in row for value in turn] for answer in (one, two)]
+    if len(flat[0]) != len(flat[1]) or not flat[0] or not all(map(math.isfinite, flat[0] + flat[1])):
+        return math.inf
+    return max(abs(a - b) for a, b in zip(*flat))
 
 
 def main() -> int:
