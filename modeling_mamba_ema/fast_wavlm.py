@@ -28,9 +28,9 @@ from transformers import WavLMConfig, WavLMModel
 from .fast_attention import position_biases, unpadded_attention
 from .fused_linear import add_linear, at_least_float32, linear, product
 
-# On a CPU utterances are encoded in groups of about this many frames (30 s): enough rows to keep the products busy, few
+# On a CPU utterances are encoded in groups of about this many frames (20 s): enough rows to keep the products busy, few
 # enough that memory does not grow with the batch and the allocator can hand out the same blocks again and again.
-GROUP_FRAMES = 1500
+GROUP_FRAMES = 1000
 # Values that a convolution computes at a time (8 MB in float32, 1.3 s of a published WavLM's first one), so that they
 # are still in the processor's cache when the next operation reads them.
 PIECE_VALUES = 2**21
