@@ -5,7 +5,8 @@
 All variants run in turn in one process on the same noise of realistic lengths (log-normal, median 4 s, 1 to 15 s), with
 random weights of the published shape. Reported: seconds of audio per second, the ratios to `WavLMModel` in float32 on
 the padded batch and one by one, and the share of this machine's matrix-product peak, measured in the same run, that the
-utterances' own operations make. Memory is what a fresh process each takes beside the weights.
+utterances' own operations make. The two heads, hardly more than the padded batch, are timed in one round. Memory is
+what a fresh process each takes beside the weights.
 """
 
 import argparse
@@ -98,8 +99,8 @@ def heads(wavlm: WavLMModel, waveforms: torch.Tensor, lengths: torch.Tensor) -> 
     classifier.eval()
     attentive = AttentiveStatistics(wavlm).eval()
     return {
-        "WavLMForSequenceClassification, padded batch": lambda: classifier(waveforms, attention_mask=mask),
-        "attentive statistics on WavLMModel, padded batch": lambda: attentive(waveforms, mask),
+        "WavLMForSequenceClassification, padded batch, float32": lambda: classifier(waveforms, attention_mask=mask),
+        "attentive statistics on WavLMModel, padded batch, float32": lambda: attentive(waveforms, mask),
     }
 
 
@@ -117,13 +118,16 @@ def memory(arguments: argparse.Namespace, variant: str, *options: str) -> float:
     return peak_memory(sys.argv[0], "--once", variant, "--size", arguments.size, *options)
 
 
-def timed_variants(
+def in_both_dtypes(
     model: WavLMModel, half: WavLMModel, waveforms: torch.Tensor, lengths: torch.Tensor
 ) -> dict[str, Callable[[], Any]]:
-    """Everything that is timed in this process, named with its dtype."""
-    single = variants(model, waveforms, lengths) | heads(model, waveforms, lengths)
-    functions = {f"{name}, float32": run for name, run in single.items()}
-    return functions | {f"{name}, bfloat16": run for name, run in variants(half, waveforms, lengths).items()}
+    """The variants of a float32 and of a bfloat16 model, named with their dtype."""
+    models = {"float32": model, "bfloat16": half}
+    return {
+        f"{name}, {dtype}": run
+        for dtype, wavlm in models.items()
+        for name, run in variants(wavlm, waveforms, lengths).items()
+    }
 
 
 def main() -> None:
@@ -150,14 +154,16 @@ def main() -> None:
     gflop = operations(config, lengths.tolist())
     model = WavLMModel(config).eval()
     half = WavLMModel(config).eval().bfloat16()
-    functions = timed_variants(model, half, waveforms, lengths)
+    functions = in_both_dtypes(model, half, waveforms, lengths)
     if arguments.runtimes:
         from other_runtimes import exported
 
         functions |= exported(model, waveforms, lengths)
     with torch.inference_mode():
         # A second of audio warms up what a whole batch would take minutes for.
-        times = interleaved(functions, arguments.rounds, timed_variants(model, half, *padded_batch([1.0, 0.5])))
+        short = padded_batch([1.0, 0.5])
+        times = interleaved(functions, arguments.rounds, in_both_dtypes(model, half, *short))
+        times |= interleaved(heads(model, waveforms, lengths), 1, heads(model, *short))
     peaks = {str(dtype)[6:]: matrix_product_peak(dtype) for dtype in (torch.float32, torch.bfloat16)}
     padded, alone = times[f"{PADDED}, float32"], times[f"{ALONE}, float32"]
     figures: dict[str, Any] = {"seconds_of_audio": seconds, "gflop": gflop, "peak_gflops": peaks, "variants": {}}
@@ -178,7 +184,6 @@ def main() -> None:
     if not arguments.no_memory:
         cases = {
             "1 utterance of 4 s": ["--seconds", "4"],
-            "2 utterances": ["--utterances", "2"],
             "8 utterances": ["--utterances", "8"],
             "32 utterances": ["--utterances", "32"],
             "1 utterance of 60 s": ["--seconds", "60"],

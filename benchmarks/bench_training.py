@@ -1,6 +1,6 @@
 """A training step with the encoder unfrozen: this package against `WavLMModel` on the padded batch.
 
-    python benchmarks/bench_training.py [--size base] [--utterances 8] [--rounds 3] [--json FILE]
+    python benchmarks/bench_training.py [--size base] [--utterances 4] [--rounds 3] [--json FILE]
 
 Forward, CCC loss on mean-pooled frames, backward; the convolution front end is frozen, as usual in fine-tuning, and
 dropout is as WavLM ships it. The two steps run in turn in one process; memory is what a fresh process each takes beside
@@ -35,14 +35,12 @@ from modeling_mamba_ema.fast_wavlm import fast_hidden_states
 SHIPPED, OURS = "WavLMModel, padded batch", "this package"
 
 
-def steps(size: str, utterances: int) -> dict[str, Callable[[], Any]]:
-    torch.manual_seed(0)
-    model = WavLMModel(wavlm_config(size)).train()
-    model.feature_extractor.requires_grad_(False)
+def steps(model: WavLMModel, seconds: list[float]) -> dict[str, Callable[[], Any]]:
+    """The two steps on utterances of the given lengths."""
     head = torch.nn.Linear(model.config.hidden_size, 2)
-    waveforms, lengths = padded_batch(lengths_in_seconds(utterances))
+    waveforms, lengths = padded_batch(seconds)
     mask = (torch.arange(waveforms.shape[1]) < lengths.unsqueeze(1)).long()
-    labels = torch.rand(utterances, 2)
+    labels = torch.rand(len(seconds), 2)
 
     def learn(frames: torch.Tensor) -> None:
         model.zero_grad()
@@ -59,19 +57,22 @@ def steps(size: str, utterances: int) -> dict[str, Callable[[], Any]]:
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--size", choices=sorted(SIZES), default="base", help="shape of the WavLM (default base)")
-    parser.add_argument("--utterances", type=int, default=8, help="utterances in the batch (default 8)")
+    parser.add_argument("--utterances", type=int, default=4, help="utterances in the batch (default 4)")
     parser.add_argument("--rounds", type=int, default=3, help="counted rounds (default 3)")
     parser.add_argument("--once", choices=[SHIPPED, OURS], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    functions = steps(arguments.size, arguments.utterances)
+    torch.manual_seed(0)
+    model = WavLMModel(wavlm_config(arguments.size)).train()
+    model.feature_extractor.requires_grad_(False)
+    functions = steps(model, lengths_in_seconds(arguments.utterances))
     if arguments.once:
         before = resident_memory()
         functions[arguments.once]()
         print_growth(before)
         return
-    times = interleaved(functions, arguments.rounds)
+    times = interleaved(functions, arguments.rounds, warm_up=steps(model, [1.0, 0.5]))
     shared = ["--size", arguments.size, "--utterances", str(arguments.utterances)]
     memory = {name: peak_memory(sys.argv[0], "--once", name, *shared) for name in functions}
     figures = {
