@@ -2,11 +2,12 @@
 
     python benchmarks/bench_encoder.py [--size large] [--utterances 8] [--rounds 2] [--runtimes] [--json FILE]
 
-All variants run in turn in one process on the same noise of realistic lengths (log-normal, median 4 s, 1 to 15 s), with
+The variants run in turn in one process on the same noise of realistic lengths (log-normal, median 4 s, 1 to 15 s), with
 random weights of the published shape. Reported: seconds of audio per second, the ratios to `WavLMModel` in float32 on
 the padded batch and one by one, and the share of this machine's matrix-product peak, measured in the same run, that the
-utterances' own operations make. The two heads, hardly more than the padded batch, are timed in one round. Memory is
-what a fresh process each takes beside the weights.
+utterances' own operations make. The two heads, hardly more than the padded batch, are timed once, after the others.
+Memory is what a fresh process each takes beside the weights, with two of the layers: a layer's memory is free again for
+the next.
 """
 
 import argparse
@@ -118,16 +119,22 @@ def memory(arguments: argparse.Namespace, variant: str, *options: str) -> float:
     return peak_memory(sys.argv[0], "--once", variant, "--size", arguments.size, *options)
 
 
-def in_both_dtypes(
-    model: WavLMModel, half: WavLMModel, waveforms: torch.Tensor, lengths: torch.Tensor
+def interleaved_variants(
+    models: dict[str, WavLMModel],
+    runtimes: dict[str, Callable[[Any], Any]],
+    waveforms: torch.Tensor,
+    lengths: torch.Tensor,
 ) -> dict[str, Callable[[], Any]]:
-    """The variants of a float32 and of a bfloat16 model, named with their dtype."""
-    models = {"float32": model, "bfloat16": half}
-    return {
+    """The variants of a model in each dtype, and each runtime one utterance at a time."""
+    functions = {
         f"{name}, {dtype}": run
-        for dtype, wavlm in models.items()
-        for name, run in variants(wavlm, waveforms, lengths).items()
+        for dtype, model in models.items()
+        for name, run in variants(model, waveforms, lengths).items()
     }
+    utterances = [row[None, :length].numpy() for row, length in zip(waveforms, lengths.tolist())]
+    for name, encode in runtimes.items():
+        functions[name] = lambda encode=encode: [encode(utterance) for utterance in utterances]
+    return functions
 
 
 def main() -> None:
@@ -153,16 +160,17 @@ def main() -> None:
     seconds = lengths.sum().item() / 16_000
     gflop = operations(config, lengths.tolist())
     model = WavLMModel(config).eval()
-    half = WavLMModel(config).eval().bfloat16()
-    functions = in_both_dtypes(model, half, waveforms, lengths)
+    models = {"float32": model, "bfloat16": WavLMModel(config).eval().bfloat16()}
+    runtimes = {}
     if arguments.runtimes:
         from other_runtimes import exported
 
-        functions |= exported(model, waveforms, lengths)
+        runtimes = exported(model)
+    # A second of audio warms up what a whole batch would take minutes for.
+    short = padded_batch([1.0, 0.5])
+    functions, warm_up = (interleaved_variants(models, runtimes, *batch) for batch in ((waveforms, lengths), short))
     with torch.inference_mode():
-        # A second of audio warms up what a whole batch would take minutes for.
-        short = padded_batch([1.0, 0.5])
-        times = interleaved(functions, arguments.rounds, in_both_dtypes(model, half, *short))
+        times = interleaved(functions, arguments.rounds, warm_up)
         times |= interleaved(heads(model, waveforms, lengths), 1, heads(model, *short))
     peaks = {str(dtype)[6:]: matrix_product_peak(dtype) for dtype in (torch.float32, torch.bfloat16)}
     padded, alone = times[f"{PADDED}, float32"], times[f"{ALONE}, float32"]

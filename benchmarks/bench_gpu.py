@@ -155,8 +155,13 @@ def stream_functions() -> dict[str, Callable[[], Any]]:
     _, state = encoder(observation, mask)
     functions: dict[str, Callable[[], Any]] = {"eager": lambda: encoder(observation, mask, state)}
     if DEVICE == "cuda":
-        graph, _ = captured_step(encoder, observation, mask, state.copy())
-        functions["CUDA graph"] = graph.replay
+        carried = state.copy()
+        graph, _ = captured_step(encoder, observation, mask, carried)
+
+        def replay(carried=carried) -> None:  # the graph writes into its tensors, which must stay
+            graph.replay()
+
+        functions["CUDA graph"] = replay
     return functions
 
 

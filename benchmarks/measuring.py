@@ -16,6 +16,7 @@ import torch
 import transformers
 from transformers import WavLMConfig
 
+from modeling_mamba_ema.fast_wavlm import GROUP_FRAMES
 from modeling_mamba_ema.fused_linear import linear as fused_linear
 
 SAMPLE_RATE = 16_000
@@ -63,10 +64,11 @@ def interleaved(
 ) -> dict[str, float]:
     """Median seconds of each function, run in turn (A B C A B C ...).
 
-    Before the counted rounds everything runs once: `warm_up`, or the functions themselves.
+    Before the counted rounds everything runs once: the functions themselves, or `warm_up`, which has one for each.
     """
-    for function in (functions if warm_up is None else warm_up).values():
-        function()
+    warm_up = functions if warm_up is None else warm_up
+    for name in functions:
+        warm_up[name]()
     times: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
@@ -78,7 +80,7 @@ def interleaved(
 
 def matrix_product_peak(dtype: torch.dtype) -> float:
     """GFLOP/s of the product that WavLM-large spends most on, by the faster of torch and oneDNN: median of 20."""
-    rows, width, wide = 1500, 1024, 4096
+    rows, width, wide = GROUP_FRAMES, 1024, 4096
     frames, linear = torch.randn(rows, width).to(dtype), torch.nn.Linear(width, wide).to(dtype)
     with torch.inference_mode():
         seconds = interleaved({"torch": lambda: linear(frames), "oneDNN": lambda: fused_linear(frames, linear)}, 20)

@@ -23,20 +23,28 @@ MASK_ENTRIES = 2**26
 MASK_ALIGNMENT = 8
 
 
-def position_biases(wavlm: WavLMModel, frames: list[int]) -> list[torch.Tensor]:
-    """Each utterance's position bias for queries and reversed keys: views, (heads, frames, frames) each."""
+def position_biases(wavlm: WavLMModel, frames: list[int]) -> dict[int, torch.Tensor]:
+    """The position bias for queries and reversed keys, (heads, length, length), by length: views of one table.
+
+    There is one for every length in `frames`, and one for the longest rounded up to [`MASK_ALIGNMENT`].
+    """
     first_layer: Any = wavlm.encoder.layers[0]
     attention = first_layer.attention
-    longest = max(frames)
-    distances = torch.arange(longest - 1, -longest, -1, device=attention.rel_attn_embed.weight.device)
+    widest = _aligned(max(frames))
+    distances = torch.arange(widest - 1, -widest, -1, device=attention.rel_attn_embed.weight.device)
     buckets = attention._relative_positions_bucket(distances)
-    table = at_least_float32(attention.rel_attn_embed(buckets)).t().contiguous()  # (heads, 2 * longest - 1)
-    biases = {length: table[:, longest - length : longest + length - 1].unfold(1, length, 1) for length in set(frames)}
-    return [biases[length] for length in frames]
+    table = at_least_float32(attention.rel_attn_embed(buckets)).t().contiguous()  # (heads, 2 * widest - 1)
+    return {
+        length: table[:, widest - length : widest + length - 1].unfold(1, length, 1) for length in {*frames, widest}
+    }
+
+
+def _aligned(length: int) -> int:
+    return length + -length % MASK_ALIGNMENT
 
 
 def unpadded_attention(
-    attention: Any, inputs: torch.Tensor, frames: list[int], biases: list[torch.Tensor]
+    attention: Any, inputs: torch.Tensor, frames: list[int], biases: dict[int, torch.Tensor]
 ) -> torch.Tensor:
     """Attention of each utterance to itself, before the output projection.
 
@@ -69,13 +77,14 @@ def _attend_one_by_one(
     values: torch.Tensor,
     gates: torch.Tensor,
     frames: list[int],
-    biases: list[torch.Tensor],
+    biases: dict[int, torch.Tensor],
     dropout: float,
 ) -> torch.Tensor:
     """Queries, keys, values (all frames, heads, size), gates (all frames, heads) -> (all frames, hidden)"""
     outputs = []
-    utterances = zip(queries.split(frames), keys.split(frames), values.split(frames), gates.split(frames), biases)
-    for query, key, value, gate, bias in utterances:
+    utterances = zip(queries.split(frames), keys.split(frames), values.split(frames), gates.split(frames))
+    for query, key, value, gate in utterances:
+        bias = biases[len(query)]
         key, value = key.flip(0).transpose(0, 1), value.flip(0).transpose(0, 1)  # (heads, frames, size), reversed
         query, gate = query.transpose(0, 1), gate.t().unsqueeze(-1)  # (heads, frames, size), (heads, frames, 1)
         rows = max(1, ATTENTION_ENTRIES // (query.shape[0] * query.shape[1]))
@@ -98,21 +107,19 @@ def _attend_together(
     values: torch.Tensor,
     gates: torch.Tensor,
     frames: list[int],
-    biases: list[torch.Tensor],
+    biases: dict[int, torch.Tensor],
     dropout: float,
 ) -> torch.Tensor:
     """The same in one padded batch, for devices where starting a kernel costs more than some padding of attention.
 
     Nothing here reads a tensor's values or copies from the CPU: either would wait for the device, in every layer.
     """
-    longest = max(frames)
-    padded = longest + -longest % MASK_ALIGNMENT
+    padded = _aligned(max(frames))
     query, key, value, gate = (_pad(rows, frames, padded).transpose(1, 2) for rows in (queries, keys, values, gates))
-    # Reversing the padded rows puts the padding first and every key where the longest utterance has that distance.
+    # Reversing the padded rows puts the padding first and every key where an utterance of this length has its distance.
     key, value = key.flip(2), value.flip(2)  # (batch, heads, padded, size)
     absent = _pad(gates.new_zeros(len(gates)), frames, padded, -torch.inf).flip(1)[:, None, None]
-    # Padded keys and queries get a bias of 0; the former are absent, the latter's outputs are left out.
-    bias = F.pad(biases[frames.index(longest)], (padded - longest, 0, 0, padded - longest))  # (heads, padded, padded)
+    bias = biases[padded]  # padded keys are absent, and the outputs of padded queries are left out
     outputs = []
     rows = max(1, MASK_ENTRIES // (query.shape[0] * query.shape[1] * padded))
     for start in range(0, padded, rows):

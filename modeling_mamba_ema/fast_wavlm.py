@@ -103,8 +103,7 @@ def _encode(wavlm: WavLMModel, utterances: list[torch.Tensor], layers: Sequence[
     features = _front_end(wavlm.feature_extractor, [utterance.to(dtype) for utterance in utterances])
     frames = [len(utterance) for utterance in features]
     projection = wavlm.feature_projection
-    normed = _norm(projection.layer_norm, torch.cat(features))
-    hidden = linear(normed, projection.projection)  # (all frames, hidden)
+    hidden = linear(_norm(projection.layer_norm, torch.cat(features)), projection.projection)  # (all frames, hidden)
     hidden = projection.dropout(hidden)
     if wavlm.training and config.apply_spec_augment:
         hidden = _spec_augment(wavlm, hidden, frames)
@@ -115,8 +114,8 @@ def _encode(wavlm: WavLMModel, utterances: list[torch.Tensor], layers: Sequence[
         hidden = _norm(encoder.layer_norm, hidden)
     hidden = encoder.dropout(hidden)
     # 3. transformer layers up to the highest that is read
-    states = {0: hidden}
-    biases = position_biases(wavlm, frames) if max(layers) else []
+    states = {0: hidden} if 0 in layers else {}  # only what is asked for: every other layer's memory is free again
+    biases = position_biases(wavlm, frames) if max(layers) else {}
     layer: Any
     for index, layer in enumerate(encoder.layers[: max(layers)]):
         dropped = wavlm.training and index > 0 and config.layerdrop > 0 and torch.rand([]) < config.layerdrop
@@ -125,7 +124,8 @@ def _encode(wavlm: WavLMModel, utterances: list[torch.Tensor], layers: Sequence[
             if layer.gradient_checkpointing and layer.training and torch.is_grad_enabled():
                 run = partial(layer._gradient_checkpointing_func, _layer)
             hidden = run(layer, hidden, frames, biases, config.do_stable_layer_norm)
-        states[index + 1] = hidden
+        if index + 1 in layers:
+            states[index + 1] = hidden
     if config.do_stable_layer_norm and config.num_hidden_layers in states:
         states[config.num_hidden_layers] = _norm(encoder.layer_norm, states[config.num_hidden_layers])
     return [states[layer].to(dtype).split(frames) for layer in layers]
@@ -133,12 +133,12 @@ def _encode(wavlm: WavLMModel, utterances: list[torch.Tensor], layers: Sequence[
 
 def _front_end(feature_extractor: Any, utterances: list[torch.Tensor]) -> list[torch.Tensor]:
     """Waveforms (samples,) -> features (frames, channels): convolutions as matrix products over (time, channels)"""
-    layers = feature_extractor.conv_layers
+    layers = list(feature_extractor.conv_layers)
     weights = [layer.conv.weight.transpose(1, 2).flatten(1) for layer in layers]  # (out, kernel * in)
     return [_convolve_all(layers, weights, utterance.unsqueeze(1)) for utterance in utterances]
 
 
-def _convolve_all(layers: Any, weights: list[torch.Tensor], features: torch.Tensor) -> torch.Tensor:
+def _convolve_all(layers: list[Any], weights: list[torch.Tensor], features: torch.Tensor) -> torch.Tensor:
     """All convolutions of one utterance, (samples, 1) -> (frames, channels), in pieces of time.
 
     A frame depends on its receptive field alone, so that each piece is computed from the samples of its own frames and
@@ -149,13 +149,16 @@ def _convolve_all(layers: Any, weights: list[torch.Tensor], features: torch.Tens
     for layer, weight in zip(layers[:whole], weights):
         features = _convolve(layer, weight, features)
     layers, weights = layers[whole:], weights[whole:]
+    if not layers:
+        return features
     field = hop = 1  # steps of `features` that a frame sees, and from one frame to the next
     for layer in reversed(layers):
         field = (field - 1) * layer.conv.stride[0] + layer.conv.kernel_size[0]
         hop *= layer.conv.stride[0]
     frames = (len(features) - field) // hop + 1
-    size = frames  # a GPU would wait for the start of small kernels
-    if features.device.type == "cpu":
+    # A GPU would wait for the start of small kernels, and where gradients are wanted all of it is kept in any case.
+    size = frames
+    if features.device.type == "cpu" and not features.requires_grad:
         first = layers[0].conv
         size = max(1, PIECE_VALUES // (hop // first.stride[0] * first.out_channels))
     pieces = []
@@ -197,7 +200,7 @@ def _positions(embedding: Any, hidden: torch.Tensor, frames: list[int]) -> torch
 
 
 def _layer(
-    layer: Any, hidden: torch.Tensor, frames: list[int], biases: list[torch.Tensor], norm_first: bool
+    layer: Any, hidden: torch.Tensor, frames: list[int], biases: dict[int, torch.Tensor], norm_first: bool
 ) -> torch.Tensor:
     """One transformer layer, (all frames, hidden) -> the same"""
     attention, feed_forward = layer.attention, layer.feed_forward

@@ -33,18 +33,15 @@ def _dtypes_of_this_processor() -> frozenset[torch.dtype]:
 _FUSED_DTYPES = _dtypes_of_this_processor()
 
 
-def in_inference() -> bool:
-    """Whether results may be written into each other: no gradients wanted, and no autocast that chooses dtypes."""
-    return not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-
-
 def at_least_float32(values: torch.Tensor) -> torch.Tensor:
     """Half precision -> float32; wider types stay."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 def _fuses(hidden: torch.Tensor) -> bool:
-    return in_inference() and hidden.device.type == "cpu" and hidden.dtype in _FUSED_DTYPES
+    """Whether oneDNN's operator may run: it has no gradient and does not know autocast."""
+    inference = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+    return inference and hidden.device.type == "cpu" and hidden.dtype in _FUSED_DTYPES
 
 
 def linear(hidden: torch.Tensor, layer: nn.Linear, activation: nn.Module | None = None) -> torch.Tensor:

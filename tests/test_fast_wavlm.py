@@ -118,14 +118,20 @@ def test_gradients_are_those_of_the_plain_form(norm):
     ("module", "name", "value"),
     [
         (fast_wavlm, "GROUP_FRAMES", 30),
+        (fast_wavlm, "PIECE_VALUES", 12_000),
+        (fast_wavlm, "PIECE_VALUES", 1),
         (fast_attention, "ATTENTION_ENTRIES", 500),
         (fast_attention, "_attend_one_by_one", fast_attention._attend_together),
         (fast_attention, "MASK_ENTRIES", 20_000),
     ],
-    ids=["groups", "blocks of attention", "attention in one padded batch, as on a GPU", "the same in blocks"],
+    ids=[
+        *("groups", "pieces of some frames", "pieces of one frame", "blocks of attention"),
+        *("attention in one padded batch, as on a GPU", "the same in blocks"),
+    ],
 )
-def test_how_the_work_is_divided_changes_no_number(monkeypatch, module, name, value):
-    model = wavlm("layer").double()
+@pytest.mark.parametrize("norm", NORMS)
+def test_how_the_work_is_divided_changes_no_number(monkeypatch, norm, module, name, value):
+    model = wavlm(norm).double()
     waveforms, lengths = batch(dtype=torch.float64)
     expected = fast_hidden_states(model, waveforms, lengths, range(4))
     monkeypatch.setattr(module, name, value)
