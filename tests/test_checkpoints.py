@@ -127,9 +127,13 @@ def stop_a_run(tmp_path, corpus, number):
     run = tmp_path / "run"
     configuration = write_run(tmp_path / "run.yaml", corpus, run)
     process = start(configuration)
-    wait_for_checkpoint(process, run, 4)
-    process.send_signal(number)
-    process.communicate(timeout=10)
+    try:
+        wait_for_checkpoint(process, run, 4)
+        process.send_signal(number)
+        process.communicate(timeout=10)
+    finally:
+        process.kill()
+        process.communicate()
     assert not list((run / "checkpoints").glob("broken-*"))
     assert not (run / "results.json").exists()
     return run, configuration, process.returncode

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from torch.overrides import TorchFunctionMode
 from transformers.utils import ModelOutput
 
 from modeling_mamba_ema.conversation_encoder import CONTEXTS, ConversationEncoder
@@ -477,11 +478,23 @@ def test_impossible_encoders_are_refused(changes, message):
         make_encoder(**changes)
 
 
+class NoCopies(TorchFunctionMode):
+    """Refuses tensors made of numbers of the host: "meta" takes them, a GPU would have to be waited for."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        assert function not in (torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy), function
+        return function(*args, **(kwargs or {}))
+
+
 @every_context
 def test_a_step_of_a_stream_reads_no_tensor_s_values(context):
-    """It would wait for a GPU, and could be no CUDA graph; tensors on "meta" have no values to read."""
+    """It would wait for a GPU, and could be no CUDA graph; tensors on "meta" have no values to read.
+
+    Nor does it copy numbers to the device.
+    """
     encoder = make_encoder(context).to("meta")
     turn, mask = torch.empty(2, 1, HIDDEN, dtype=torch.float64, device="meta"), torch.empty(2, 1, device="meta").bool()
     _, state = encoder(turn, mask)
-    context, state = encoder(turn, mask, state)
+    with NoCopies():
+        context, state = encoder(turn, mask, state)
     assert all(tensor.is_meta for tensor in (context, *state.state_dict().values()))

@@ -81,6 +81,12 @@ def test_shell_lines_use_programs_options_and_extras_that_exist():
     assert seen >= 15
 
 
+def test_the_mamba_ssm_that_is_installed_is_the_one_that_was_measured():
+    notes = (ROOT / "benchmarks" / "NOTES.md").read_text(encoding="utf-8")
+    (installed,) = re.findall(r"mamba-ssm==(\d+\.\d+\.\d+)", README)
+    assert set(re.findall(r"mamba-ssm (\d+\.\d+\.\d+)", notes)) == {installed}
+
+
 def test_links_within_the_page_lead_somewhere():
     headings = {
         re.sub(r"[^\w -]", "", line[3:]).strip().lower().replace(" ", "-")

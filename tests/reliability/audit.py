@@ -1,7 +1,7 @@
 """Look the pinned versions up in the public list of known weaknesses: `python -m tests.reliability.audit`.
 
 Installs pip-audit beside the package and runs it over constraints.txt. Ends with 0 if nothing is known, with 1 if
-something is, and with 2 and one line if the list could not be read: without a network nothing was audited.
+something is, and with 2 and one line if not every version could be looked up: without a network nothing was audited.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 PINNED = Path(__file__).parents[2] / "constraints.txt"
-INSTALL = ["pip", "install", "--quiet", "--disable-pip-version-check", "pip-audit"]
+# Held to the pinned versions, which the tests and the benchmarks in the same environment rely on.
+INSTALL = ["pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", str(PINNED), "pip-audit"]
 AUDIT = ["pip_audit", "--strict", "--no-deps", "--disable-pip", "--format", "json", "--requirement", str(PINNED)]
 
 
@@ -30,6 +31,12 @@ def verdict(report: str, errors: str) -> tuple[int, str]:
         packages = json.loads(report)["dependencies"]
     except ValueError:
         return 2, f"nothing was audited: {last_line(errors)}"
+    if not packages:
+        return 2, "nothing was audited: pip-audit reports no package"
+    skipped = [package for package in packages if "vulns" not in package]
+    if skipped:
+        reasons = [f"{package['name']} ({package.get('skip_reason', 'no reason was given')})" for package in skipped]
+        return 2, " ".join(f"not everything was audited: pip-audit skipped {', '.join(reasons)}".split())
     found = [(package, weakness) for package in packages for weakness in package["vulns"]]
     if not found:
         return 0, f"{len(packages)} pinned versions, no known weakness"

@@ -32,6 +32,23 @@ def test_an_audit_that_could_not_look_is_one_line_and_no_all_clear(errors):
     assert len(words.splitlines()) == 1
 
 
+def test_a_report_without_packages_is_no_all_clear():
+    code, words = audit.verdict('{"dependencies": [], "fixes": []}', "")
+    assert (code, words) == (2, "nothing was audited: pip-audit reports no package")
+
+
+def test_a_package_that_was_skipped_is_named_and_there_is_no_all_clear():
+    packages = json.loads(report())["dependencies"] + [{"name": "gone", "skip_reason": "not found\non PyPI"}]
+    code, words = audit.verdict(json.dumps({"dependencies": packages}), "")
+    assert code == 2
+    assert words == "not everything was audited: pip-audit skipped gone (not found on PyPI)"
+
+
+def test_installing_the_audit_moves_no_pinned_version():
+    assert audit.INSTALL[audit.INSTALL.index("--constraint") + 1] == str(audit.PINNED)
+    assert audit.PINNED.is_file()
+
+
 def test_without_an_index_of_packages_it_is_one_line_too(monkeypatch, capsys):
     monkeypatch.setattr(audit, "INSTALL", ["pip", "install", "--quiet", "--no-index", "no-such-package-as-this"])
     assert audit.main() == 2

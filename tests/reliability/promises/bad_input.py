@@ -65,7 +65,7 @@ PROMISES = [
     promise(
         "A-09",
         "damaged and hostile audio files are refused from their header, or when they are scanned",
-        "every case; hostile ones under 1 s and 10 MB",
+        "every case; hostile ones under 1 s and 10 MB of Python's and numpy's memory",
         "test_audio_files.py::test_a_file_that_is_damaged_or_hostile_is_refused_before_decoding",
         "test_audio_files.py::test_truncated_data_is_refused",
         "test_bad_audio.py::test_each_fault_is_found_with_its_reason",
