@@ -29,7 +29,7 @@ def draw(figures: dict, path: Path) -> None:
     colours = ["#0072B2" if name.startswith("this package") else "#999999" for name, _ in variants]  # Okabe and Ito
     bars = axes.barh([name for name, _ in variants], values, color=colours)
     axes.bar_label(bars, [f"{variant['ratio']:.2f}x" for _, variant in variants], padding=4)
-    axes.set_xlabel("seconds of audio encoded in a second (bars' labels: against the padded batch in float32)")
+    axes.set_xlabel("seconds of audio encoded in a second;\nat the bars: against the padded batch in float32")
     axes.set_title(f"{figures['machine']['processor']}, {figures['machine']['threads']} threads")
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_xmargin(0.12)
