@@ -29,6 +29,7 @@ from .speech_encoder import SpeechEncoder, receptive_field
 
 logger = logging.get_logger(__name__)
 
+CPU_ALIGNMENT = 64  # bytes; where torch's allocator lets a tensor begin
 AUTO_MAP = {
     "AutoConfig": "configuration_mamba_ema.MambaEMAConfig",
     "AutoModel": "modeling_mamba_ema.MambaEMAForRegression",
@@ -94,6 +95,17 @@ class RegressionHead(nn.Module):
         return torch.sigmoid(scores if scores.dtype == torch.float64 else scores.float())
 
 
+def _align_weights(model: nn.Module) -> None:
+    """Move weights that do not begin where torch lets new ones begin.
+
+    A loaded weight lies where its file was read, and on some processors a product is rounded by where its factors
+    begin: a loaded model would not give every bit of the saved one's numbers.
+    """
+    for weight in (*model.parameters(), *model.buffers()):
+        if weight.device.type == "cpu" and weight.data_ptr() % CPU_ALIGNMENT:
+            weight.data = weight.data.clone()
+
+
 class MambaEMAPreTrainedModel(PreTrainedModel):
     config_class = MambaEMAConfig
     config: MambaEMAConfig
@@ -109,7 +121,9 @@ class MambaEMAPreTrainedModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args: Any, use_safetensors: bool | None = True, **kwargs: Any) -> Any:
         """As in transformers, but from safetensors alone: a pickle can run code. `use_safetensors=False` takes one."""
-        return super().from_pretrained(*args, use_safetensors=use_safetensors, **kwargs)
+        loaded: Any = super().from_pretrained(*args, use_safetensors=use_safetensors, **kwargs)
+        _align_weights(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

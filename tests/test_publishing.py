@@ -167,6 +167,12 @@ def test_nothing_is_missing_or_unexpected_in_a_checkpoint(tmp_path, context):
     assert not loading["mismatched_keys"]
 
 
+def test_loaded_weights_begin_where_new_ones_do_so_that_products_are_rounded_alike(tmp_path):
+    tiny_model().save_pretrained(tmp_path)
+    model, _ = MambaEMAForRegression.from_pretrained(tmp_path, output_loading_info=True)
+    assert {weight.data_ptr() % 64 for weight in (*model.parameters(), *model.buffers())} == {0}
+
+
 def test_saving_loading_and_saving_again_gives_the_same_file(published, tmp_path):
     AutoModel.from_pretrained(published[1]).save_pretrained(tmp_path)
     digests = {hashlib.sha256((f / "model.safetensors").read_bytes()).hexdigest() for f in (published[1], tmp_path)}
