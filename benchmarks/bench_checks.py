@@ -10,8 +10,8 @@ import torch
 from measuring import SAMPLE_RATE, SIZES, argument_parser, interleaved, lengths_in_seconds, report, table, wavlm_config
 
 from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression
-from modeling_mamba_ema.model_inputs import collect_utterances
-from modeling_mamba_ema.waveforms import MIN_SAMPLES, level
+from modeling_mamba_ema.feature_extraction_mamba_ema import MIN_SAMPLES, level
+from modeling_mamba_ema.speech_encoder import collect_utterances
 
 
 def main() -> None:

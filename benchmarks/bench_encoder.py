@@ -34,7 +34,7 @@ from measuring import (
 from torch import nn
 from transformers import WavLMConfig, WavLMForSequenceClassification, WavLMModel
 
-from modeling_mamba_ema.fast_wavlm import fast_hidden_states
+from modeling_mamba_ema.fast_speech_encoder import fast_hidden_states
 
 PADDED = "WavLMModel, padded batch"
 ALONE = "WavLMModel, one by one"

@@ -33,9 +33,8 @@ from measuring import (
 )
 from transformers import WavLMModel
 
-from modeling_mamba_ema import fast_wavlm, mamba2
-from modeling_mamba_ema.conversation_encoder import ConversationEncoder
-from modeling_mamba_ema.conversation_state import ConversationState
+from modeling_mamba_ema import fast_speech_encoder, mamba2
+from modeling_mamba_ema.conversation_encoder import ConversationEncoder, ConversationState
 
 DEVICE = "cuda"
 PEAK_SIZE = 8192  # rows and columns of the product and of the copy that give the peaks
@@ -71,10 +70,10 @@ def peaks(dtype: torch.dtype) -> tuple[float, float]:
 def compiled(function: Callable[[], Any]) -> Callable[[], Any]:
     """The function with the transformer layers of this package compiled."""
     torch.compiler.reset()  # there is a limit to how many shapes one function is compiled for
-    layer = torch.compile(fast_wavlm._layer, dynamic=True)
+    layer = torch.compile(fast_speech_encoder._layer, dynamic=True)
 
     def run() -> Any:
-        with mock.patch.object(fast_wavlm, "_layer", layer):
+        with mock.patch.object(fast_speech_encoder, "_layer", layer):
             return function()
 
     return run
@@ -98,7 +97,7 @@ def encoder_figures(dtype: torch.dtype, rounds: int) -> dict[str, Any]:
             mask = (torch.arange(waveforms.shape[1], device=DEVICE) < lengths.unsqueeze(1)).long()
 
         def ours(waveforms=waveforms, lengths=lengths):
-            return fast_wavlm.fast_hidden_states(model, waveforms, lengths, [config.num_hidden_layers])
+            return fast_speech_encoder.fast_hidden_states(model, waveforms, lengths, [config.num_hidden_layers])
 
         functions = {
             SHIPPED: lambda waveforms=waveforms, mask=mask: model(waveforms, attention_mask=mask),

@@ -30,7 +30,7 @@ from measuring import (
 from transformers import WavLMModel
 
 from modeling_mamba_ema.ccc_loss import ccc_loss
-from modeling_mamba_ema.fast_wavlm import fast_hidden_states
+from modeling_mamba_ema.fast_speech_encoder import fast_hidden_states
 
 SHIPPED, OURS = "WavLMModel, padded batch", "this package"
 

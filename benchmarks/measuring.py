@@ -16,8 +16,8 @@ import torch
 import transformers
 from transformers import WavLMConfig
 
-from modeling_mamba_ema.fast_wavlm import GROUP_FRAMES
-from modeling_mamba_ema.fused_linear import linear as fused_linear
+from modeling_mamba_ema.fast_speech_encoder import GROUP_FRAMES
+from modeling_mamba_ema.fast_speech_encoder import linear as fused_linear
 
 SAMPLE_RATE = 16_000
 SIZES: dict[str, dict[str, Any]] = {

@@ -14,7 +14,7 @@ from pathlib import Path
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import validate_repo_id
 
-from modeling_mamba_ema.training.publishing import files_to_publish, publish
+from modeling_mamba_ema.publishing.publish import files_to_publish, publish
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from transformers import set_seed
 
 from modeling_mamba_ema.data.dataset import ConversationDataset
 from modeling_mamba_ema.plots import plot_learning_curve
+from modeling_mamba_ema.publishing.publish import publish
 from modeling_mamba_ema.training import (
     EXIT_CODE,
     EvaluationLog,
@@ -41,7 +42,6 @@ from modeling_mamba_ema.training import (
     write_results_into_card,
 )
 from modeling_mamba_ema.training.batch_sampler import seconds_of_turns
-from modeling_mamba_ema.training.publishing import publish
 
 logger = logging.getLogger("run_finetune")
 

@@ -4,7 +4,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelF
 
 from ._version import __version__
 from .configuration_mamba_ema import MambaEMAConfig
-from .conversation_state import ConversationState
+from .conversation_encoder import ConversationState
 from .feature_extraction_mamba_ema import InvalidAudioError, MambaEMAFeatureExtractor
 from .modeling_mamba_ema import MambaEMAForRegression, MambaEMAModel
 from .pipeline_mamba_ema import MambaEMAPipeline

@@ -99,6 +99,29 @@ def ccc_loss(
         return loss.detach() + world_size * (loss - loss.detach()) + 0.0 * own_predictions.sum()
 
 
+def check_labels(labels: torch.Tensor, expected_shape: tuple[int, ...], names: list[str]) -> None:
+    """Labels must have the logits' shape and lie on the unit scale; -100 marks a missing one.
+
+    Raises:
+        ValueError: wrong shape, NaN or infinite, or outside [0, 1].
+    """
+    if tuple(labels.shape) != expected_shape:
+        raise ValueError(
+            f"labels have shape {tuple(labels.shape)}, but must be {expected_shape}: one value for each of {names}"
+        )
+    given = labels != MISSING_LABEL
+    if not bool(torch.isfinite(labels).all()):
+        position = (~torch.isfinite(labels)).nonzero()[0].tolist()
+        raise ValueError(f"the label at {position} is NaN or infinite; mark a missing label by {MISSING_LABEL:g}")
+    outside = given & ((labels < -1e-4) | (labels > 1 + 1e-4))
+    if bool(outside.any()):
+        position = outside.nonzero()[0].tolist()
+        raise ValueError(
+            f"the label at {position} is {float(labels[tuple(position)]):g}, but labels are on the unit scale [0, 1]; "
+            f"rescale them as (label - low) / (high - low); {MISSING_LABEL:g} marks a missing one"
+        )
+
+
 def _concordance(predictions: torch.Tensor, labels: torch.Tensor, given: torch.Tensor, eps: float) -> torch.Tensor:
     """CCC of each label over the turns where it is given: (turns, labels) -> (labels,)"""
     count = given.sum(dim=0).clamp_min(1)

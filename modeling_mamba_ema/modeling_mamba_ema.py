@@ -14,18 +14,13 @@ from transformers import initialization as init
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ModelOutput, logging
 
-from .ccc_loss import ccc_loss
-from .checksums import write_checksums
+from .ccc_loss import ccc_loss, check_labels
 from .configuration_mamba_ema import SPEECH_ENCODER_DEFAULTS, MambaEMAConfig
-from .conversation_encoder import ConversationEncoder
-from .conversation_state import ConversationState
-from .exponential_moving_average import ExponentialMovingAverage
+from .conversation_encoder import ConversationEncoder, ConversationState, ExponentialMovingAverage
 from .feature_extraction_mamba_ema import MambaEMAFeatureExtractor
 from .mamba2 import GatedRMSNorm, Mamba2
-from .model_card import copy_widget_samples, model_card
-from .model_inputs import check_frames, check_labels, collect_utterances
 from .pooling import HeadwiseLinear, pooled_size
-from .speech_encoder import SpeechEncoder, receptive_field
+from .speech_encoder import SpeechEncoder, check_frames, collect_utterances, receptive_field
 
 logger = logging.get_logger(__name__)
 
@@ -434,8 +429,6 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         """
         if kwargs.get("push_to_hub"):
             raise ValueError("save_pretrained(push_to_hub=True) would leave files out; call model.push_to_hub(name)")
-        # Not needed to run the model, so not imported with it; but transformers copies what is named here.
-        from .handler import EndpointHandler
         from .pipeline_mamba_ema import CUSTOM_PIPELINES, MambaEMAPipeline
 
         self.config.auto_map = dict(AUTO_MAP)
@@ -446,14 +439,8 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         folder = Path(save_directory)
         if not (folder / "preprocessor_config.json").exists():
             MambaEMAFeatureExtractor(do_normalize=self.config.do_normalize).save_pretrained(folder)
-        for part in (MambaEMAFeatureExtractor, MambaEMAPipeline, EndpointHandler):
+        for part in (MambaEMAFeatureExtractor, MambaEMAPipeline):
             custom_object_save(part, folder)
-        # Inference Endpoints install this before they import handler.py.
-        (folder / "requirements.txt").write_text("soundfile\nsoxr\n", encoding="utf-8")
-        if not (folder / "README.md").exists():
-            card = model_card(self.config, widget=copy_widget_samples(folder))
-            (folder / "README.md").write_text(card, encoding="utf-8")
-        write_checksums(folder)
 
 
 def _pretrained_wavlm(name: str | os.PathLike[str], revision: str) -> WavLMModel:

@@ -12,9 +12,13 @@ from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
 from transformers.utils import ModelOutput
 
-from modeling_mamba_ema.conversation_encoder import CONTEXTS, ConversationEncoder
-from modeling_mamba_ema.conversation_state import ConversationState
-from modeling_mamba_ema.exponential_moving_average import ExponentialMovingAverage, ema_reference
+from modeling_mamba_ema.conversation_encoder import (
+    CONTEXTS,
+    ConversationEncoder,
+    ConversationState,
+    ExponentialMovingAverage,
+    ema_reference,
+)
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 HIDDEN = 8

@@ -8,12 +8,12 @@ import torch
 
 from modeling_mamba_ema import mamba2
 from modeling_mamba_ema.conversation_encoder import ConversationEncoder
-from modeling_mamba_ema.fast_wavlm import fast_hidden_states
+from modeling_mamba_ema.fast_speech_encoder import fast_hidden_states
 from modeling_mamba_ema.mamba2 import Mamba2
 from modeling_mamba_ema.speech_encoder import length_mask
 
 from .helpers import tiny_model
-from .test_fast_wavlm import NORMS, batch, wavlm
+from .test_fast_speech_encoder import NORMS, batch, wavlm
 
 DEVICE = "cuda"
 pytestmark = [

@@ -17,7 +17,7 @@ import threading
 import pytest
 import torch
 
-from modeling_mamba_ema.training.publishing import files_to_publish
+from modeling_mamba_ema.publishing.publish import files_to_publish
 from tests.helpers import tiny_model
 from tests.tiny_corpus import ROOT, environment, write_corpus, write_run
 

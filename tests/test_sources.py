@@ -13,9 +13,9 @@ import soundfile as sf
 from datasets import Audio, Dataset, DatasetDict
 
 from modeling_mamba_ema import MambaEMAFeatureExtractor
+from modeling_mamba_ema.ccc_loss import MISSING_LABEL
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
 from modeling_mamba_ema.data.sources import read_label_ranges
-from modeling_mamba_ema.model_inputs import MISSING_LABEL
 from tests.helpers import tiny_model
 from tests.local_hub import hub_with_dataset
 from tests.miniature_corpora import write_crema_d

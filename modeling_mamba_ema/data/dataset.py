@@ -17,7 +17,7 @@ import torch
 from datasets import Dataset, DatasetDict
 
 from ..feature_extraction_mamba_ema import SAMPLING_RATE
-from ..model_inputs import MISSING_LABEL
+from ..ccc_loss import MISSING_LABEL
 from .audio import load_audio
 from .categories import refuse_categories
 from .frame_cache import FrameCache, utterances_of

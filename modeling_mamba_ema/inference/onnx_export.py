@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..conversation_state import ConversationState
+from ..conversation_encoder import ConversationState
 from ..feature_extraction_mamba_ema import LOW_LEVEL_DBFS, MAX_PEAK, MIN_SAMPLES, SAMPLING_RATE
 from ..mamba2 import Mamba2State
 from ..modeling_mamba_ema import MambaEMAForRegression

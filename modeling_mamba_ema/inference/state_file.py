@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..conversation_state import ConversationState
+from ..conversation_encoder import ConversationState
 from ..modeling_mamba_ema import MambaEMAForRegression
 
 FORMAT = "mamba-ema conversation state 1"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..conversation_state import ConversationState
+from ..conversation_encoder import ConversationState
 from ..feature_extraction_mamba_ema import SAMPLING_RATE, MambaEMAFeatureExtractor
 from ..modeling_mamba_ema import MambaEMAForRegression
 from ..speech_encoder import num_frames

@@ -1,5 +1,6 @@
 """Fine-tuning on transformers' Trainer."""
 
+from ..publishing.results_card import write_results_into_card
 from .building import build_datasets, build_model, build_trainer, load_splits, training_arguments
 from .checkpoints import newest_complete_checkpoint, why_incomplete
 from .collator import ConversationCollator
@@ -8,7 +9,6 @@ from .interruption import EXIT_CODE, StopOnSigterm
 from .manifest import load_manifest, manifest_differences, run_manifest, save_manifest
 from .predictions import prediction_table, save_predictions
 from .preflight import check_labels_vary, check_speech_encoder
-from .results_card import write_results_into_card
 from .resume import choose_checkpoint
 from .run_configuration import RunConfiguration, load_run_configuration
 from .trainer import EvaluationLog, MambaEMATrainer, ccc_of_predictions

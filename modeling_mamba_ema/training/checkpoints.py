@@ -14,7 +14,7 @@ import re
 import shutil
 from pathlib import Path
 
-from ..checksums import SUMS, sha256
+from ..publishing.checksums import SUMS, sha256
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from ..ccc_loss import MISSING_LABEL
 from ..feature_extraction_mamba_ema import SAMPLING_RATE, InvalidAudioError, MambaEMAFeatureExtractor
-from ..model_inputs import MISSING_LABEL
 
 
 class ConversationCollator:

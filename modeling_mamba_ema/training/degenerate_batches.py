@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from ..model_inputs import MISSING_LABEL
+from ..ccc_loss import MISSING_LABEL
 
 
 class DegenerateBatches:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..conversation_state import ConversationState
-from ..model_inputs import MISSING_LABEL
+from ..ccc_loss import MISSING_LABEL
+from ..conversation_encoder import ConversationState
 
 # Inputs of the model with turns in their second dimension.
 _BY_TURN = ("input_values", "attention_mask", "turn_mask", "frame_values", "frame_mask")

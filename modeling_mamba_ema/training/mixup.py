@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..model_inputs import MISSING_LABEL
+from ..ccc_loss import MISSING_LABEL
 
 
 @contextlib.contextmanager

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from ..ccc_loss import MISSING_LABEL
 from ..metrics import concordance_cc, paired_bootstrap_difference
-from ..model_inputs import MISSING_LABEL
 
 BASELINE = "mean"
 MEAN = "mean CCC"  # beside the labels' names: the mean over labels, on which the verdict rests

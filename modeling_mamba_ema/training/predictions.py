@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..ccc_loss import MISSING_LABEL
 from ..data.dataset import ConversationDataset
-from ..model_inputs import MISSING_LABEL
 
 
 def prediction_table(predictions: np.ndarray, dataset: ConversationDataset) -> pd.DataFrame:

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from ..ccc_loss import MISSING_LABEL
 from ..configuration_mamba_ema import MambaEMAConfig
 from ..data.dataset import ConversationDataset
-from ..model_inputs import MISSING_LABEL
 
 # On the unit scale. The loss' epsilon, and a metric rounded to three places, are for labels that vary far more.
 MIN_LABEL_SPREAD = 0.01

@@ -30,9 +30,9 @@ from transformers import (
 )
 from transformers.trainer_utils import rotate_checkpoints, seed_worker
 
+from ..ccc_loss import MISSING_LABEL
 from ..data.dataset import ConversationDataset
 from ..metrics import ccc_metric_path
-from ..model_inputs import MISSING_LABEL
 from .batch_sampler import AudioSecondsBatchSampler, seconds_of_turns
 from .checkpoints import STAGING, seal_checkpoint
 from .degenerate_batches import DegenerateBatches

@@ -28,7 +28,13 @@ ROOT = Path(__file__).parents[2]
 ENDS = ("oldest", "newest")
 TESTS = [
     *("test_ccc_loss.py", "test_ccc_metric.py", "test_configuration.py", "test_conversation_encoder.py"),
-    *("test_fast_wavlm.py", "test_feature_extraction.py", "test_mamba2.py", "test_modeling.py", "test_pooling.py"),
+    *(
+        "test_fast_speech_encoder.py",
+        "test_feature_extraction.py",
+        "test_mamba2.py",
+        "test_modeling.py",
+        "test_pooling.py",
+    ),
     *("test_publishing.py", "test_speech_encoder.py", "test_checkpoints.py", "test_training.py"),
     *("reliability/test_any_input.py", "reliability/test_bad_input.py", "reliability/test_hostile_files.py"),
     *("reliability/test_invariances.py", "reliability/test_loading_alone.py", "reliability/test_model_object.py"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from modeling_mamba_ema import MambaEMAConfig
-from modeling_mamba_ema.model_card import model_card
+from modeling_mamba_ema.publishing.model_card import model_card
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md"))]

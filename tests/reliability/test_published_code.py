@@ -8,7 +8,7 @@ import subprocess
 import pytest
 
 from modeling_mamba_ema import MambaEMAFeatureExtractor
-from modeling_mamba_ema.checksums import damaged_files
+from modeling_mamba_ema.publishing.checksums import damaged_files
 from tests.helpers import tiny_model
 
 ALLOWED_MODULES = {
@@ -43,7 +43,7 @@ FORBIDDEN_ATTRIBUTES = {
 ALLOWED_CALLS = {
     ("checksums.py", "path.open"),  # reads what it sums
     ("checksums.py", "write_bytes"),  # SHA256SUMS, when a model is saved
-    ("fast_wavlm.py", "torch.jit"),  # asks whether it is being traced
+    ("fast_speech_encoder.py", "torch.jit"),  # asks whether it is being traced
     ("model_card.py", "write_bytes"),  # two short samples for the widget, when a model is saved
     ("modeling_mamba_ema.py", "write_text"),  # the model card and requirements.txt, when a model is saved
     ("pipeline_mamba_ema.py", "wave.open"),  # audio: bytes, or a path that `allow_paths=True` let in

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from .configuration_mamba_ema import MambaEMAConfig
+from ..configuration_mamba_ema import MambaEMAConfig
 
 # Of the card that `save_pretrained` writes; training replaces the placeholder by what it measured.
 RESULTS_PLACEHOLDER = "No evaluation has been recorded in this card yet.\n"
@@ -26,7 +26,7 @@ def copy_widget_samples(folder: str | os.PathLike[str]) -> dict[str, str]:
     """
     written = {}
     for title, source, name in WIDGET_SAMPLES:
-        sample = Path(__file__).parent / "sample" / source
+        sample = Path(__file__).parents[1] / "sample" / source
         if sample.is_file():
             (Path(folder) / name).write_bytes(sample.read_bytes())
             written[title] = name

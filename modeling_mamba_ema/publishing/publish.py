@@ -8,7 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from ..checksums import SUMS, damaged_files, sha256
+from .checksums import SUMS, damaged_files, sha256
 
 # What save_pretrained writes. Pickles (training_args.bin and optimizers among them) run code where they are loaded;
 # anything else in the folder got there by accident.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..model_card import RESULTS_PLACEHOLDER
+from .model_card import RESULTS_PLACEHOLDER
 
 
 def write_results_into_card(

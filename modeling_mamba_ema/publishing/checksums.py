@@ -28,7 +28,7 @@ def damaged_files(folder: str | os.PathLike[str]) -> list[str]:
     Example:
 
     ```python
-    >>> from modeling_mamba_ema.checksums import damaged_files, write_checksums
+    >>> from modeling_mamba_ema.publishing.checksums import damaged_files, write_checksums
     >>> import pathlib, tempfile
     >>> folder = pathlib.Path(tempfile.mkdtemp())
     >>> _ = (folder / "config.json").write_text("{}")

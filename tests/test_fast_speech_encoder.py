@@ -9,12 +9,10 @@ from transformers import WavLMConfig, WavLMModel
 from modeling_mamba_ema import (
     MambaEMAConfig,
     MambaEMAForRegression,
-    fast_attention,
-    fast_wavlm,
-    fused_linear,
+    fast_speech_encoder,
     speech_encoder,
 )
-from modeling_mamba_ema.fast_wavlm import fast_hidden_states, is_supported
+from modeling_mamba_ema.fast_speech_encoder import fast_hidden_states, is_supported
 from modeling_mamba_ema.speech_encoder import num_frames, wavlm_hidden_states
 
 from .helpers import tiny_model
@@ -117,12 +115,12 @@ def test_gradients_are_those_of_the_plain_form(norm):
 @pytest.mark.parametrize(
     ("module", "name", "value"),
     [
-        (fast_wavlm, "GROUP_FRAMES", 30),
-        (fast_wavlm, "PIECE_VALUES", 12_000),
-        (fast_wavlm, "PIECE_VALUES", 1),
-        (fast_attention, "ATTENTION_ENTRIES", 500),
-        (fast_attention, "_attend_one_by_one", fast_attention._attend_together),
-        (fast_attention, "MASK_ENTRIES", 20_000),
+        (fast_speech_encoder, "GROUP_FRAMES", 30),
+        (fast_speech_encoder, "PIECE_VALUES", 12_000),
+        (fast_speech_encoder, "PIECE_VALUES", 1),
+        (fast_speech_encoder, "ATTENTION_ENTRIES", 500),
+        (fast_speech_encoder, "_attend_one_by_one", fast_speech_encoder._attend_together),
+        (fast_speech_encoder, "MASK_ENTRIES", 20_000),
     ],
     ids=[
         *("groups", "pieces of some frames", "pieces of one frame", "blocks of attention"),
@@ -136,7 +134,7 @@ def test_how_the_work_is_divided_changes_no_number(monkeypatch, norm, module, na
     expected = fast_hidden_states(model, waveforms, lengths, range(4))
     monkeypatch.setattr(module, name, value)
     if name == "MASK_ENTRIES":
-        monkeypatch.setattr(module, "_attend_one_by_one", fast_attention._attend_together)
+        monkeypatch.setattr(module, "_attend_one_by_one", fast_speech_encoder._attend_together)
     for state, reference in zip(fast_hidden_states(model, waveforms, lengths, range(4)), expected):
         torch.testing.assert_close(state, reference, rtol=0, atol=1e-12)
 
@@ -264,7 +262,7 @@ def test_products_without_the_private_operator_are_the_same(monkeypatch):
     waveforms, lengths = batch()
     with torch.inference_mode():
         expected = fast_hidden_states(model, waveforms, lengths, range(4))
-        monkeypatch.setattr(fused_linear, "_FUSED_DTYPES", frozenset())
+        monkeypatch.setattr(fast_speech_encoder, "_FUSED_DTYPES", frozenset())
         for state, reference in zip(fast_hidden_states(model, waveforms, lengths, range(4)), expected):
             torch.testing.assert_close(state, reference, rtol=0, atol=2e-5)
 

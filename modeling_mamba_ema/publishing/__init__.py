@@ -1,0 +1,1 @@
+"""Publishing a model on the Hub: model card, checksums, endpoint handler, upload."""
