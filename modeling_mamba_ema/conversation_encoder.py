@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .mamba2 import NORM_EPS, Mamba2Block, Mamba2State, state_dtype, without_autocast
-from .pooling import length_mask
+from .pooling import length_mask, values_are_known
 
 
 class Context(NamedTuple):
@@ -28,7 +28,7 @@ CONTEXTS = {
 }
 
 
-@dataclass
+@dataclass(eq=False)
 class ConversationState:
     """Everything the model remembers of a batch of conversations; constant in size however long they get.
 
@@ -44,6 +44,13 @@ class ConversationState:
     num_turns: torch.Tensor
     mamba: tuple[Mamba2State, ...] = ()
     ema: torch.Tensor | None = None
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the other state has the same tensors, value by value."""
+        if not isinstance(other, ConversationState):
+            return NotImplemented
+        own, others = self.state_dict(), other.state_dict()
+        return own.keys() == others.keys() and all(torch.equal(own[name], others[name]) for name in own)
 
     @property
     def batch_size(self) -> int:
@@ -343,7 +350,9 @@ class ConversationEncoder(nn.Module):
         turn_mask = turn_mask.to(torch.bool)
         lengths = turn_mask.sum(dim=1)  # (batch,)
         turns = turn_mask.shape[1]
-        longest = 1 if turns == 1 else max(int(lengths.max()), 1)  # a stream's step need not wait for a GPU's answer
+        longest = turns
+        if turns > 1 and values_are_known(lengths):  # a stream's step need not wait for a GPU's answer
+            longest = max(int(lengths.max()), 1)
         order = torch.argsort(~turn_mask, dim=1, stable=True)[:, :longest]  # (batch, longest)
         valid = length_mask(lengths, longest)
         hidden_states = observations.gather(1, _over_hidden(order, self.hidden_size))  # (batch, longest, hidden)
@@ -395,3 +404,7 @@ def _check_state(state: ConversationState, expected: ConversationState, device: 
             f"conversation_state is on {state.num_turns.device}, the observations on {device}. "
             f'Move it with state.to("{device}").'
         )
+
+
+# So that `torch.load` reads a saved state with its default, `weights_only=True`.
+torch.serialization.add_safe_globals([ConversationState, Mamba2State])

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel, WavLMConfig, WavLMModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ModelOutput, logging
 
@@ -18,13 +19,20 @@ from .configuration_mamba_ema import SPEECH_ENCODER_DEFAULTS, MambaEMAConfig
 from .conversation_encoder import ConversationEncoder, ConversationState
 from .feature_extraction_mamba_ema import MambaEMAFeatureExtractor
 from .mamba2 import GatedRMSNorm
-from .speech_encoder import SpeechEncoder, check_frames, collect_utterances, receptive_field
+from .pooling import values_are_known
+from .speech_encoder import (
+    BACKBONES,
+    SpeechEncoder,
+    UtteranceBatch,
+    check_frames,
+    collect_utterances,
+    receptive_field,
+)
 
 if TYPE_CHECKING:
     # For a model in a local folder, transformers before 5.9 copies only the files that an entry file itself names.
     from .audio_files import AudioFileError  # noqa: F401
     from .fast_speech_encoder import fast_hidden_states  # noqa: F401
-    from .pooling import POOLINGS  # noqa: F401
 
 logger = logging.get_logger(__name__)
 ModelType = TypeVar("ModelType", bound="MambaEMAPreTrainedModel")
@@ -45,11 +53,12 @@ class MambaEMAModelOutput(ModelOutput):
 
     Attributes:
         last_hidden_state: (batch, turns, features), the observation z_t and, beside it where there is context, c_t.
-        pooled_output: (batch, turns, pooled_size), WavLM's frames pooled to one vector a turn.
+        pooled_output: (batch, turns, pooled_size), the speech encoder's frames pooled to one vector a turn.
         pooling_attentions: (batch, turns, heads, frames), weights over time that sum to 1; uniform without attention.
         turn_mask: (batch, turns) bool, which turns are there.
         conversation_state: what to pass to the next call; only with `use_conversation_state=True`.
-        hidden_states: WavLM's hidden states, `num_hidden_layers + 1` of (batch, turns, frames, hidden); on request.
+        hidden_states: the speech encoder's, `num_hidden_layers + 1` of (batch, turns, frames, hidden); on request. The
+            last one is the encoder's `last_hidden_state`, after its final layer norm, in every version of transformers.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -69,13 +78,14 @@ class MambaEMARegressionOutput(ModelOutput):
         loss: scalar, present when labels are given.
         logits: (batch, turns, num_labels) in the order of `config.id2label`, on the unit scale [0, 1], float32; NaN at
             turns that are not there. [`MambaEMAForRegression.to_label_ranges`] gives the labels' own scale.
-        pooled_output, pooling_attentions, conversation_state, hidden_states: as in [`MambaEMAModelOutput`].
+        pooled_output, pooling_attentions, turn_mask, conversation_state, hidden_states: as in [`MambaEMAModelOutput`].
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     pooled_output: torch.Tensor | None = None
     pooling_attentions: torch.Tensor | None = None
+    turn_mask: torch.Tensor | None = None
     conversation_state: ConversationState | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
 
@@ -119,7 +129,7 @@ class MambaEMAPreTrainedModel(PreTrainedModel):
     main_input_name = "input_values"
     input_modalities = "audio"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["WavLMEncoderLayer", "WavLMEncoderLayerStableLayerNorm", "Mamba2Block"]
+    _supports_sdpa = True
     # Trainer multiplies the loss by the accumulation steps for models that take `num_items_in_batch`; a CCC does not
     # add up over batches that way.
     accepts_loss_kwargs = False
@@ -168,22 +178,26 @@ class MambaEMAPreTrainedModel(PreTrainedModel):
             if isinstance(bias, nn.Parameter):
                 nn.init.zeros_(bias)
 
+    def get_input_embeddings(self) -> None:
+        """None: waveforms are not looked up in a table. Asked for by sharding and adapters."""
+        return None
+
     def _set_gradient_checkpointing(  # type: ignore[override]
         self, enable: bool = True, gradient_checkpointing_func: Any = None, **kwargs: Any
     ) -> None:
         if enable and getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant", True):
             raise ValueError(
-                "re-entrant gradient checkpointing recurses without end in WavLM's backward pass; "
+                "re-entrant gradient checkpointing recurses without end in the speech encoder's backward pass; "
                 "pass gradient_checkpointing_kwargs={'use_reentrant': False}"
             )
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
 
 class MambaEMAModel(MambaEMAPreTrainedModel):
-    """WavLM, pooling, and the Mamba and EMA state over the turns of a conversation, without a head.
+    """A speech encoder with pooling, and the Mamba and EMA state over the turns of a conversation, without a head.
 
     Attributes:
-        speech_encoder: WavLM, choice of layers, pooling.
+        speech_encoder: WavLM, wav2vec 2.0 or HuBERT, choice of layers, pooling.
         projection: pooled vector -> observation z_t.
         conversation_encoder: z_1..z_t -> c_t; None for `context="none"`.
     """
@@ -208,6 +222,9 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
                 dropout=config.dropout,
             )
         self.min_samples = receptive_field(config.speech_encoder_config)
+        # Sharding and device maps take these as units; which class an encoder's layers have depends on its norm.
+        layers = self.speech_encoder.backbone.encoder.layers
+        self._no_split_modules = sorted({type(layer).__name__ for layer in layers} | {"Mamba2Block"})
         self.post_init()
 
     def forward(
@@ -234,7 +251,7 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
             use_conversation_state: return the state after the last turn.
             frame_values: (batch, turns, layers, frames, hidden), frames computed before, instead of `input_values`.
             frame_mask: (batch, turns, frames), 1 at frames that are there; needed with `frame_values`.
-            output_hidden_states: return WavLM's hidden states.
+            output_hidden_states: return the speech encoder's hidden states; gradients reach them.
             return_dict: `False` for a plain tuple.
 
         Raises:
@@ -246,7 +263,11 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
             output_hidden_states = bool(self.config.output_hidden_states)
         if (input_values is None) == (frame_values is None):
             raise ValueError("give either input_values or frame_values")
-        single_turn = False
+        if torch.jit.is_tracing():
+            raise RuntimeError(
+                "torch.jit.trace would keep the length of its example; use torch.export or torch.compile"
+            )
+        single_turn = input_values is not None and input_values.dim() == 2
 
         # 1. speech encoder, over the utterances that are there: (utterances, pooled_size)
         hidden_states = None
@@ -257,21 +278,24 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
                 turn_mask,
                 self.min_samples,
             )
-            present = utterances.turn_mask
-            single_turn = input_values.dim() == 2
-            pooled, attention, hidden_states = self.speech_encoder(
-                utterances.waveforms, utterances.lengths, output_hidden_states
-            )
-        elif frame_values is not None:
+            keep = partial(_keep_hidden_state, utterances, single_turn) if output_hidden_states else None
+            pooled, attention, hidden_states = self.speech_encoder(utterances.waveforms, utterances.lengths, keep=keep)
+        else:
+            assert frame_values is not None
             layers, width = len(self.speech_encoder.layers), self.config.speech_encoder_config.hidden_size
             frame_mask, present = check_frames(frame_values, frame_mask, turn_mask, layers, width)
-            pooled, attention = self.speech_encoder.pool(frame_values[present].to(self.dtype), frame_mask[present])
+            every_turn = not values_are_known(frame_values)
+            utterances = UtteranceBatch(frame_values, None, present, every_turn)
+            if every_turn:  # a turn that is not there has a frame of zeros, so that it holds numbers
+                frame_mask = frame_mask | ~present.unsqueeze(-1)
+            pooled, attention, _ = self.speech_encoder(
+                layer_frames=utterances.to_utterances(frame_values).to(self.dtype),
+                frame_mask=utterances.to_utterances(frame_mask),
+            )
 
         # 2. back to conversations: (batch, turns, ...), zeros at turns that are not there
-        pooled = _scatter_turns(pooled, present)
-        attention = _scatter_turns(attention, present)
-        if hidden_states is not None and not single_turn:
-            hidden_states = [_scatter_turns(layer, present) for layer in hidden_states]
+        present = utterances.turn_mask
+        pooled, attention = utterances.to_turns(pooled), utterances.to_turns(attention)
 
         # 3. observations and conversation context: z_t, c_t
         observations = self.projection(pooled)  # (batch, turns, hidden_size)
@@ -292,6 +316,16 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
             hidden_states=None if hidden_states is None else tuple(hidden_states),
         )
         return output if return_dict else output.to_tuple()
+
+
+def _keep_hidden_state(
+    utterances: UtteranceBatch, single_turn: bool, hidden: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A hidden state as it is returned, (batch, [turns,] frames, hidden), and from it what the encoder goes on with."""
+    if single_turn:
+        return hidden, hidden
+    returned = utterances.to_turns(hidden)
+    return returned, utterances.to_utterances(returned)
 
 
 class MambaEMAForRegression(MambaEMAPreTrainedModel):
@@ -339,8 +373,9 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
     ) -> MambaEMARegressionOutput | tuple[Any, ...]:
         """
         Args:
-            labels: (batch, num_labels) or (batch, turns, num_labels) on the unit scale, -100 where missing. The loss is
-                `1 - mean CCC` over all turns of the global batch (see `ccc_loss`).
+            labels: (batch, num_labels) or (batch, turns, num_labels) on the unit scale, -100 where missing; a single
+                label may go without the last dimension. The loss is `1 - mean CCC` over all turns of the global batch
+                (see `ccc_loss`).
             input_values, attention_mask, turn_mask, conversation_state, use_conversation_state, frame_values,
             frame_mask, output_hidden_states, return_dict: as in [`MambaEMAModel.forward`].
 
@@ -363,6 +398,8 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         loss = None
         present = outputs.turn_mask
         if labels is not None:
+            if len(self.config.labels) == 1 and labels.dim() == logits.dim() - 1:
+                labels = labels.unsqueeze(-1)  # one label may be given without a dimension of its own
             check_labels(labels, tuple(logits.shape), self.config.labels)
             loss = self.loss(logits[present], labels[present].to(logits.dtype))
         output = MambaEMARegressionOutput(
@@ -370,6 +407,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
             logits=logits.masked_fill(~present.unsqueeze(-1), torch.nan),
             pooled_output=outputs.pooled_output,
             pooling_attentions=outputs.pooling_attentions,
+            turn_mask=present,
             conversation_state=outputs.conversation_state,
             hidden_states=outputs.hidden_states,
         )
@@ -399,6 +437,15 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         low, high = logits.new_tensor(ranges).unbind(dim=1)
         return low + logits * (high - low)
 
+    def freeze_feature_encoder(self) -> None:
+        """Keep the convolutions of the speech encoder as they are: no gradient is computed for them."""
+        self.speech_encoder.backbone.feature_extractor._freeze_parameters()
+
+    def freeze_base_model(self) -> None:
+        """Keep the whole speech encoder as it is; pooling and everything after it is trained."""
+        self.speech_encoder.backbone.requires_grad_(False)
+        self.speech_encoder.train(self.training)
+
     @classmethod
     def from_pretrained_speech_encoder(
         cls,
@@ -407,25 +454,25 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         revision: str = "main",
         **config_kwargs: Any,
     ) -> MambaEMAForRegression:
-        """Start from a pretrained WavLM; pooling, updater and head are new.
+        """Start from a pretrained speech encoder; pooling, updater and head are new.
 
         Args:
-            pretrained_model_name_or_path: a folder or Hub name of a WavLM, e.g. `"microsoft/wavlm-large"`, or of a
-                Mamba-EMA, whose WavLM is taken.
+            pretrained_model_name_or_path: a folder or Hub name of a WavLM, wav2vec 2.0 or HuBERT, e.g.
+                `"microsoft/wavlm-large"`, or of a Mamba-EMA, whose encoder is taken.
             revision: commit, tag or branch on the Hub.
             config_kwargs: fields of [`MambaEMAConfig`]; `speech_encoder_config`, a dict, overrides single fields of
-                the pretrained WavLM's configuration, such as its dropout.
+                the pretrained encoder's configuration, such as its dropout.
 
         Raises:
-            ValueError: the checkpoint is neither, or lacks weights.
+            ValueError: the checkpoint is none of these, or lacks weights.
         """
         overrides = {**SPEECH_ENCODER_DEFAULTS, **(config_kwargs.pop("speech_encoder_config", None) or {})}
-        wavlm = _pretrained_wavlm(pretrained_model_name_or_path, revision)
-        encoder_config = WavLMConfig.from_dict({**wavlm.config.to_dict(), **overrides})
+        backbone = _pretrained_backbone(pretrained_model_name_or_path, revision)
+        encoder_config = type(backbone.config).from_dict({**backbone.config.to_dict(), **overrides})
         extractor = MambaEMAFeatureExtractor.from_speech_encoder(pretrained_model_name_or_path, revision=revision)
         config_kwargs.setdefault("do_normalize", extractor.do_normalize)
         model = cls(MambaEMAConfig(speech_encoder_config=encoder_config, **config_kwargs))
-        model.speech_encoder.backbone.load_state_dict(wavlm.state_dict())
+        model.speech_encoder.backbone.load_state_dict(backbone.state_dict())
         return model
 
     def save_pretrained(  # type: ignore[override]
@@ -455,6 +502,27 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
             extractor.save_pretrained(save_directory)
             custom_object_save(MambaEMAPipeline, save_directory)
 
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # type: ignore[override]
+        """Upload the model as a release: with model card, samples for the widget, endpoint handler and checksums.
+
+        A card that the repository already has is kept. Where the package is not installed, as with a model loaded by
+        remote code, only what `save_pretrained` writes is uploaded, with transformers' own card.
+
+        Args:
+            repo_id: `owner/name` on the Hub; made if it is not there.
+            kwargs: as in transformers: commit_message, commit_description, private, token, revision, create_pr,
+                max_shard_size.
+
+        Returns:
+            The address of the commit.
+        """
+        try:
+            from modeling_mamba_ema.publishing import push_model
+        except ImportError:
+            logger.warning("without the package modeling-mamba-ema the model is uploaded without its own model card")
+            return super().push_to_hub(repo_id, **kwargs)
+        return push_model(self, repo_id, **kwargs)
+
 
 def _feature_extractor_for(config: MambaEMAConfig, folder: Path) -> MambaEMAFeatureExtractor:
     """The feature extractor in a folder, or a new one where there is none.
@@ -481,32 +549,23 @@ def check_normalization(config: MambaEMAConfig, extractor: MambaEMAFeatureExtrac
         )
 
 
-def _pretrained_wavlm(name: str | os.PathLike[str], revision: str) -> WavLMModel:
-    """A WavLM with all of its weights, its own or that of a Mamba-EMA.
+def _pretrained_backbone(name: str | os.PathLike[str], revision: str) -> Any:
+    """A speech encoder with all of its weights, its own or that of a Mamba-EMA.
 
     Raises:
         ValueError: the checkpoint is neither, or lacks weights.
     """
     config, _ = PretrainedConfig.get_config_dict(name, revision=revision)
-    kinds: dict[Any, Any] = {"wavlm": WavLMModel, MambaEMAConfig.model_type: MambaEMAForRegression}
+    kinds: dict[Any, Any] = {**BACKBONES, MambaEMAConfig.model_type: MambaEMAForRegression}
     if config.get("model_type") not in kinds:
-        raise ValueError(f"{name} is of type {config.get('model_type')!r}; a 'wavlm' or a 'mamba_ema' is needed")
+        raise ValueError(f"{name} is of type {config.get('model_type')!r}; allowed are {', '.join(map(repr, kinds))}")
     model, loading = kinds[config["model_type"]].from_pretrained(
         name, revision=revision, dtype=torch.float32, output_loading_info=True
     )
     missing = sorted(key for key in loading["missing_keys"] if not key.endswith("masked_spec_embed"))
     if missing:
-        raise ValueError(f"{name} lacks {len(missing)} weights of WavLM, first {missing[0]}")
-    return model if isinstance(model, WavLMModel) else model.speech_encoder.backbone
-
-
-def _scatter_turns(values: torch.Tensor, turn_mask: torch.Tensor) -> torch.Tensor:
-    """(utterances, ...) -> (batch, turns, ...), zeros at turns that are not there"""
-    if bool(turn_mask.all()):
-        return values.unflatten(0, turn_mask.shape)
-    scattered = values.new_zeros(*turn_mask.shape, *values.shape[1:])
-    scattered[turn_mask] = values
-    return scattered
+        raise ValueError(f"{name} lacks {len(missing)} weights of its speech encoder, first {missing[0]}")
+    return model.speech_encoder.backbone if isinstance(model, MambaEMAForRegression) else model
 
 
 __all__ = ["MambaEMAForRegression", "MambaEMAModel", "MambaEMAPreTrainedModel"]

@@ -22,6 +22,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+try:
+    from torch._C._functorch import is_functorch_wrapped_tensor
+except ImportError:  # private to torch
+
+    def is_functorch_wrapped_tensor(tensor: torch.Tensor) -> bool:
+        return False
+
+
 SOFTMAX_OPERATIONS = 5  # for each weight: maximum, difference, exponential, sum, quotient
 
 
@@ -63,6 +71,11 @@ def check_num_heads(hidden_size: int, num_heads: int) -> None:
 def length_mask(lengths: torch.Tensor, size: int) -> torch.Tensor:
     """(batch,) lengths -> (batch, size) bool, True before each row's end"""
     return torch.arange(size, device=lengths.device) < lengths.unsqueeze(1)
+
+
+def values_are_known(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's values can be looked at: not while torch compiles, exports, or maps a function (`vmap`)."""
+    return not (torch.compiler.is_compiling() or is_functorch_wrapped_tensor(tensor))
 
 
 def pooling_weights(scores: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:

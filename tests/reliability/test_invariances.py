@@ -75,7 +75,7 @@ def test_a_conversation_gets_its_numbers_beside_longer_ones_whatever_stands_in_t
 @norms
 @precisions
 def test_the_plain_form_of_the_encoder_keeps_the_promise_too(monkeypatch, norm, dtype):
-    monkeypatch.setattr(speech_encoder, "is_supported", lambda wavlm: False)  # as under hooks, adapters, compilation
+    monkeypatch.setattr(speech_encoder, "is_untouched", lambda backbone: False)  # as under hooks and offloading
     model = make_model(norm, dtype=dtype)
     utterance = noise(1_600)
     alone = predict(model, utterance).logits[0]
