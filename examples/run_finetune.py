@@ -19,7 +19,7 @@ from transformers import set_seed
 
 from modeling_mamba_ema.data.dataset import ConversationDataset
 from modeling_mamba_ema.plots import plot_learning_curve
-from modeling_mamba_ema.publishing.publish import publish
+from modeling_mamba_ema.publishing import TrainingFacts, prepare_release, publish
 from modeling_mamba_ema.training import (
     EXIT_CODE,
     EvaluationLog,
@@ -39,7 +39,6 @@ from modeling_mamba_ema.training import (
     save_manifest,
     save_predictions,
     training_arguments,
-    write_results_into_card,
 )
 from modeling_mamba_ema.training.batch_sampler import seconds_of_turns
 
@@ -134,11 +133,10 @@ def main() -> None:
 
     # 6. a folder that loads by itself
     if trainer.is_world_process_zero():
-        (output / "model" / "README.md").unlink(missing_ok=True)  # of an earlier run, with its results
         model.save_pretrained(output / "model")
         extractor.save_pretrained(output / "model")
         command = f"accelerate launch examples/run_finetune.py {arguments.configuration}"
-        write_results_into_card(output / "model" / "README.md", results, config.labels, run.data.source, command)
+        prepare_release(output / "model", TrainingFacts(results, run.data.source, command))
         for name, table in tables.items():
             save_predictions(table, output / f"predictions_{name}.csv")
         plot_learning_curve(trainer.state.log_history, config.labels).savefig(output / "learning_curve.png")

@@ -1,7 +1,8 @@
 """Publish a model's folder on the Hugging Face Hub: exactly the files that belong to it, as one commit.
 
-With --dry-run nothing is sent: the files are shown with their sizes and hashes. A folder with anything else in it (a
-pickle, training_args.bin, a checkpoint) is refused. Log in first: hf auth login.
+Model card, samples and checksums are added to a folder that has none. With --dry-run nothing is sent: the files are
+shown with their sizes and hashes. A folder with anything else in it (a pickle, training_args.bin, a checkpoint) is
+refused. Log in first: hf auth login.
 """
 
 from __future__ import annotations
@@ -24,9 +25,12 @@ def run(options: argparse.Namespace) -> int:
     from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.utils import validate_repo_id
 
-    from ..publishing.publish import files_to_publish, publish
+    from ..publishing import files_to_publish, prepare_release, publish
+    from ..publishing.checksums import SUMS
 
     validate_repo_id(options.repository)
+    if (options.folder / "config.json").is_file() and not (options.folder / SUMS).exists():
+        prepare_release(options.folder)
     files = files_to_publish(options.folder)
     for file in files:
         print(f"{file.sha256}  {file.size:>13,}  {file.name}")

@@ -1,6 +1,5 @@
 """Fine-tuning on transformers' Trainer."""
 
-from ..publishing.results_card import write_results_into_card
 from .building import build_datasets, build_model, build_trainer, load_splits, training_arguments
 from .checkpoints import newest_complete_checkpoint, why_incomplete
 from .collator import ConversationCollator
@@ -39,5 +38,4 @@ __all__ = [
     "save_predictions",
     "training_arguments",
     "why_incomplete",
-    "write_results_into_card",
 ]
