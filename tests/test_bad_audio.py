@@ -19,10 +19,10 @@ LABELS = ["valence", "arousal"]
 # What is done to the files of a corpus, and the reason the scan gives.
 FAULTS = {
     "text": "no audio file that can be read",
-    "truncated": "is truncated: .* bytes of sound are there",
+    "truncated": "is truncated: .* bytes of sound were found",
     "nan": "has a peak of nan",
     "empty": "holds no samples",
-    "missing": "is not there",
+    "missing": "does not exist",
     "short": r"lasts 0.02 s; an utterance lasts 0.025 to 30 s",
     "long": r"lasts 31 s; an utterance lasts 0.025 to 30 s",
     "truncated_flac": "is truncated|cannot be decoded",

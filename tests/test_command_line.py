@@ -98,7 +98,7 @@ def test_wrong_usage_is_code_2(arguments):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["predict", "--model", "no-such-folder/no-such-model/at-all", "--sample"], "neither a folder"),
+        (["predict", "--model", "no-such-folder/no-such-model/at-all", "--sample"], "neither an existing folder"),
         (["predict", "--model", "{model}", "--split", "test", "{call}"], "--split .* a corpus"),
         (
             ["predict", "--model", "{model}", "--plots", "{folder}", "{call}", "{call}"],
@@ -109,13 +109,13 @@ def test_wrong_usage_is_code_2(arguments):
             "no conversation x; there are sample",
         ),
         (["predict", "--model", "{model}", "--split", "x", "{sample}"], "no split x; there are train"),
-        (["timeline", "--model", "{model}", "absent.wav"], "absent.wav is not there"),
+        (["timeline", "--model", "{model}", "absent.wav"], "absent.wav does not exist"),
         (["timeline", "--model", "{model}", "{call}", "--channel", "2"], "call.wav has 1 channel, no channel 2"),
-        (["timeline", "--model", "{model}", "{call}", "--segments", "absent.csv"], "absent.csv is not there"),
+        (["timeline", "--model", "{model}", "{call}", "--segments", "absent.csv"], "absent.csv does not exist"),
         (["timeline", "--model", "{model}", "{call}", "--window", "50"], "allowed are 1 to 30 s"),
         (["timeline", "--model", "{model}", "{call}", "--output", "{folder}/rows.xlsx"], "rows.xlsx ends in"),
         (["timeline", "--model", "{model}", "{call}", "--plot", "{folder}/rows.gif"], "rows.gif ends in"),
-        (["timeline", "--model", "{model}", "{call}", "--output", "{call}"], "call.wav is there already; --overwrite"),
+        (["timeline", "--model", "{model}", "{call}", "--output", "{call}"], "call.wav exists; --overwrite"),
         (["timeline", "--model", "{empty}", "{call}"], "empty holds no config.json"),
         (["page", "--model", "{folder}"], "holds no config.json.*; did you mean .*/inside"),
         (["export", "--model", "{empty}", "{folder}/onnx"], "no config.json"),
@@ -153,7 +153,7 @@ def test_a_mistyped_folder_is_not_looked_for_on_the_hub(tmp_path, monkeypatch, c
         assert main(["predict", "--model", name, "--sample"]) == 1
         assert "did you mean outputs/demo/model?" in capsys.readouterr().err
     assert main(["predict", "--model", "nothing", "--sample"]) == 1
-    assert "neither a folder that is there nor a name on the Hub" in capsys.readouterr().err
+    assert "neither an existing folder nor a name on the Hub" in capsys.readouterr().err
 
 
 def test_the_command_is_installed():
@@ -203,7 +203,7 @@ def test_a_corpus_is_predicted_beside_its_labels_and_drawn(model, expected, tmp_
     for name in ("trajectory.png", "attention.png"):
         assert imread(tmp_path / name).std() > 0.05
     assert main(command) == 1
-    assert "trajectory.png is there already" in capsys.readouterr().err
+    assert "trajectory.png exists" in capsys.readouterr().err
     assert main([*command, "--overwrite"]) == 0
 
 
@@ -340,7 +340,7 @@ def test_turns_that_are_heard_are_printed_with_their_begin_no_earlier_than_they_
 @pytest.mark.parametrize("name", ["absent.wav", "README.md"])
 def test_what_cannot_be_heard_is_one_line(model, name, capsys):
     assert main(["listen", "--model", model, "--file", name]) == 1
-    assert capsys.readouterr().err.startswith(f"mamba-ema: {name} is ")
+    assert capsys.readouterr().err.startswith(f"mamba-ema: {name} ")
 
 
 # the README

@@ -234,7 +234,7 @@ def test_a_string_is_a_path_only_when_allowed(remote, tmp_path):
     sf.write(tmp_path / "turn.wav", waveform(), RATE)
     with pytest.raises(ValueError, match="allow_paths=True"):
         remote(str(tmp_path / "turn.wav"))
-    with pytest.raises(ValueError, match=r"other.wav is not there"):
+    with pytest.raises(ValueError, match=r"other.wav does not exist"):
         remote(str(tmp_path / "other.wav"), allow_paths=True)
     with pytest.raises(InvalidAudioError.__mro__[1], match="URL"):
         remote("https://example.org/turn.wav", allow_paths=True)

@@ -140,7 +140,7 @@ def test_iemocap_missing_and_damaged_wavs_are_all_listed_and_nothing_is_written(
     code, _, message = prepare("iemocap", tmp_path / "part", tmp_path / "out")
     assert code == 1
     assert "missing or damaged (2):" in message
-    assert "Ses02F_impro01_F000.wav is not there" in message
+    assert "Ses02F_impro01_F000.wav does not exist" in message
     assert "Ses02F_impro01_M000.wav is truncated" in message
     assert not (tmp_path / "out").exists()
 

@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plots", type=Path, metavar="FOLDER", help="draw the conversation: trajectory.png, attention.png"
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace pictures that are there")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing pictures")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line instead of a table")
 
 

@@ -19,10 +19,10 @@ def check_output(path: Path | None, overwrite: bool) -> None:
     """Refuse a file that would be replaced.
 
     Raises:
-        FileExistsError: it is there, and `--overwrite` was not given.
+        FileExistsError: it exists, and `--overwrite` was not given.
     """
     if path is not None and path.exists() and not overwrite:
-        raise FileExistsError(f"{path} is there already; --overwrite replaces it")
+        raise FileExistsError(f"{path} exists; --overwrite replaces it")
 
 
 class Table:

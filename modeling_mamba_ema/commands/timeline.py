@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_channel_option(parser)
     parser.add_argument("--output", type=Path, help="write rows to this .csv, .json or .jsonl as they come")
     parser.add_argument("--plot", type=Path, help="draw the timeline to this .png or .svg")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line instead of a table")
 
 

@@ -162,7 +162,7 @@ class ConversationDataset(torch.utils.data.Dataset):
 def _with_normal_names(
     table: pd.DataFrame, name: str, labels: Sequence[str], columns: Mapping[str, str]
 ) -> pd.DataFrame:
-    """Columns under the names of the normal form, all required ones there."""
+    """Columns under the names of the normal form, with all that are required."""
     for normal, own in columns.items():
         if normal not in (*COLUMNS, *labels):
             raise ValueError(f"data.columns names {normal!r}{_nearest(normal, (*COLUMNS, *labels))}")

@@ -133,7 +133,7 @@ def enumerated(what: str, names: Sequence[Any] | pd.Series) -> str:
 
 
 def _with_times(corpus: Corpus, rows: pd.DataFrame) -> pd.DataFrame:
-    """Add `start` and `end` from the headers of the files, all of which must be there and be audio."""
+    """Add `start` and `end` from the headers of the files, all of which must exist and be audio."""
 
     def facts(name: str) -> Any:
         try:

@@ -44,7 +44,7 @@ def read_table(source: Source) -> tuple[pd.DataFrame, str, Path]:
         audio start from.
 
     Raises:
-        ValueError: nothing of this kind is there; the message says what was looked for.
+        ValueError: nothing of this kind was found; the message says what was looked for.
     """
     if isinstance(source, Dataset):
         return _joined(DatasetDict({"train": source})), "the dataset", Path()

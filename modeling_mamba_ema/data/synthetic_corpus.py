@@ -132,7 +132,7 @@ def write_synthetic_corpus(folder: Path, conversations: int, seed: int) -> str:
     The same arguments give the same bytes. Audio that an earlier `metadata.jsonl` lists is removed, nothing else is.
 
     Args:
-        folder: made if it is not there.
+        folder: created if need be.
         conversations, seed: see [`synthesise_corpus`].
 
     Returns:

@@ -69,7 +69,7 @@ class Synthesizer:
 
         Raises:
             RuntimeError: the engine does not start.
-            ValueError: the voice is not there.
+            ValueError: there is no such voice.
         """
         rate_of_engine = self._restart()
         if self._library.espeak_SetVoiceByName(voice.encode()) != 0:

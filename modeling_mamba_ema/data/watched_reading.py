@@ -44,7 +44,7 @@ class WatchedReading:
             return within_seconds(READ_SECONDS, function, *args, **kwargs)
         except TimeoutError as error:
             raise AudioFileError(
-                f"{Path(path).name} could not be read within {READ_SECONDS:g} s; is its disk there?"
+                f"{Path(path).name} could not be read within {READ_SECONDS:g} s; is its disk connected?"
             ) from error
         finally:
             note[1] = -1

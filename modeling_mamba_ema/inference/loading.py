@@ -57,7 +57,7 @@ def _check_name(name: str, revision: str) -> None:
     """Find out at once what is a mistyped folder: the Hub would be asked for it again and again.
 
     Raises:
-        OSError: a folder that is not there or holds no model, and no name of a model on the Hub.
+        OSError: a folder that does not exist or holds no model, and no name of a model on the Hub.
     """
     folder = Path(name)
     if (folder / "config.json").is_file():
@@ -70,7 +70,7 @@ def _check_name(name: str, revision: str) -> None:
     except HFValidationError:
         is_hub_name = False
     if not is_hub_name:
-        raise OSError(f"{name} is neither a folder that is there nor a name on the Hub (owner/model)")
+        raise OSError(f"{name} is neither an existing folder nor a name on the Hub (owner/model)")
     parent = folder.parent
     if parent.is_dir() and not isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
         raise OSError(f"there is no folder {name}, although there is {parent}{_models_in(parent)}")

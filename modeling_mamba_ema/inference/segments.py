@@ -36,7 +36,7 @@ def read_segments(path: str | Path, recording: str | None = None) -> list[Segmen
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path.name} is not there (looked in {path.parent})")
+        raise ValueError(f"{path.name} does not exist (looked in {path.parent})")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

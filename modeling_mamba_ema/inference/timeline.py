@@ -75,7 +75,7 @@ def emotion_timeline(
     Raises:
         ValueError: segments outside the recording (a list is checked before anything is scored), or windows not
             between 1 and 30 s.
-        AudioFileError: audio that cannot be used; rows up to there have been given.
+        AudioFileError: audio that cannot be used; the rows before it have been given.
     """
     allowed = tracker.feature_extractor.max_seconds
     longest = allowed - 0.01  # rounding to samples must not make a part too long
@@ -118,7 +118,7 @@ class TimelineWriter:
     """Writes rows as they come; the file is complete and valid after every row. A context manager.
 
     Args:
-        path: `.csv`, `.json` (a list of rows) or `.jsonl` (a row a line); a file that is there is replaced.
+        path: `.csv`, `.json` (a list of rows) or `.jsonl` (a row a line); an existing file is replaced.
         columns: of the rows, see [`timeline_columns`].
 
     Raises:

@@ -211,7 +211,7 @@ class EmotionTracker:
         """
         path = Path(path)
         if not path.is_file():
-            raise ValueError(f"{path.name} is not there (looked in {path.parent})")
+            raise ValueError(f"{path.name} does not exist (looked in {path.parent})")
         try:
             with safe_open(path, framework="pt", device="cpu") as file:
                 about = json.loads((file.metadata() or {}).get("mamba_ema", "null"))

@@ -59,7 +59,7 @@ def launch(
     processing_utils.async_ssrf_protected_get = _fetch_nothing
     page = build_page(tracker.model, tracker.feature_extractor, queue_size)
     gc.collect()
-    gc.freeze()  # what is there now stays for as long as the page: collecting the figures of a turn takes 25 ms
+    gc.freeze()  # these objects live as long as the page: collecting the figures of a turn takes 25 ms
     settings = {**LAUNCH_OPTIONS, "server_name": server_name, "server_port": server_port, "theme": theme(), **options}
     _, url, _ = page.launch(**settings)
     return page, url
