@@ -24,7 +24,7 @@ demo: $(STAMP) ## corpus -> training -> evaluation -> save -> load back -> a con
 	$(BIN)/mamba-ema prepare synthetic --output data/demo
 	$(KEEP_MEMORY) $(BIN)/accelerate launch --config_file configuration/accelerate/cpu.yaml --num_cpu_threads_per_process $(CORES) \
 		examples/run_finetune.py configuration/demo.yaml
-	$(BIN)/mamba-ema predict --model $(DEMO)/model data/demo --conversation-id test_004 --plots $(DEMO) --overwrite
+	$(BIN)/mamba-ema predict --model $(DEMO)/model data/demo --conversation-id test_003 --plots $(DEMO) --overwrite
 
 test: $(STAMP) ## the test suite, without tests marked slow or gpu
 	$(BIN)/python -m pytest -m "not slow and not gpu"

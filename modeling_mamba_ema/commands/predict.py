@@ -55,15 +55,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from ..audio_files import AudioFileError, load_audio
-    from ..feature_extraction_mamba_ema import SAMPLING_RATE
-
     pictures = [] if options.plots is None else [options.plots / "trajectory.png", options.plots / "attention.png"]
     for path in pictures:
         check_output(path, options.overwrite)
     of_corpus = len(options.sources) == 1 and (options.sources[0].is_dir() or options.sources[0].suffix in TABLES)
     if not of_corpus and (options.split or options.conversation_id):
         raise ValueError("--split and --conversation-id choose from a corpus; give its folder or its table")
+
+    from ..audio_files import AudioFileError, load_audio
+    from ..feature_extraction_mamba_ema import SAMPLING_RATE
+
     tracker = load_tracker(options)
     conversations = _of_corpus(options, tracker) if of_corpus else _of_files(options)
     if pictures and len(conversations) > 1:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+TEXT_COLUMNS = ("conversation", "file", "speaker", "note")
+
 
 def complain(message: str) -> None:
     """One line on standard error, and a line for each name that the message lists."""
@@ -50,9 +52,17 @@ class Table:
         del cells["low_level"]
         widths = {name: max(len(name), 8, self._widths.get(name, 0)) for name in cells}
         if not self._begun:
-            print("  ".join(name.replace("_", " ").ljust(width) for name, width in widths.items()).rstrip())
+            print(_line({name: name.replace("_", " ") for name in cells}, widths))
             self._begun = True
-        print("  ".join(_cell(cells[name]).ljust(width) for name, width in widths.items()).rstrip(), flush=True)
+        print(_line({name: _cell(value) for name, value in cells.items()}, widths), flush=True)
+
+
+def _line(cells: Mapping[str, str], widths: Mapping[str, int]) -> str:
+    """Text begins where its column does, numbers end where theirs does."""
+    aligned = [
+        cell.ljust(widths[name]) if name in TEXT_COLUMNS else cell.rjust(widths[name]) for name, cell in cells.items()
+    ]
+    return "  ".join(aligned).rstrip()
 
 
 def _cell(value: Any) -> str:

@@ -35,6 +35,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    for path in (options.output, options.plot):
+        check_output(path, options.overwrite)
+    if options.plot is not None and options.plot.suffix.lower() not in (".png", ".svg"):
+        raise ValueError(f"{options.plot.name} ends in {options.plot.suffix!r}; pictures are written as .png or .svg")
+
     from contextlib import ExitStack
 
     from tqdm import tqdm
@@ -43,10 +48,6 @@ def run(options: argparse.Namespace) -> int:
     from ..inference import TimelineWriter, emotion_timeline, read_segments, timeline_columns
     from ..inference.voice_activity import detect_speech
 
-    for path in (options.output, options.plot):
-        check_output(path, options.overwrite)
-    if options.plot is not None and options.plot.suffix.lower() not in (".png", ".svg"):
-        raise ValueError(f"{options.plot.name} ends in {options.plot.suffix!r}; pictures are written as .png or .svg")
     rows: list[dict[str, Any]] = []
     reached, stopped = 0.0, False
     with ExitStack() as stack:

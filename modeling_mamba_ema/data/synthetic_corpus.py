@@ -127,7 +127,7 @@ Labels lie on [0, 1]. Splits share no speaker.
 
 
 def write_synthetic_corpus(folder: Path, conversations: int, seed: int) -> str:
-    """Write WAV and FLAC files, `metadata.jsonl` in the normal form, and a dataset card.
+    """Write WAV and FLAC files, `metadata.jsonl` in the normal form, `corpus.json`, and a dataset card.
 
     The same arguments give the same bytes. Audio that an earlier `metadata.jsonl` lists is removed, nothing else is.
 
@@ -146,17 +146,18 @@ def write_synthetic_corpus(folder: Path, conversations: int, seed: int) -> str:
     lines: list[str] = []
     seconds: dict[str, list[float]] = {split: [] for split in SPEAKERS}
     for turn in synthesise_corpus(conversations, seed):
-        name = Path(turn.split, turn.conversation_id, f"turn{turn.turn:02d}.{'flac' if turn.turn % 2 else 'wav'}")
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        sf.write(folder / name, turn.waveform, SAMPLING_RATE, subtype="PCM_16")
+        file = Path(turn.split, turn.conversation_id, f"turn{turn.turn:02d}.{'flac' if turn.turn % 2 else 'wav'}")
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        sf.write(folder / file, turn.waveform, SAMPLING_RATE, subtype="PCM_16")
         start, end = turn.salient or (None, None)
         facts = ("conversation_id", "turn", "speaker", "split", "valence", "arousal", "text", "rendering")
-        row = {"file_name": name.as_posix(), **{fact: getattr(turn, fact) for fact in facts}}
+        row = {"file_name": file.as_posix(), **{fact: getattr(turn, fact) for fact in facts}}
         lines.append(json.dumps({**row, "salient_start": start, "salient_end": end}) + "\n")
         seconds[turn.split].append(turn.waveform.size / SAMPLING_RATE)
+    scale = {"label_ranges": {"valence": [0, 1], "arousal": [0, 1]}}
     card = CARD.format(conversations=conversations, seed=seed)
-    for path, text in ((folder / "README.md", card), (metadata, "".join(lines))):
-        with atomic_write(path) as unfinished:
+    for name, text in (("README.md", card), ("corpus.json", json.dumps(scale)), (metadata.name, "".join(lines))):
+        with atomic_write(folder / name) as unfinished:
             unfinished.write_text(text, encoding="utf-8")
     return "\n".join(f"{split:<10} {len(s):>4} turns  {sum(s) / 60:5.1f} min" for split, s in seconds.items())
 
