@@ -41,8 +41,8 @@ reliability: $(STAMP) ## every promise of docs/reliability.md, with the figures 
 mutations: $(STAMP) ## break the code in six places; named tests must fail
 	$(BIN)/python -m tests.reliability.mutations
 
-compat: ## oldest and newest versions that setup.cfg allows, in environments of their own; 15 GB
-	$(PYTHON) -m tests.reliability.compat
+compat: $(STAMP) ## transformers 4.57 to the newest, by remote code and installed, model and training
+	$(BIN)/python -m tests.reliability.compat
 
 audit: $(STAMP) ## known weaknesses of the pinned versions; needs the network
 	$(BIN)/python -m tests.reliability.audit
