@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ModelOutput, logging
 
 from .ccc_loss import ccc_loss, check_labels
 from .configuration_mamba_ema import SPEECH_ENCODER_DEFAULTS, MambaEMAConfig
 from .conversation_encoder import ConversationEncoder, ConversationState
-from .feature_extraction_mamba_ema import MambaEMAFeatureExtractor
+from .feature_extraction_mamba_ema import NORMALIZATION, MambaEMAFeatureExtractor
 from .mamba2 import GatedRMSNorm
 from .pooling import values_are_known
 from .speech_encoder import (
@@ -76,8 +78,9 @@ class MambaEMARegressionOutput(ModelOutput):
 
     Attributes:
         loss: scalar, present when labels are given.
-        logits: (batch, turns, num_labels) in the order of `config.id2label`, on the unit scale [0, 1], float32; NaN at
-            turns that are not there. [`MambaEMAForRegression.to_label_ranges`] gives the labels' own scale.
+        logits: (batch, turns, num_labels) in the order of `config.id2label`, on the unit scale, float32; NaN at turns
+            that are not there. Within [0, 1], unless `config.bounded_predictions` is False.
+            [`MambaEMAForRegression.to_label_ranges`] gives the labels' own scale.
         pooled_output, pooling_attentions, turn_mask, conversation_state, hidden_states: as in [`MambaEMAModelOutput`].
     """
 
@@ -90,21 +93,78 @@ class MambaEMARegressionOutput(ModelOutput):
     hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
-class RegressionHead(nn.Module):
-    """Two linear layers and a sigmoid: predictions stay on the unit scale."""
+class Activation(nn.Module):
+    """An activation, after a layer norm if asked for.
 
-    def __init__(self, input_size: int, hidden_size: int, num_labels: int, dropout: float):
+    Args:
+        name: of the activation in transformers; None: the identity, without a layer norm.
+        size: width of the input.
+        layer_norm: whether the input is normalised first.
+    """
+
+    def __init__(self, name: str | None, size: int, layer_norm: bool):
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.dense = nn.Linear(input_size, hidden_size)
-        self.activation = nn.GELU()
-        self.out_proj = nn.Linear(hidden_size, num_labels)
+        self.norm = nn.LayerNorm(size) if layer_norm and name is not None else None
+        self.function = None if name is None else ACT2FN[name]
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., size) -> (..., size)"""
+        if self.norm is not None:
+            hidden = self.norm(hidden)
+        return hidden if self.function is None else self.function(hidden)
+
+
+class RegressionHead(nn.Module):
+    r"""Predictions y_t from the observation z_t and the context c_t.
+
+    With a hidden layer the head reads both side by side: y_t = s(O g(W [z_t; c_t] + w) + o). Without one it is linear,
+    and a part of its own reads the context: y_t = s(O z_t + C c_t + o). s is the sigmoid, which keeps predictions on
+    the unit scale, or the identity; g is the activation, after a layer norm if asked for.
+
+    C begins at zero. A context that is added to a trained model thus changes no bit of its predictions before the first
+    step, and can be learned all the same: the gradient of C is the context's, and once C is not zero the context gets a
+    gradient too (as the second factor of LoRA, Hu et al. 2022, section 4.1).
+    """
+
+    def __init__(self, config: MambaEMAConfig):
+        super().__init__()
+        size, num_labels = config.hidden_size, len(config.labels)
+        self.has_context = config.context != "none"
+        self.bounded = config.bounded_predictions
+        self.dropout = nn.Dropout(config.dropout)
+        self.dense = None
+        self.context_proj = None
+        if config.head_hidden_layers:
+            self.dense = nn.Linear(2 * size if self.has_context else size, size)
+            self.activation = Activation(config.head_activation, size, config.activation_layer_norm)
+        elif self.has_context:
+            self.context_proj = ContextProjection(size, num_labels, bias=False)
+        self.out_proj = nn.Linear(size, num_labels)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(..., input_size) -> (..., num_labels) in float32: bf16 predictions alone cost a CCC loss 1e-2."""
-        hidden = self.dropout(self.activation(self.dense(self.dropout(features))))
-        scores = self.out_proj(hidden)
-        return torch.sigmoid(scores.to(torch.promote_types(scores.dtype, torch.float32)))
+        """[z_t; c_t], or z_t without a context, (..., features) -> (..., num_labels) in float32.
+
+        bf16 predictions alone would cost a CCC loss 1e-2.
+        """
+        features = self.dropout(features)
+        if self.dense is not None:
+            scores = self.out_proj(self.dropout(self.activation(self.dense(features))))
+        elif self.context_proj is not None:
+            observation, context = features.chunk(2, dim=-1)
+            # In memory as it is without a context, so that its product is rounded alike.
+            scores = self.out_proj(observation.contiguous()) + self.context_proj(context)
+        else:
+            scores = self.out_proj(features)
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        return torch.sigmoid(scores) if self.bounded else scores
+
+
+class ContextProjection(nn.Linear):
+    """The part of a head without hidden layer that reads the context; zero at first."""
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
 
 
 def _align_weights(model: nn.Module) -> None:
@@ -198,7 +258,8 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
 
     Attributes:
         speech_encoder: WavLM, wav2vec 2.0 or HuBERT, choice of layers, pooling.
-        projection: pooled vector -> observation z_t.
+        projection, projection_activation: pooled vector h_t -> observation z_t = f(P h_t + p); f is the identity, or
+            `config.projection_activation`, after a layer norm if asked for.
         conversation_encoder: z_1..z_t -> c_t; None for `context="none"`.
     """
 
@@ -206,7 +267,11 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
         config.validate()
         super().__init__(config)
         self.speech_encoder = SpeechEncoder(config)
+        self.pooled_dropout = nn.Dropout(config.pooled_dropout)
         self.projection = nn.Linear(self.speech_encoder.pooled_size, config.hidden_size)
+        self.projection_activation = Activation(
+            config.projection_activation, config.hidden_size, config.activation_layer_norm
+        )
         self.conversation_encoder = None
         if config.context != "none":
             self.conversation_encoder = ConversationEncoder(
@@ -298,7 +363,7 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
         pooled, attention = utterances.to_turns(pooled), utterances.to_turns(attention)
 
         # 3. observations and conversation context: z_t, c_t
-        observations = self.projection(pooled)  # (batch, turns, hidden_size)
+        observations = self.observe(pooled)  # (batch, turns, hidden_size)
         features, state = observations, None
         if self.conversation_encoder is not None:
             context, state = self.conversation_encoder(observations, present, conversation_state)
@@ -316,6 +381,10 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
             hidden_states=None if hidden_states is None else tuple(hidden_states),
         )
         return output if return_dict else output.to_tuple()
+
+    def observe(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Pooled vectors h_t, (..., pooled_size) -> observations z_t, (..., hidden_size)"""
+        return self.projection_activation(self.projection(self.pooled_dropout(pooled)))
 
 
 def _keep_hidden_state(
@@ -350,8 +419,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
     def __init__(self, config: MambaEMAConfig):
         super().__init__(config)
         self.mamba_ema = MambaEMAModel(config)
-        features = config.hidden_size if config.context == "none" else 2 * config.hidden_size
-        self.head = RegressionHead(features, config.hidden_size, len(config.labels), config.dropout)
+        self.head = RegressionHead(config)
         self.post_init()
 
     @property
@@ -437,6 +505,37 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         low, high = logits.new_tensor(ranges).unbind(dim=1)
         return low + logits * (high - low)
 
+    def with_changes(self, **config_changes: Any) -> MambaEMAForRegression:
+        """A new model with another configuration that starts from this model's weights.
+
+        Every weight that fits is kept: those of the same name and shape, those of labels that both models have, and
+        those that read what both models have. What reads a new context or a new statistic begins at zero, so that it
+        changes no prediction before the first step. Other new weights begin as those of a new model. What is new and
+        what was dropped is logged.
+
+        Args:
+            config_changes: fields of [`MambaEMAConfig`], e.g. `context="mamba_ema"` for a model that was trained on
+                single utterances, or `id2label` with another label; `speech_encoder_config` is a dict of single fields.
+
+        Raises:
+            ValueError: a name that is no field, or a value outside its range.
+
+        Example:
+
+        ```python
+        >>> from modeling_mamba_ema import MambaEMAConfig, MambaEMAForRegression
+        >>> tiny = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        ...             conv_dim=[16] * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2)
+        >>> config = MambaEMAConfig(speech_encoder_config=tiny, hidden_size=32, head_dim=16, context="none")
+        >>> MambaEMAForRegression(config).with_changes(context="mamba_ema").config.context
+        'mamba_ema'
+
+        ```
+        """
+        model: Any = type(self)(self.config.with_changes(**config_changes))
+        _keep_what_fits(self, model)
+        return model.to(device=self.device, dtype=self.dtype).train(self.training)
+
     def freeze_feature_encoder(self) -> None:
         """Keep the convolutions of the speech encoder as they are: no gradient is computed for them."""
         self.speech_encoder.backbone.feature_extractor._freeze_parameters()
@@ -470,7 +569,8 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         backbone = _pretrained_backbone(pretrained_model_name_or_path, revision)
         encoder_config = type(backbone.config).from_dict({**backbone.config.to_dict(), **overrides})
         extractor = MambaEMAFeatureExtractor.from_speech_encoder(pretrained_model_name_or_path, revision=revision)
-        config_kwargs.setdefault("do_normalize", extractor.do_normalize)
+        if not config_kwargs.keys() & set(NORMALIZATION):
+            config_kwargs.update({name: getattr(extractor, name) for name in NORMALIZATION})
         model = cls(MambaEMAConfig(speech_encoder_config=encoder_config, **config_kwargs))
         model.speech_encoder.backbone.load_state_dict(backbone.state_dict())
         return model
@@ -524,6 +624,64 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         return push_model(self, repo_id, **kwargs)
 
 
+# Weights with a row a label, and weights whose first columns read the same in models that differ: the observation
+# before the context, means before standard deviations.
+_LABEL_ROWS = ("head.out_proj.weight", "head.out_proj.bias", "head.context_proj.weight")
+_COMMON_COLUMNS = ("mamba_ema.projection.weight", "head.dense.weight")
+
+
+@torch.no_grad()
+def _keep_what_fits(old: MambaEMAForRegression, new: MambaEMAForRegression) -> None:
+    """Copy the weights of a model into another one; log which are new there and which found no place."""
+    source, target = old.state_dict(), new.state_dict()
+    # Weights that may have the same shape and yet another meaning.
+    widths = [model.config.speech_encoder_config.hidden_size for model in (old, new)]
+    same_meaning = {
+        "mamba_ema.projection.weight": widths[0] == widths[1],
+        "head.": old.config.head_hidden_layers == new.config.head_hidden_layers,
+        "mamba_ema.speech_encoder.layer_weights": old.speech_encoder.layers == new.speech_encoder.layers,
+    }
+    kept, in_part = set(), set()
+    for name in target.keys() & source.keys():
+        if all(same for prefix, same in same_meaning.items() if name.startswith(prefix)):
+            if name in _LABEL_ROWS and source[name].shape[1:] == target[name].shape[1:]:
+                in_part.add(name)
+                if _copy_rows(source[name], target[name], old.config.labels, new.config.labels):
+                    kept.add(name)
+            elif source[name].shape == target[name].shape:
+                target[name].copy_(source[name])
+                kept.add(name)
+            elif name in _COMMON_COLUMNS and len(source[name]) == len(target[name]):
+                in_part.add(name)
+                _copy_columns(source[name], target[name])
+    lists = {
+        "new": target.keys() - kept - in_part,
+        "new in part": in_part - kept,
+        "dropped": source.keys() - kept - in_part,
+    }
+    text = "; ".join(f"{title}: {_modules_of(names)}" for title, names in lists.items() if names)
+    if text:
+        logger.warning(f"weights of the changed model that are not those of the old one: {text}")
+
+
+def _copy_rows(source: torch.Tensor, target: torch.Tensor, labels: list[str], new_labels: list[str]) -> bool:
+    """Copy the rows of labels that both have; whether these are all labels of both."""
+    common = [label for label in new_labels if label in labels]
+    target[[new_labels.index(label) for label in common]] = source[[labels.index(label) for label in common]]
+    return len(common) == len(new_labels) == len(labels)
+
+
+def _copy_columns(source: torch.Tensor, target: torch.Tensor) -> None:
+    """Copy the first columns; others of the target become zero."""
+    columns = min(source.shape[1], target.shape[1])
+    target.zero_()
+    target[:, :columns] = source[:, :columns]
+
+
+def _modules_of(names: Collection[str]) -> str:
+    return ", ".join(sorted({".".join(name.split(".")[:2]) for name in names}))
+
+
 def _feature_extractor_for(config: MambaEMAConfig, folder: Path) -> MambaEMAFeatureExtractor:
     """The feature extractor in a folder, or a new one where there is none.
 
@@ -531,7 +689,7 @@ def _feature_extractor_for(config: MambaEMAConfig, folder: Path) -> MambaEMAFeat
         ValueError: it normalises otherwise than the configuration says.
     """
     if not (folder / "preprocessor_config.json").is_file():
-        return MambaEMAFeatureExtractor(do_normalize=config.do_normalize)
+        return MambaEMAFeatureExtractor.for_model(config)
     extractor = MambaEMAFeatureExtractor.from_pretrained(folder)
     check_normalization(config, extractor)
     return extractor
@@ -540,13 +698,14 @@ def _feature_extractor_for(config: MambaEMAConfig, folder: Path) -> MambaEMAFeat
 def check_normalization(config: MambaEMAConfig, extractor: MambaEMAFeatureExtractor) -> None:
     """
     Raises:
-        ValueError: model and feature extractor disagree on `do_normalize`: the numbers would be wrong without a sign.
+        ValueError: model and feature extractor disagree on normalisation: the numbers would be wrong without a sign.
     """
-    if config.do_normalize != extractor.do_normalize:
-        raise ValueError(
-            f"do_normalize is {config.do_normalize} in config.json and {extractor.do_normalize} in "
-            "preprocessor_config.json; both must say what the speech encoder was trained with"
-        )
+    for name in NORMALIZATION:
+        if getattr(config, name) != getattr(extractor, name):
+            raise ValueError(
+                f"{name} is {getattr(config, name)} in config.json and {getattr(extractor, name)} in "
+                "preprocessor_config.json; both must say what the speech encoder was trained with"
+            )
 
 
 def _pretrained_backbone(name: str | os.PathLike[str], revision: str) -> Any:

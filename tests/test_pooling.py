@@ -78,11 +78,11 @@ def test_headwise_scores_read_only_their_slice():
 )
 def test_parameter_counts_and_widths_at_wavlm_large(pooling, parameters, size):
     kind = POOLINGS[pooling]
-    layer = torch.nn.Identity() if kind.build_scorer is None else kind.build_scorer(1024, 4)
+    layer = torch.nn.Identity() if kind.linear_scorer is None else kind.build_scorer(1024, 4)
     assert sum(p.numel() for p in layer.parameters()) == parameters
     assert kind.sizes * 1024 == size
     frames, mask = torch.randn(2, 3, 1024), torch.ones(2, 3, dtype=torch.bool)
-    scores = torch.zeros(2, 3, 1) if kind.build_scorer is None else layer(frames)
+    scores = torch.zeros(2, 3, 1) if kind.linear_scorer is None else layer(frames)
     assert kind.pool(frames, pooling_weights(scores, mask), mask).shape == (2, size)
 
 

@@ -22,7 +22,7 @@ from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ..feature_extraction_mamba_ema import MambaEMAFeatureExtractor
+from ..feature_extraction_mamba_ema import NORMALIZATION, MambaEMAFeatureExtractor
 from ..speech_encoder import SpeechEncoder
 
 # Raise it when reading audio or the layout of an entry changes: old entries are then no longer found.
@@ -176,14 +176,14 @@ def encoder_key(encoder: SpeechEncoder, extractor: MambaEMAFeatureExtractor) -> 
     settings = {
         "version": VERSION,
         "wavlm": {
-            name: value for name, value in encoder.wavlm.config.to_dict().items() if name not in _IRRELEVANT_FIELDS
+            name: value for name, value in encoder.backbone.config.to_dict().items() if name not in _IRRELEVANT_FIELDS
         },
         "layers": encoder.layers,
         "sampling_rate": extractor.sampling_rate,
-        "do_normalize": extractor.do_normalize,
+        **{name: getattr(extractor, name) for name in NORMALIZATION},
     }
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(encoder.wavlm.state_dict().items()):
+    for name, tensor in sorted(encoder.backbone.state_dict().items()):
         if name not in _IRRELEVANT_WEIGHTS:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(_bytes_of(tensor))

@@ -48,7 +48,7 @@ def build_model(run: RunConfiguration) -> tuple[MambaEMAForRegression, MambaEMAF
     known = read_label_ranges(run.data.source)
     if model.config.label_ranges is None and known:
         model.config.label_ranges = {label: list(known[label]) for label in model.config.labels if label in known}
-    extractor = MambaEMAFeatureExtractor(do_normalize=model.config.do_normalize, max_seconds=run.data.max_seconds)
+    extractor = MambaEMAFeatureExtractor.for_model(model.config, max_seconds=run.data.max_seconds)
     return model, extractor
 
 

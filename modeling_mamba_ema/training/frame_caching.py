@@ -93,7 +93,7 @@ def cache_frames(
 
     # 3. each process its share of every length, the longest first: memory that is too small shows at once
     missing.sort(key=lambda utterance: -seconds[utterance])
-    encoder.to(arguments.device).wavlm.eval()
+    encoder.to(arguments.device).backbone.eval()
     together = UTTERANCES_BETWEEN_MEETINGS * processes
     with tqdm(total=len(missing), desc="encoding", unit=" utterances", disable=quiet or not missing) as progress:
         for first in range(0, len(missing), together):
@@ -132,7 +132,7 @@ def _encode(encoder: SpeechEncoder, extractor: MambaEMAFeatureExtractor, utteran
         features = extractor(waveform, sampling_rate=SAMPLING_RATE, return_tensors="pt")
     except InvalidAudioError as error:
         raise InvalidAudioError(f"{utterance}: {error}") from error
-    samples = features["input_values"].to(encoder.wavlm.device, encoder.wavlm.dtype)  # (1, samples)
+    samples = features["input_values"].to(encoder.backbone.device, encoder.backbone.dtype)  # (1, samples)
     lengths = torch.tensor([samples.shape[1]], device=samples.device)
     return torch.cat(encoder.hidden_states(samples, lengths, encoder.layers))  # of one (1, frames, hidden) a layer
 
@@ -143,6 +143,6 @@ def _seconds(utterance: Utterance) -> float:
 
 
 def _entry_bytes(encoder: SpeechEncoder, seconds: float) -> int:
-    config = encoder.wavlm.config
+    config = encoder.backbone.config
     frames = max(num_frames(round(seconds * SAMPLING_RATE), config), 0)
     return len(encoder.layers) * frames * config.hidden_size * DTYPE.itemsize + HEADER_BYTES

@@ -63,12 +63,13 @@ def pooling_costs(
         {pooling: partial(encoder.pool, values, mask) for pooling, encoder in encoders.items()}, repeats
     )
     costs = {}
+    sizes = (frames, hidden, config.speech_encoder_pooling_heads, config.speech_encoder_pooling_hidden_size)
     for pooling, encoder in encoders.items():
         attention = getattr(encoder, "attention", None)
         projection = 2 * encoder.pooled_size * config.hidden_size
         costs[pooling] = PoolingCost(
             parameters=0 if attention is None else sum(p.numel() for p in attention.parameters()),
-            flops=POOLINGS[pooling].flops(frames, hidden, config.speech_encoder_pooling_heads) + projection,
+            flops=POOLINGS[pooling].flops(*sizes) + projection,
             milliseconds=times[pooling],
         )
     return costs
@@ -77,7 +78,7 @@ def pooling_costs(
 def encoder_cost(model: MambaEMAForRegression, seconds: float, repeats: int = 3) -> EncoderCost:
     """Cost of the speech encoder for an utterance, without pooling, where the model is."""
     encoder: SpeechEncoder = model.speech_encoder
-    device = encoder.wavlm.device
+    device = encoder.backbone.device
     samples = torch.randn(1, round(seconds * SAMPLING_RATE), device=device)
     lengths = torch.tensor([samples.shape[1]], device=device)
 
@@ -115,5 +116,6 @@ def _without_wavlm(config: MambaEMAConfig, pooling: str, layers: int) -> SpeechE
             speech_encoder_layers=list(range(1, layers + 1)),
             speech_encoder_pooling=pooling,
             speech_encoder_pooling_heads=config.speech_encoder_pooling_heads,
+            speech_encoder_pooling_hidden_size=config.speech_encoder_pooling_hidden_size,
         )
     ).eval()
