@@ -533,8 +533,9 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         ```
         """
         model: Any = type(self)(self.config.with_changes(**config_changes))
+        model.to(device=self.device, dtype=self.dtype)
         _keep_what_fits(self, model)
-        return model.to(device=self.device, dtype=self.dtype).train(self.training)
+        return model.train(self.training)
 
     def freeze_feature_encoder(self) -> None:
         """Keep the convolutions of the speech encoder as they are: no gradient is computed for them."""

@@ -76,9 +76,21 @@ ENCODER = "mamba_ema.speech_encoder.wavlm"
         lambda: key_of(frozen_model(speech_encoder_layers=2)),
         lambda: key_of(frozen_model(speech_encoder_config={"layer_norm_eps": 1e-6})),
         lambda: key_of(frozen_model(), MambaEMAFeatureExtractor(do_normalize=False)),
+        lambda: key_of(
+            frozen_model(), MambaEMAFeatureExtractor(do_normalize=False, waveform_mean=0.0, waveform_std=0.1)
+        ),
         lambda: key_of(frozen_model().double()),
     ],
-    ids=["layer weight", "front end weight", "order of layers", "layers", "setting", "preprocessing", "dtype"],
+    ids=[
+        "layer weight",
+        "front end weight",
+        "order of layers",
+        "layers",
+        "setting",
+        "preprocessing",
+        "corpus",
+        "dtype",
+    ],
 )
 def test_another_encoder_or_preprocessing_has_another_key(change):
     assert change() != key_of()

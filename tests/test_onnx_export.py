@@ -18,8 +18,26 @@ from tests.tiny_corpus import environment
 ONE_LAYER = {"num_hidden_layers": 1}
 MODELS = [
     {"norm": "layer", "speech_encoder_layers": [0, -1], "label_ranges": {"valence": (1, 7)}, "seed": 0},
-    {"norm": "group", "context": "mamba", "speech_encoder_pooling": "multihead_attention", "do_normalize": False},
-    {"norm": "layer", "context": "ema", "ema_decay_learnable": True, "speech_encoder_pooling": "attentive_statistics"},
+    {
+        "norm": "layer",
+        "context": "mamba",
+        "speech_encoder_pooling": "multihead_attention",
+        "speech_encoder_pooling_hidden_size": 8,
+        "projection_activation": "silu",
+        "activation_layer_norm": True,
+        "bounded_predictions": False,
+        "do_normalize": False,
+        "waveform_mean": 0.01,
+        "waveform_std": 0.1,
+    },
+    {
+        "norm": "layer",
+        "context": "ema",
+        "ema_decay_learnable": True,
+        "speech_encoder_pooling": "attentive_statistics",
+        "head_hidden_layers": 0,
+        "do_normalize": False,
+    },
     {"norm": "group", "context": "none", "speech_encoder_pooling": "mean"},
 ]
 
@@ -78,7 +96,7 @@ def test_onnxruntime_gives_the_trackers_numbers_where_torch_cannot_be_imported(t
     )
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
-    live = EmotionTracker(model, MambaEMAFeatureExtractor(do_normalize=model.config.do_normalize))
+    live = EmotionTracker(model, MambaEMAFeatureExtractor.for_model(model.config))
     wanted = [live.update(turn, 16_000) for turn in turns]
     assert len(answer["rows"]) == len(wanted)
     for got, row in zip(answer["rows"], wanted):

@@ -143,6 +143,22 @@ def test_the_trajectory_shows_values_speakers_and_labels():
     assert axes.get_xlabel() == "turn"
 
 
+def test_values_outside_the_unit_scale_are_inside_the_picture():
+    values = [-0.3, 0.5, 1.4]
+    trajectory, plane = (
+        plot_trajectory({"valence": values, "arousal": [0.1, 0.2, 0.3]}),
+        plot_circumplex(values, values),
+    )
+    timeline = plot_timeline(
+        [{"start": n, "end": n + 1, "valence": value} for n, value in enumerate(values)], ["valence"]
+    )
+    limits = [trajectory.axes[0].get_ylim(), plane.axes[0].get_xlim(), plane.axes[0].get_ylim()]
+    for low, high in (*limits, timeline.axes[0].get_ylim()):
+        assert low < -0.3
+        assert high > 1.4
+    assert plot_trajectory({"valence": [0.1, 0.9]}).axes[0].get_ylim() == (-0.02, 1.02)
+
+
 def test_the_circumplex_has_a_path_a_speaker():
     figure = plot_circumplex([0.1, 0.5, 0.9], [0.2, 0.6, 0.8], ["a", "b", "a"])
     (axes,) = figure.axes

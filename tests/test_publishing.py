@@ -152,6 +152,13 @@ def test_a_feature_extractor_that_normalises_otherwise_than_the_model_is_refused
     assert not (tmp_path / "model.safetensors").exists()
 
 
+def test_a_feature_extractor_with_the_statistics_of_another_corpus_is_refused(tmp_path):
+    MambaEMAFeatureExtractor(do_normalize=False, waveform_mean=0.0, waveform_std=0.2).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"waveform_std is 0.1 in config.json and 0.2 in preprocessor_config.json"):
+        tiny_model(do_normalize=False, waveform_mean=0.0, waveform_std=0.1).save_pretrained(tmp_path)
+    assert not (tmp_path / "model.safetensors").exists()
+
+
 @pytest.mark.parametrize("name", ["layer_attention", "group_statistics"])
 def test_models_saved_before_the_files_were_merged_give_the_numbers_they_gave(name):
     folder = REPOSITORY / "tests" / "saved_models" / name

@@ -70,13 +70,11 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         weights = torch.load(path, map_location="cpu", weights_only=True)
-    except SafetensorError as error:
-        raise OSError(f"{path.name} is damaged: {error}; copy or download it again") from error
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"{path.name} is damaged or holds more than tensors, which could run code, and is not opened: {error}"
         ) from error
-    except (RuntimeError, EOFError) as error:
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
         raise OSError(f"{path.name} is damaged: {error}; copy or download it again") from error
     if not isinstance(weights, dict) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
         raise ValueError(f"{path.name} is no plain state dict, names and tensors, so it is not one of these models")
