@@ -29,7 +29,7 @@ class MambaEMAModelTester:
         self.is_training = True
         self.hidden_size, self.num_hidden_layers = 16, 2
         # Frames of 2,000 samples, what the mixins call the length of the sequence.
-        self.seq_length = self.encoder_seq_length = 5
+        self.seq_length = self.encoder_seq_length = 6
 
     def get_config(self):
         encoder = WavLMConfig(
