@@ -17,7 +17,7 @@ import transformers
 from transformers import TrainingArguments
 
 from modeling_mamba_ema import MambaEMAFeatureExtractor, MambaEMAForRegression
-from modeling_mamba_ema.data.bad_audio import describe_bad_audio, save_bad_audio, scan_audio, without
+from modeling_mamba_ema.data.bad_audio import describe_bad_audio, drop_bad_audio, save_bad_audio, scan_audio
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
 from modeling_mamba_ema.plots import plot_error_by_position, plot_predictions
 from modeling_mamba_ema.training import (
@@ -79,7 +79,7 @@ def main() -> None:
         logger.error(describe_bad_audio(bad_audio, used))
         if arguments.on_bad_audio == "abort":
             sys.exit("mend them, or give --on-bad-audio skip to measure without them")
-        splits = without(used, bad_audio)
+        splits = drop_bad_audio(used, bad_audio)
         save_bad_audio(bad_audio, arguments.output / "skipped_audio.jsonl")
     trainer_arguments = TrainingArguments(
         output_dir=str(arguments.output),

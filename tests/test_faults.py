@@ -19,8 +19,8 @@ import soundfile as sf
 import torch
 from transformers import EarlyStoppingCallback, TrainerCallback
 
+from modeling_mamba_ema.audio_files import AudioFileError
 from modeling_mamba_ema.data import dataset as dataset_module
-from modeling_mamba_ema.data.audio import AudioFileError
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
 from modeling_mamba_ema.training import RunConfiguration, newest_complete_checkpoint, run_manifest, save_manifest
 from modeling_mamba_ema.training.preflight import check_labels_vary, check_speech_encoder, require_free_space

@@ -26,7 +26,8 @@ LABELS = ["valence", "arousal"]
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     folder = tmp_path_factory.mktemp("corpus")
-    command = [sys.executable, "examples/make_demo_corpus.py", "--output", str(folder), "--conversations", "14"]
+    command = [sys.executable, "-m", "modeling_mamba_ema", "prepare", "synthetic", "--output", str(folder)]
+    command += ["--conversations", "14"]
     subprocess.run(command, check=True, capture_output=True, cwd=REPOSITORY, timeout=120)
     return folder
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
-from ..data.audio import audio_seconds
+from ..audio_files import audio_seconds
 from ..data.dataset import ConversationDataset
 
 # Items are sorted by length only among this many batches' worth of shuffled items, so that batches still differ from
