@@ -16,6 +16,7 @@ import threading
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from modeling_mamba_ema.publishing import files_to_publish, prepare_release
 from tests.helpers import tiny_model
@@ -59,6 +60,16 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def do_HEAD(self):
+        there = self.path.removeprefix("/me/emotions/resolve/main/") in self.server.files
+        self.send_response(200 if there else 404)
+        self.send_header("X-Repo-Commit", "abc")
+        self.send_header("ETag", '"abc"')
+        self.send_header("Content-Length", "1")
+        if not there:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        self.end_headers()
+
     def log_message(self, *_):
         pass
 
@@ -66,7 +77,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def hub():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.address, server.requests = f"http://127.0.0.1:{server.server_port}", []
+    server.address, server.requests, server.files = f"http://127.0.0.1:{server.server_port}", [], set()
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -111,6 +122,45 @@ def test_the_hub_gets_the_files_of_the_folder_byte_for_byte_in_one_commit(folder
     path, authorization, content = hub.requests[0]
     assert (path, authorization) == ("/api/repos/create", "Bearer hf_test")
     assert b"private" in content
+
+
+PUSH_A_MODEL = """
+import sys
+from modeling_mamba_ema import MambaEMAForRegression
+
+model = MambaEMAForRegression.from_pretrained(sys.argv[1]).train()
+print(model.push_to_hub("me/emotions", commit_message="From the method", private=True, tags=["mine"]))
+assert model.training
+"""
+
+
+def push_by_method(folder, hub):
+    variables = {"HF_ENDPOINT": hub.address, "HF_TOKEN": "hf_test"}
+    command = [sys.executable, "-c", PUSH_A_MODEL, str(folder)]
+    return subprocess.run(
+        command, cwd=ROOT, env={**environment(), **variables}, capture_output=True, text=True, timeout=200
+    )
+
+
+def test_the_models_own_method_publishes_the_release_with_its_card(folder, hub):
+    done = push_by_method(folder, hub)
+    assert done.returncode == 0, done.stderr
+    assert f"{hub.address}/me/emotions/commit/abc" in done.stdout
+    files = committed(hub)
+    assert set(files) == {path.name for path in folder.iterdir()}
+    assert files["model.safetensors"] == (folder / "model.safetensors").read_bytes()
+    card = ModelCard(files["README.md"].decode())
+    assert card.data.pipeline_tag == "audio-classification"
+    assert "mine" in card.data.tags
+    assert "unpleasant" in card.text
+    assert "[More Information Needed]" not in card.text
+
+
+def test_a_card_that_the_repository_has_is_kept(folder, hub):
+    hub.files.add("README.md")
+    done = push_by_method(folder, hub)
+    assert done.returncode == 0, done.stderr
+    assert set(committed(hub)) == {path.name for path in folder.iterdir()} - {"README.md"}
 
 
 def add_pickle(folder):
