@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -86,6 +87,8 @@ def load_elsewhere(folder, tmp_path, python=sys.executable, again=None):
         "HF_HOME": str(tmp_path / "hub"),
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
+        # Where another version of transformers is tried, it lies in front of the packages of this Python.
+        "PYTHONPATH": os.environ.get("TRANSFORMERS_OVERLAY", ""),
     }
     command = [str(python), str(script), str(folder), *([str(again)] if again else [])]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=240)

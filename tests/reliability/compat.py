@@ -28,12 +28,8 @@ FOLDER = ROOT / ".compat"
 OLDEST, NEWEST, OLDEST_FOR_TRAINING = "4.57.6", "5.24.0", "5.10.4"
 VERSIONS = (OLDEST, "5.0.0", "5.8.1", OLDEST_FOR_TRAINING, "5.17.0", NEWEST)
 TOLERANCE = 1e-6
-MODEL_TESTS = [
-    *("test_configuration.py", "test_conversation_encoder.py", "test_fast_speech_encoder.py"),
-    *("test_feature_extraction.py", "test_mamba2.py", "test_modeling.py", "test_pooling.py", "test_publishing.py"),
-    *("test_speech_encoder.py", "reliability/test_bad_input.py", "reliability/test_invariances.py"),
-]
-TRAINING_TESTS = ["test_ccc_loss.py", "test_checkpoints.py", "test_finetuning.py", "test_training.py"]
+MODEL_TESTS = ["test_conversation_encoder.py", "test_fast_speech_encoder.py", "test_modeling.py", "test_publishing.py"]
+TRAINING_TESTS = ["test_finetuning.py", "test_training.py"]
 # Loads a folder in one of two ways, uses it in every way, and prints the numbers.
 USE = """
 import json, sys, tempfile
@@ -97,6 +93,7 @@ def run(python: str, paths: list[Path], *arguments: str, **options: object) -> s
             "HF_HUB_OFFLINE": "1",
             "HF_HOME": home,
             "HF_UPDATE_DOWNLOAD_COUNTS": "0",
+            "TRANSFORMERS_OVERLAY": str(paths[0]) if paths and paths[0] != ROOT else "",
         }
         # Not from the repository's folder: remote code must not find the package by chance.
         return subprocess.run(  # type: ignore[call-overload]
