@@ -21,9 +21,9 @@ from transformers import (
     AutoFeatureExtractor,
     AutoModel,
     AutoModelForAudioClassification,
-    Wav2Vec2Config,
+    BertConfig,
+    BertModel,
     Wav2Vec2FeatureExtractor,
-    Wav2Vec2Model,
     WavLMModel,
 )
 
@@ -317,18 +317,29 @@ def test_a_mamba_ema_gives_its_encoder_to_another(tmp_path):
     assert model.config.do_normalize is False
 
 
-def test_a_checkpoint_that_is_no_wavlm_or_lacks_weights_is_refused(tmp_path):
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
-    Wav2Vec2Model(Wav2Vec2Config(**sizes, conv_dim=[16] * 7, num_conv_pos_embedding_groups=2)).save_pretrained(
-        tmp_path / "wav2vec2"
+def test_a_checkpoint_that_is_no_speech_encoder_or_lacks_weights_is_refused(tmp_path):
+    BertModel(BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=1, vocab_size=8)).save_pretrained(
+        tmp_path / "bert"
     )
-    with pytest.raises(ValueError, match="'wav2vec2'; a 'wavlm' or a 'mamba_ema' is needed"):
-        MambaEMAForRegression.from_pretrained_speech_encoder(tmp_path / "wav2vec2")
+    with pytest.raises(ValueError, match="'bert'; allowed are 'wavlm', 'wav2vec2', 'hubert', 'mamba_ema'"):
+        MambaEMAForRegression.from_pretrained_speech_encoder(tmp_path / "bert")
     wavlm = WavLMModel(tiny_config().speech_encoder_config)
     state = {name: tensor for name, tensor in wavlm.state_dict().items() if "layers.1.attention.q_proj" not in name}
     wavlm.save_pretrained(tmp_path / "part", state_dict=state)
-    with pytest.raises(ValueError, match="lacks 2 weights of WavLM"):
+    with pytest.raises(ValueError, match="lacks 2 weights of its speech encoder"):
         MambaEMAForRegression.from_pretrained_speech_encoder(tmp_path / "part")
+
+
+@pytest.mark.parametrize("kind", ["wav2vec2", "hubert"])
+def test_other_pretrained_encoders_give_their_weights_too(tmp_path, kind):
+    encoder = tiny_model(speech_encoder_config={"model_type": kind}).speech_encoder.backbone
+    encoder.save_pretrained(tmp_path)
+    model = MambaEMAForRegression.from_pretrained_speech_encoder(tmp_path, hidden_size=32, head_dim=16)
+    assert model.config.speech_encoder_config.model_type == kind
+    for name, tensor in encoder.state_dict().items():
+        assert torch.equal(model.speech_encoder.backbone.state_dict()[name], tensor), name
+    model.save_pretrained(tmp_path / "model")
+    assert type(AutoModel.from_pretrained(tmp_path / "model").speech_encoder.backbone) is type(encoder)
 
 
 @pytest.mark.parametrize("nested", [False, True])
