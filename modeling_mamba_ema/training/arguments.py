@@ -1,0 +1,109 @@
+"""Arguments of training: transformers' own, and those that Mamba-EMA adds."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from transformers import SchedulerType, TrainingArguments, get_scheduler
+from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+# Of `metric_for_best_model`: a lower value of these is better.
+_ERRORS = ("loss", "rmse", "mae")
+
+
+@dataclass
+class MambaEMATrainingArguments(TrainingArguments):
+    """[`TrainingArguments`] with the arguments that Mamba-EMA adds, and other defaults where conversations need them.
+
+    Raises:
+        ValueError: a value that is not allowed, a schedule that cannot be made, or a tracker that is not installed.
+    """
+
+    encoder_learning_rate: float | None = field(
+        default=None, metadata={"help": "learning rate of the speech encoder; null: learning_rate"}
+    )
+    max_seconds_per_batch: float | None = field(
+        default=None,
+        metadata={
+            "help": "fill training batches by seconds of audio, over all processes together; null: by "
+            "per_device_train_batch_size"
+        },
+    )
+    mixup_alpha: float = field(
+        default=0.0, metadata={"help": "alpha of mixup between conversations of a batch, such as 0.2; 0: no mixup"}
+    )
+    turns_per_chunk: int = field(
+        default=32,
+        metadata={"help": "turns of a conversation that are evaluated at once; bounds memory, changes no result"},
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "stop after this many evaluations without a better result; null: never"}
+    )
+    worker_timeout: float = field(
+        default=300.0, metadata={"help": "seconds after which a data loader's process that sends no batch ends the run"}
+    )
+
+    # Defaults that differ from those of TrainingArguments:
+    output_dir: str | None = "outputs/run"
+    # The same command goes on from the newest complete checkpoint; null starts again.
+    resume_from_checkpoint: str | None = "auto"
+    # Pooling, updater and head start from random weights: a higher rate, some steps to reach it, and more epochs.
+    learning_rate: float = 1e-4
+    lr_scheduler_type: SchedulerType | str = "cosine"
+    warmup_steps: float = 0.1
+    num_train_epochs: float = 10.0
+    weight_decay: float = 0.01
+    # The result is the best evaluation, chosen by CCC: the mean of the loss over batches is not a CCC.
+    eval_strategy: IntervalStrategy | str = "epoch"
+    save_strategy: SaveStrategy | str = "epoch"
+    logging_strategy: IntervalStrategy | str = "epoch"
+    load_best_model_at_end: bool = True
+    metric_for_best_model: str | None = "ccc"
+    save_total_limit: int | None = 2
+    # Without it, a resumed run forgets how many evaluations early_stopping_patience has counted.
+    restore_callback_states_from_checkpoint: bool = True
+    # With the filter, NaN is logged as loss 0, which is a perfect CCC.
+    logging_nan_inf_filter: bool = False
+    # A last training batch of one turn has no CCC. Evaluation always sees every turn.
+    dataloader_drop_last: bool = True
+    # Items of ConversationDataset are no arguments of the model; the collator makes these.
+    remove_unused_columns: bool = False
+
+    def __post_init__(self) -> None:
+        if not torch.cuda.is_available():
+            self.use_cpu = True  # nothing here was tried on other devices; and accelerate needs it for gloo
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            self.greater_is_better = not self.metric_for_best_model.removeprefix("eval_").startswith(_ERRORS)
+        if self.use_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+            # On a CPU, TrainingArguments starts the process group without ddp_timeout.
+            dist.init_process_group("gloo", timeout=timedelta(seconds=self.ddp_timeout))
+        if self.disable_tqdm is None:
+            self.disable_tqdm = False  # transformers ties it to how much its own logger says
+        super().__post_init__()
+        for name, lowest in (("gradient_accumulation_steps", 1), ("turns_per_chunk", 1), ("mixup_alpha", 0)):
+            if getattr(self, name) < lowest:
+                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {lowest}")
+        missing = sorted(set(self.report_to) - set(get_available_reporting_integrations()))
+        if missing:
+            available = ", ".join(get_available_reporting_integrations()) or "none"
+            raise ValueError(f"report_to names {', '.join(missing)}; the trackers installed here are: {available}")
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        """Make the schedule once, for a stand-in: options that are missing or unknown end the run now."""
+        try:
+            get_scheduler(
+                self.lr_scheduler_type,
+                torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=self.learning_rate),
+                num_warmup_steps=self.get_warmup_steps(10),
+                num_training_steps=10,
+                scheduler_specific_kwargs=self.lr_scheduler_kwargs,
+            )
+        except (TypeError, ValueError) as error:
+            name = SchedulerType(self.lr_scheduler_type).value
+            raise ValueError(f"lr_scheduler_type {name} with lr_scheduler_kwargs {self.lr_scheduler_kwargs}: {error}") from error
