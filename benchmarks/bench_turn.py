@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_mamba_ema import MambaEMAConfig, MambaEMAForRegression
-from modeling_mamba_ema.configuration_mamba_ema import POOLINGS
+from modeling_mamba_ema.pooling import POOLINGS
 
 HEADS = 8
 

@@ -6,12 +6,14 @@ CCC. So the predictions of all processes are gathered before the moments are tak
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 
 MISSING_LABEL = -100.0
+SCALE_TOLERANCE = 1e-4  # rounding of rescaled labels
 
 
 def ccc_loss(
@@ -63,7 +65,7 @@ def ccc_loss(
         raise ValueError(
             f"predictions {tuple(predictions.shape)} and labels {tuple(labels.shape)} must both be (turns, labels)"
         )
-    dtype = torch.float64 if predictions.dtype == torch.float64 else torch.float32
+    dtype = torch.promote_types(predictions.dtype, torch.float32)
     with torch.autocast(device_type=predictions.device.type, enabled=False):
         own_predictions = predictions = predictions.to(dtype)
         labels = labels.to(dtype)
@@ -72,8 +74,7 @@ def ccc_loss(
             world_size = dist.get_world_size()
         if world_size > 1:
             predictions, labels = _gather_turns(predictions, labels, world_size)
-        _require_finite("prediction", predictions)
-        _require_finite("label", labels)
+        _require_finite(predictions, labels)
         given = labels != MISSING_LABEL  # (turns, labels)
         enough = given.sum(dim=0) >= 2  # (labels,): a CCC needs two points
         if torch.is_grad_enabled() and not bool(enough.any()):
@@ -109,15 +110,15 @@ def check_labels(labels: torch.Tensor, expected_shape: tuple[int, ...], names: l
         raise ValueError(
             f"labels have shape {tuple(labels.shape)}, but must be {expected_shape}: one value for each of {names}"
         )
-    given = labels != MISSING_LABEL
-    if not bool(torch.isfinite(labels).all()):
-        position = (~torch.isfinite(labels)).nonzero()[0].tolist()
-        raise ValueError(f"the label at {position} is NaN or infinite; mark a missing label by {MISSING_LABEL:g}")
-    outside = given & ((labels < -1e-4) | (labels > 1 + 1e-4))
-    if bool(outside.any()):
-        position = outside.nonzero()[0].tolist()
+    within = (labels >= -SCALE_TOLERANCE) & (labels <= 1 + SCALE_TOLERANCE)
+    wrong = ~(within | (labels == MISSING_LABEL))  # True for NaN
+    if bool(wrong.any()):
+        position = wrong.nonzero()[0].tolist()
+        value = float(labels[tuple(position)])
+        if not math.isfinite(value):
+            raise ValueError(f"the label at {position} is NaN or infinite; mark a missing label by {MISSING_LABEL:g}")
         raise ValueError(
-            f"the label at {position} is {float(labels[tuple(position)]):g}, but labels are on the unit scale [0, 1]; "
+            f"the label at {position} is {value:g}, but labels are on the unit scale [0, 1]; "
             f"rescale them as (label - low) / (high - low); {MISSING_LABEL:g} marks a missing one"
         )
 
@@ -153,11 +154,14 @@ def _gather_turns(
     return torch.cat(everyone), torch.cat([part[1] for part in parts])
 
 
-def _require_finite(name: str, values: torch.Tensor) -> None:
-    finite = torch.isfinite(values)
-    if not bool(finite.all()):
-        row, column = (~finite).nonzero()[0].tolist()
-        raise ValueError(
-            f"{int((~finite).sum())} of {finite.numel()} {name}s are NaN or infinite, the first in turn {row} of the "
-            f"batch, label {column}; nothing can be learned from them"
-        )
+def _require_finite(predictions: torch.Tensor, labels: torch.Tensor) -> None:
+    if bool((torch.isfinite(predictions) & torch.isfinite(labels)).all()):  # one look, for which a GPU is waited for
+        return
+    for name, values in (("prediction", predictions), ("label", labels)):
+        finite = torch.isfinite(values)
+        if not bool(finite.all()):
+            row, column = (~finite).nonzero()[0].tolist()
+            raise ValueError(
+                f"{int((~finite).sum())} of {finite.numel()} {name}s are NaN or infinite, the first in turn {row} of "
+                f"the batch, label {column}; nothing can be learned from them"
+            )

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Collection
 from typing import Any, ClassVar
 
 from transformers import PretrainedConfig, WavLMConfig
 
-POOLINGS = ("mean", "attention", "multihead_attention", "statistics", "attentive_statistics")
-CONTEXTS = ("none", "ema", "mamba", "mamba_ema")
+from .conversation_encoder import CONTEXTS, check_ema_decay
+from .mamba2 import check_head_dim
+from .pooling import POOLINGS, check_num_heads
+
 DEFAULT_LABELS = ("valence", "arousal")
 
 # The shape of microsoft/wavlm-large, the encoder most published dimensional results use.
@@ -74,12 +78,13 @@ class MambaEMAConfig(PretrainedConfig):
         conv_kernel (`int`, *optional*, defaults to 4): Width of Mamba-2's causal convolution over turns (2 to 4).
         expand (`int`, *optional*, defaults to 2): Inner width of Mamba-2 in multiples of `hidden_size`.
         head_dim (`int`, *optional*, defaults to 64): Width of a Mamba-2 head; must divide `expand * hidden_size`.
-        ema_decay (`float`, *optional*, defaults to 0.8): alpha in `c_t = alpha c_{t-1} + (1 - alpha) u_t`.
+        ema_decay (`float`, *optional*, defaults to 0.8):
+            alpha in `c_t = alpha c_{t-1} + (1 - alpha) u_t`, strictly between 0 and 1.
         ema_decay_learnable (`bool`, *optional*, defaults to `False`): Learn alpha per dimension, from `ema_decay` on.
         dropout (`float`, *optional*, defaults to 0.1): Dropout in the updater's blocks and before the head.
         do_normalize (`bool`, *optional*, defaults to `True`):
-            Whether WavLM was trained on waveforms of zero mean and unit variance (large: yes); goes into the feature
-            extractor that is saved with the model.
+            Whether WavLM was trained on waveforms of zero mean and unit variance (large: yes). The feature extractor
+            saved with the model has the same value.
         label_ranges (`dict[str, tuple[float, float]]`, *optional*):
             The labels' own scale by label name, for reading results back. A label that is not named has `[0, 1]`.
         loss_label_weights (`dict[str, float]`, *optional*):
@@ -174,7 +179,7 @@ class MambaEMAConfig(PretrainedConfig):
         # Without it, transformers' audio-classification pipeline would put a softmax on the scores.
         kwargs["problem_type"] = "regression"
         super().__init__(**kwargs)
-        self._validate_values()
+        self.validate()
 
     @property
     def labels(self) -> list[str]:
@@ -195,11 +200,39 @@ class MambaEMAConfig(PretrainedConfig):
         low, high = (self.label_ranges or {}).get(label, (0.0, 1.0))
         return float(low), float(high)
 
-    def _validate_values(self) -> None:
+    def validate(self) -> None:
+        """Check every value, as when the configuration was made.
+
+        Called again when a model is built and when a configuration is saved, since fields can be set in between.
+
+        Raises:
+            ValueError: a value is outside its range, named with what is allowed.
+        """
+        if hasattr(super(), "validate"):  # from transformers 5.4 on
+            super().validate()  # type: ignore[misc]
         _require_choice("speech_encoder_pooling", self.speech_encoder_pooling, POOLINGS)
         _require_choice("context", self.context, CONTEXTS)
         for name, (low, high) in _INTEGER_BOUNDS.items():
             _require_integer(name, getattr(self, name), low, high)
+        self._validate_speech_encoder()
+        _require_number("ema_decay", self.ema_decay, 0.0, 1.0)
+        _require_number("dropout", self.dropout, 0.0, 0.99)
+        _require_number("loss_mse_weight", self.loss_mse_weight, 0.0, 1.0)
+        if CONTEXTS[self.context].mamba:
+            check_head_dim(self.hidden_size, self.expand, self.head_dim)
+        if CONTEXTS[self.context].ema:
+            check_ema_decay(self.ema_decay)
+        if POOLINGS[self.speech_encoder_pooling].headwise:
+            check_num_heads(self.speech_encoder_config.hidden_size, self.speech_encoder_pooling_heads)
+        self._validate_layers()
+        self._validate_labels()
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
+        """As in transformers, after a check of every value."""
+        self.validate()
+        super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    def _validate_speech_encoder(self) -> None:
         encoder = self.speech_encoder_config
         for name, (low, high) in _SPEECH_ENCODER_BOUNDS.items():
             _require_integer(f"speech_encoder_config.{name}", getattr(encoder, name), low, high)
@@ -215,24 +248,6 @@ class MambaEMAConfig(PretrainedConfig):
             raise ValueError(
                 "speech_encoder_config.add_adapter is True; Mamba-EMA reads WavLM's frames without adapter"
             )
-        _require_number("ema_decay", self.ema_decay, 0.0, 1.0)
-        if self.ema_decay_learnable and not 0.0 < self.ema_decay < 1.0:
-            raise ValueError(
-                f"ema_decay is {self.ema_decay}, but ema_decay_learnable needs a start strictly between 0 and 1"
-            )
-        _require_number("dropout", self.dropout, 0.0, 0.99)
-        _require_number("loss_mse_weight", self.loss_mse_weight, 0.0, 1.0)
-        if self.expand * self.hidden_size % self.head_dim:
-            raise ValueError(
-                f"head_dim is {self.head_dim}, but must divide expand * hidden_size = {self.expand * self.hidden_size}"
-            )
-        heads = self.speech_encoder_pooling_heads
-        if self.speech_encoder_pooling == "multihead_attention" and encoder.hidden_size % heads:
-            raise ValueError(
-                f"speech_encoder_pooling_heads is {heads}, but must divide WavLM's hidden_size {encoder.hidden_size}"
-            )
-        self._validate_layers()
-        self._validate_labels()
 
     def _validate_layers(self) -> None:
         layers = self.speech_encoder_layers
@@ -255,11 +270,11 @@ class MambaEMAConfig(PretrainedConfig):
         if len(set(self.labels)) != len(numbers):
             raise ValueError(f"id2label names a label twice: {self.labels}")
         for label, scale in (self.label_ranges or {}).items():
-            _require_choice("a label of label_ranges", label, tuple(self.labels))
+            _require_choice("a label of label_ranges", label, self.labels)
             if len(scale) != 2 or not all(_is_number(bound) for bound in scale) or not scale[0] < scale[1]:
                 raise ValueError(f"label_ranges[{label!r}] must be [low, high] with low < high, got {scale}")
         for label, weight in (self.loss_label_weights or {}).items():
-            _require_choice("a label of loss_label_weights", label, tuple(self.labels))
+            _require_choice("a label of loss_label_weights", label, self.labels)
             _require_number(f"loss_label_weights[{label!r}]", weight, 0.0, 1e6)
 
 
@@ -267,7 +282,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _require_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+def _require_choice(name: str, value: object, allowed: Collection[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
 

@@ -3,16 +3,29 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import initialization as init
-from transformers.utils.generic import maybe_autocast
 
-from .mamba2 import NORM_EPS, Mamba2Block, Mamba2State, at_least_float32
+from .mamba2 import NORM_EPS, Mamba2Block, Mamba2State, state_dtype, without_autocast
+from .pooling import length_mask
 
-CONTEXTS = ("ema", "mamba", "mamba_ema")
+
+class Context(NamedTuple):
+    """What carries emotion over the turns: Mamba-2 blocks, a moving average, or the average of the blocks' output."""
+
+    mamba: bool
+    ema: bool
+
+
+CONTEXTS = {
+    "none": Context(mamba=False, ema=False),
+    "ema": Context(mamba=False, ema=True),
+    "mamba": Context(mamba=True, ema=False),
+    "mamba_ema": Context(mamba=True, ema=True),
+}
 
 
 @dataclass
@@ -137,6 +150,18 @@ def ema_reference(values: torch.Tensor, decay: torch.Tensor | float, state: torc
     return torch.stack(averages, dim=1)
 
 
+def check_ema_decay(decay: float) -> None:
+    """
+    Raises:
+        ValueError: the decay is not strictly between 0 and 1.
+    """
+    if not 0.0 < decay < 1.0:
+        raise ValueError(
+            f"ema_decay must lie between 0 and 1 (both excluded), got {decay}. "
+            'For no moving average choose context="mamba" or "none".'
+        )
+
+
 class ExponentialMovingAverage(nn.Module):
     """c_t = alpha c_{t-1} + (1 - alpha) u_t with c_1 = u_1, always in float32 (float64 for float64).
 
@@ -157,11 +182,7 @@ class ExponentialMovingAverage(nn.Module):
 
     def __init__(self, hidden_size: int, decay: float, learnable: bool, chunk_size: int = 32):
         super().__init__()
-        if not 0.0 < decay < 1.0:
-            raise ValueError(
-                f"ema_decay must lie between 0 and 1 (both excluded), got {decay}. "
-                'For no moving average choose context="mamba" or "none".'
-            )
+        check_ema_decay(decay)
         self.decay = decay
         self.chunk_size = chunk_size
         self.decay_logit = nn.Parameter(torch.empty(hidden_size)) if learnable else None
@@ -173,7 +194,7 @@ class ExponentialMovingAverage(nn.Module):
     def reset_parameters(self) -> None:
         """Set the learned alpha to `decay`, unless a checkpoint has filled it."""
         if self.decay_logit is not None:
-            init.constant_(self.decay_logit, math.log(self.decay) - math.log1p(-self.decay))
+            nn.init.constant_(self.decay_logit, math.log(self.decay) - math.log1p(-self.decay))
 
     def forward(
         self, values: torch.Tensor, lengths: torch.Tensor, state: torch.Tensor, num_turns: torch.Tensor
@@ -190,11 +211,11 @@ class ExponentialMovingAverage(nn.Module):
             averages (batch, turns, hidden) in float32 (float64), finite but meaningless at padded turns, and
             the average after the last valid turn of each row (batch, hidden).
         """
-        dtype = at_least_float32(values.dtype)
+        dtype = state_dtype(values.dtype)
         _, turns, hidden = values.shape
-        valid = torch.arange(turns, device=lengths.device) < lengths[:, None]  # (batch, turns)
+        valid = length_mask(lengths, turns)  # (batch, turns)
         values = torch.where(valid[..., None], values.to(dtype), 0.0)
-        with maybe_autocast(values.device.type, enabled=False):
+        with without_autocast(values.device):
             # Averaging u_1 with itself gives c_1 = u_1.
             started = (num_turns > 0)[:, None]
             state = torch.where(started | (lengths == 0)[:, None], state.to(dtype), values[:, 0])
@@ -265,29 +286,30 @@ class ConversationEncoder(nn.Module):
         dropout: float,
     ):
         super().__init__()
-        if context not in CONTEXTS:
+        if context not in CONTEXTS or context == "none":
             raise ValueError(
-                f"context must be one of {', '.join(CONTEXTS)} for a ConversationEncoder, got {context!r}."
+                f"a ConversationEncoder has no context {context!r}; allowed are 'ema', 'mamba', 'mamba_ema'"
             )
-        if context != "ema" and num_hidden_layers < 1:
+        parts = CONTEXTS[context]
+        if parts.mamba and num_hidden_layers < 1:
             raise ValueError(
                 f"context={context!r} needs num_hidden_layers of at least 1, got {num_hidden_layers}. "
                 'Without Mamba blocks choose context="ema".'
             )
         self.hidden_size = hidden_size
-        num_blocks = 0 if context == "ema" else num_hidden_layers
+        num_blocks = num_hidden_layers if parts.mamba else 0
         self.layers = nn.ModuleList(
             Mamba2Block(hidden_size, state_size, conv_kernel, expand, head_dim, dropout) for _ in range(num_blocks)
         )
         self.norm = nn.RMSNorm(hidden_size, eps=NORM_EPS) if num_blocks else None
         self.ema = None
-        if context != "mamba":
+        if parts.ema:
             self.ema = ExponentialMovingAverage(hidden_size, ema_decay, ema_decay_learnable)
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> ConversationState:
         """The state of conversations that have not begun."""
         mixers = [layer.mixer for layer in self.layers]
-        ema = torch.zeros(batch_size, self.hidden_size, device=device, dtype=at_least_float32(dtype))
+        ema = torch.zeros(batch_size, self.hidden_size, device=device, dtype=state_dtype(dtype))
         return ConversationState(
             num_turns=torch.zeros(batch_size, dtype=torch.int64, device=device),
             mamba=tuple(mixer.initial_state(batch_size, device, dtype) for mixer in mixers),  # type: ignore
@@ -323,7 +345,7 @@ class ConversationEncoder(nn.Module):
         turns = turn_mask.shape[1]
         longest = 1 if turns == 1 else max(int(lengths.max()), 1)  # a stream's step need not wait for a GPU's answer
         order = torch.argsort(~turn_mask, dim=1, stable=True)[:, :longest]  # (batch, longest)
-        valid = torch.arange(longest, device=lengths.device) < lengths[:, None]
+        valid = length_mask(lengths, longest)
         hidden_states = observations.gather(1, _over_hidden(order, self.hidden_size))  # (batch, longest, hidden)
         hidden_states = torch.where(valid[..., None], hidden_states, 0.0)
 

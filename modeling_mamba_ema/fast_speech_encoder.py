@@ -117,7 +117,7 @@ def _encode(wavlm: WavLMModel, utterances: list[torch.Tensor], layers: Sequence[
     if wavlm.training and config.apply_spec_augment:
         hidden = _spec_augment(wavlm, hidden, frames)
     # 2. positions; in half precision only the products are, the residual stream is float32
-    hidden = at_least_float32(hidden)
+    hidden = _at_least_float32(hidden)
     hidden = hidden + _positions(encoder.pos_conv_embed, hidden, frames)
     if not config.do_stable_layer_norm:
         hidden = _norm(encoder.layer_norm, hidden)
@@ -199,7 +199,7 @@ def _positions(embedding: Any, hidden: torch.Tensor, frames: list[int]) -> torch
     conv = embedding.conv
     weight, bias = conv.weight, conv.bias  # the weight is computed from its norm and its direction: read it only once
     if weight.shape[1] % 16:  # oneDNN 3.12 errs on bfloat16 groups of 8 channels; no published WavLM has them
-        weight, bias = at_least_float32(weight), at_least_float32(bias)
+        weight, bias = _at_least_float32(weight), _at_least_float32(bias)
     outputs = []
     for utterance in hidden.to(weight.dtype).split(frames):
         channels_first = utterance.t().unsqueeze(0)  # (1, hidden, frames)
@@ -259,7 +259,7 @@ def position_biases(wavlm: WavLMModel, frames: list[int]) -> dict[int, torch.Ten
     widest = _aligned(max(frames))
     distances = torch.arange(widest - 1, -widest, -1, device=attention.rel_attn_embed.weight.device)
     buckets = attention._relative_positions_bucket(distances)
-    table = at_least_float32(attention.rel_attn_embed(buckets)).t().contiguous()  # (heads, 2 * widest - 1)
+    table = _at_least_float32(attention.rel_attn_embed(buckets)).t().contiguous()  # (heads, 2 * widest - 1)
     return {
         length: table[:, widest - length : widest + length - 1].unfold(1, length, 1) for length in {*frames, widest}
     }
@@ -290,7 +290,7 @@ def unpadded_attention(
     # The gate sums four outputs of its linear layer; summing their weights first is the same, four times cheaper.
     gate = attention.gru_rel_pos_linear
     weight, bias = gate.weight.view(2, 4, size).sum(dim=1), gate.bias.view(2, 4).sum(dim=1)
-    gate_a, gate_b = at_least_float32(F.linear(inputs.view(-1, heads, size), weight, bias)).sigmoid().unbind(dim=-1)
+    gate_a, gate_b = _at_least_float32(F.linear(inputs.view(-1, heads, size), weight, bias)).sigmoid().unbind(dim=-1)
     gates = gate_a * (gate_b * attention.gru_rel_pos_const.view(heads) - 1.0) + 2.0  # (all frames, heads)
     dropout = attention.dropout if attention.training else 0.0
     attend = _attend_one_by_one if inputs.device.type == "cpu" else _attend_together
@@ -387,11 +387,6 @@ def _dtypes_of_this_processor() -> frozenset[torch.dtype]:
 _FUSED_DTYPES = _dtypes_of_this_processor()
 
 
-def at_least_float32(values: torch.Tensor) -> torch.Tensor:
-    """Half precision -> float32; wider types stay."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))
-
-
 def _fuses(hidden: torch.Tensor) -> bool:
     """Whether oneDNN's operator may run: it has no gradient and does not know autocast."""
     inference = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
@@ -423,3 +418,7 @@ def add_linear(residual: torch.Tensor, hidden: torch.Tensor, layer: nn.Linear, d
     if residual.dtype == hidden.dtype and not dropout.training and _fuses(hidden):
         return _onednn.binary(hidden, residual, layer.weight, layer.bias, "add")
     return residual + dropout(linear(hidden, layer))
+
+
+def _at_least_float32(values: torch.Tensor) -> torch.Tensor:
+    return values.to(torch.promote_types(values.dtype, torch.float32))

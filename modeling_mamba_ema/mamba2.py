@@ -4,14 +4,15 @@ Dao & Gu 2024, "Transformers are SSMs: Generalized Models and Efficient Algorith
 Space Duality". Parameter names and shapes are those of `mamba_ssm.Mamba2`, so weights interchange with it.
 """
 
+import contextlib
 import math
 from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-from transformers import initialization as init
-from transformers.utils.generic import maybe_autocast
+
+from .pooling import length_mask
 
 try:
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
@@ -38,9 +39,32 @@ class Mamba2State(NamedTuple):
     ssm: torch.Tensor
 
 
-def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+def state_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype of states and scans: float64 for float64, float32 for everything else."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
+    return torch.promote_types(dtype, torch.float32)
+
+
+def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Products keep the dtype of their factors within this context; nothing where autocast is off anyway."""
+    if device.type != "meta" and torch.is_autocast_enabled(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def fill_(parameter: torch.Tensor, values: torch.Tensor) -> None:
+    """Initialise a parameter, unless a checkpoint has filled it: transformers marks those, and guards `torch.nn.init`
+    alone."""
+    if not getattr(parameter, "_is_hf_initialized", False):
+        parameter.copy_(values)
+
+
+def check_head_dim(d_model: int, expand: int, headdim: int) -> None:
+    """
+    Raises:
+        ValueError: the heads do not fill the inner width.
+    """
+    if expand * d_model % headdim:
+        raise ValueError(f"head_dim is {headdim}, but must divide expand * hidden_size = {expand * d_model}")
 
 
 def ssd_step(
@@ -208,12 +232,8 @@ class Mamba2(nn.Module):
 
     def __init__(self, d_model: int, d_state: int, d_conv: int, expand: int, headdim: int, chunk_size: int = 64):
         super().__init__()
+        check_head_dim(d_model, expand, headdim)
         d_inner = expand * d_model
-        if d_inner % headdim != 0:
-            raise ValueError(
-                f"expand * d_model = {expand} * {d_model} = {d_inner} must be a multiple of headdim = "
-                f"{headdim}. Choose a headdim that divides {d_inner}."
-            )
         self.d_model = d_model
         self.d_state = d_state
         self.d_conv = d_conv
@@ -238,23 +258,23 @@ class Mamba2(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialise every parameter as mamba_ssm does, except those that a checkpoint has filled."""
+        """Initialise every parameter as mamba_ssm does, except those that a checkpoint has filled (see `fill_`)."""
         for projection in (self.in_proj, self.out_proj):
-            init.kaiming_uniform_(projection.weight, a=math.sqrt(5))
-        init.kaiming_uniform_(self.conv1d.weight, a=math.sqrt(5))
+            nn.init.kaiming_uniform_(projection.weight, a=math.sqrt(5))
+        nn.init.kaiming_uniform_(self.conv1d.weight, a=math.sqrt(5))
         bound = 1 / math.sqrt(self.d_conv)
-        init.uniform_(self.conv1d.bias, -bound, bound)  # type: ignore[arg-type]
+        nn.init.uniform_(self.conv1d.bias, -bound, bound)  # type: ignore[arg-type]
 
-        init.copy_(self.A_log, torch.empty_like(self.A_log, dtype=torch.float32).uniform_(*A_INIT_RANGE).log())
-        init.ones_(self.D)
+        fill_(self.A_log, torch.empty_like(self.A_log, dtype=torch.float32).uniform_(*A_INIT_RANGE).log())
+        nn.init.ones_(self.D)
         log_dt = torch.empty_like(self.dt_bias, dtype=torch.float32).uniform_(*map(math.log, DT_INIT_RANGE))
         dt = log_dt.exp().clamp(min=DT_INIT_FLOOR)
-        init.copy_(self.dt_bias, dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
-        init.ones_(self.norm.weight)
+        fill_(self.dt_bias, dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
+        nn.init.ones_(self.norm.weight)
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Mamba2State:
         """The state before the first turn: zeros."""
-        dtype = at_least_float32(dtype)
+        dtype = state_dtype(dtype)
         conv = torch.zeros(batch_size, self.d_conv - 1, self.conv_dim, device=device, dtype=dtype)
         ssm = torch.zeros(batch_size, self.nheads, self.headdim, self.d_state, device=device, dtype=dtype)
         return Mamba2State(conv, ssm)
@@ -274,17 +294,17 @@ class Mamba2(nn.Module):
             last valid turn of each row.
         """
         batch, turns, _ = hidden_states.shape
-        dtype = at_least_float32(hidden_states.dtype)
+        dtype = state_dtype(hidden_states.dtype)
         if state is None:
             state = self.initial_state(batch, hidden_states.device, dtype)
         state = Mamba2State(state.conv.to(dtype), state.ssm.to(dtype))
-        valid = torch.arange(turns, device=lengths.device) < lengths[:, None]  # (batch, turns)
+        valid = length_mask(lengths, turns)  # (batch, turns)
 
         # 1. projection; `where` and not a product, because a padded turn may hold NaN
         hidden_states = torch.where(valid[..., None], hidden_states, 0.0)
         projected = self.in_proj(hidden_states)
 
-        with maybe_autocast(hidden_states.device.type, enabled=False):
+        with without_autocast(hidden_states.device):
             z, xBC, dt = projected.to(dtype).split([self.d_inner, self.conv_dim, self.nheads], dim=-1)
 
             # 2. causal convolution
@@ -337,6 +357,6 @@ class Mamba2Block(nn.Module):
         self, hidden_states: torch.Tensor, lengths: torch.Tensor, state: Mamba2State | None = None
     ) -> tuple[torch.Tensor, Mamba2State]:
         """As `Mamba2.forward`, but padded turns must be finite and the output is float32 (float64)."""
-        residual = hidden_states.to(at_least_float32(hidden_states.dtype))  # (batch, turns, d_model)
+        residual = hidden_states.to(state_dtype(hidden_states.dtype))  # (batch, turns, d_model)
         mixed, state = self.mixer(self.norm(residual.to(self.norm.weight.dtype)), lengths, state)
         return residual + self.dropout(mixed), state

@@ -5,24 +5,29 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel, WavLMConfig, WavLMModel
-from transformers import initialization as init
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ModelOutput, logging
 
 from .ccc_loss import ccc_loss, check_labels
 from .configuration_mamba_ema import SPEECH_ENCODER_DEFAULTS, MambaEMAConfig
-from .conversation_encoder import ConversationEncoder, ConversationState, ExponentialMovingAverage
+from .conversation_encoder import ConversationEncoder, ConversationState
 from .feature_extraction_mamba_ema import MambaEMAFeatureExtractor
-from .mamba2 import GatedRMSNorm, Mamba2
-from .pooling import HeadwiseLinear, pooled_size
+from .mamba2 import GatedRMSNorm
 from .speech_encoder import SpeechEncoder, check_frames, collect_utterances, receptive_field
 
+if TYPE_CHECKING:
+    # For a model in a local folder, transformers before 5.9 copies only the files that an entry file itself names.
+    from .audio_files import AudioFileError  # noqa: F401
+    from .fast_speech_encoder import fast_hidden_states  # noqa: F401
+    from .pooling import POOLINGS  # noqa: F401
+
 logger = logging.get_logger(__name__)
+ModelType = TypeVar("ModelType", bound="MambaEMAPreTrainedModel")
 
 CPU_ALIGNMENT = 64  # bytes; where torch's allocator lets a tensor begin
 AUTO_MAP = {
@@ -42,6 +47,7 @@ class MambaEMAModelOutput(ModelOutput):
         last_hidden_state: (batch, turns, features), the observation z_t and, beside it where there is context, c_t.
         pooled_output: (batch, turns, pooled_size), WavLM's frames pooled to one vector a turn.
         pooling_attentions: (batch, turns, heads, frames), weights over time that sum to 1; uniform without attention.
+        turn_mask: (batch, turns) bool, which turns are there.
         conversation_state: what to pass to the next call; only with `use_conversation_state=True`.
         hidden_states: WavLM's hidden states, `num_hidden_layers + 1` of (batch, turns, frames, hidden); on request.
     """
@@ -49,6 +55,7 @@ class MambaEMAModelOutput(ModelOutput):
     last_hidden_state: torch.Tensor | None = None
     pooled_output: torch.Tensor | None = None
     pooling_attentions: torch.Tensor | None = None
+    turn_mask: torch.Tensor | None = None
     conversation_state: ConversationState | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
 
@@ -87,7 +94,7 @@ class RegressionHead(nn.Module):
         """(..., input_size) -> (..., num_labels) in float32: bf16 predictions alone cost a CCC loss 1e-2."""
         hidden = self.dropout(self.activation(self.dense(self.dropout(features))))
         scores = self.out_proj(hidden)
-        return torch.sigmoid(scores if scores.dtype == torch.float64 else scores.float())
+        return torch.sigmoid(scores.to(torch.promote_types(scores.dtype, torch.float32)))
 
 
 def _align_weights(model: nn.Module) -> None:
@@ -99,6 +106,10 @@ def _align_weights(model: nn.Module) -> None:
     for weight in (*model.parameters(), *model.buffers()):
         if weight.device.type == "cpu" and weight.data_ptr() % CPU_ALIGNMENT:
             weight.data = weight.data.clone()
+
+
+def _is_of_this_package(module: nn.Module) -> bool:
+    return type(module).__module__.rpartition(".")[0] == __name__.rpartition(".")[0]
 
 
 class MambaEMAPreTrainedModel(PreTrainedModel):
@@ -114,39 +125,41 @@ class MambaEMAPreTrainedModel(PreTrainedModel):
     accepts_loss_kwargs = False
 
     @classmethod
-    def from_pretrained(cls, *args: Any, use_safetensors: bool | None = True, **kwargs: Any) -> Any:
+    def from_pretrained(
+        cls: type[ModelType],
+        pretrained_model_name_or_path: str | os.PathLike[str] | None,
+        *model_args: Any,
+        use_safetensors: bool | None = True,
+        **kwargs: Any,
+    ) -> ModelType:
         """As in transformers, but from safetensors alone: a pickle can run code. `use_safetensors=False` takes one."""
-        loaded: Any = super().from_pretrained(*args, use_safetensors=use_safetensors, **kwargs)
-        _align_weights(loaded[0] if isinstance(loaded, tuple) else loaded)
+        loaded: Any = super().from_pretrained(
+            pretrained_model_name_or_path, *model_args, use_safetensors=use_safetensors, **kwargs
+        )
+        _align_weights(loaded[0] if isinstance(loaded, tuple) else loaded)  # a tuple with output_loading_info=True
         return loaded
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Every parameter of ours starts here, so that none stays uninitialised when a checkpoint lacks it."""
-        if isinstance(module, (Mamba2, ExponentialMovingAverage)):
-            module.reset_parameters()
-        elif isinstance(module, SpeechEncoder):
-            if hasattr(module, "layer_weights"):
-                init.zeros_(module.layer_weights)
-        elif isinstance(module, HeadwiseLinear):
-            init.normal_(module.weight, mean=0.0, std=module.weight.shape[-1] ** -0.5)
-            init.zeros_(module.bias)
+        if _is_of_this_package(module) and hasattr(module, "reset_parameters"):
+            module.reset_parameters()  # type: ignore[operator]
         elif isinstance(module, nn.Linear):
             # Keeps the variance from layer to layer. With the smaller weights usual in transformers the predictions of
             # a new model hardly vary, and where nothing varies a CCC has almost no gradient.
-            init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
+            nn.init.normal_(module.weight, mean=0.0, std=module.in_features**-0.5)
             if module.bias is not None:
-                init.zeros_(module.bias)
+                nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Conv1d):
             bound = (module.in_channels // module.groups * module.kernel_size[0]) ** -0.5
-            init.uniform_(module.weight, -bound, bound)
+            nn.init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:
-                init.uniform_(module.bias, -bound, bound)
+                nn.init.uniform_(module.bias, -bound, bound)
         elif isinstance(module, (nn.LayerNorm, nn.RMSNorm, GatedRMSNorm)):
-            init.ones_(module.weight)
+            nn.init.ones_(module.weight)
             bias = getattr(module, "bias", None)
             if isinstance(bias, nn.Parameter):
-                init.zeros_(bias)
+                nn.init.zeros_(bias)
 
     def _set_gradient_checkpointing(  # type: ignore[override]
         self, enable: bool = True, gradient_checkpointing_func: Any = None, **kwargs: Any
@@ -169,10 +182,10 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
     """
 
     def __init__(self, config: MambaEMAConfig):
+        config.validate()
         super().__init__(config)
-        encoder_size = config.speech_encoder_config.hidden_size
         self.speech_encoder = SpeechEncoder(config)
-        self.projection = nn.Linear(pooled_size(config.speech_encoder_pooling, encoder_size), config.hidden_size)
+        self.projection = nn.Linear(self.speech_encoder.pooled_size, config.hidden_size)
         self.conversation_encoder = None
         if config.context != "none":
             self.conversation_encoder = ConversationEncoder(
@@ -200,7 +213,6 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
         frame_values: torch.Tensor | None = None,
         frame_mask: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> MambaEMAModelOutput | tuple[Any, ...]:
         """
@@ -216,7 +228,6 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
             frame_values: (batch, turns, layers, frames, hidden), frames computed before, instead of `input_values`.
             frame_mask: (batch, turns, frames), 1 at frames that are there; needed with `frame_values`.
             output_hidden_states: return WavLM's hidden states.
-            output_attentions: WavLM's self-attention is not returned; asking for it logs a hint.
             return_dict: `False` for a plain tuple.
 
         Raises:
@@ -226,8 +237,6 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
         return_dict = self.config.return_dict if return_dict is None else return_dict
         if output_hidden_states is None:
             output_hidden_states = bool(self.config.output_hidden_states)
-        if output_attentions:
-            logger.warning_once("WavLM's self-attention is not returned; pooling_attentions show what the model weighs")
         if (input_values is None) == (frame_values is None):
             raise ValueError("give either input_values or frame_values")
         single_turn = False
@@ -266,10 +275,12 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
 
         if single_turn:
             features, pooled, attention = features.squeeze(1), pooled.squeeze(1), attention.squeeze(1)
+            present = present.squeeze(1)
         output = MambaEMAModelOutput(
             last_hidden_state=features,
             pooled_output=pooled,
             pooling_attentions=attention,
+            turn_mask=present,
             conversation_state=state if use_conversation_state else None,
             hidden_states=None if hidden_states is None else tuple(hidden_states),
         )
@@ -317,7 +328,6 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         frame_values: torch.Tensor | None = None,
         frame_mask: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> MambaEMARegressionOutput | tuple[Any, ...]:
         """
@@ -325,7 +335,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
             labels: (batch, num_labels) or (batch, turns, num_labels) on the unit scale, -100 where missing. The loss is
                 `1 - mean CCC` over all turns of the global batch (see `ccc_loss`).
             input_values, attention_mask, turn_mask, conversation_state, use_conversation_state, frame_values,
-            frame_mask, output_hidden_states, output_attentions, return_dict: as in [`MambaEMAModel.forward`].
+            frame_mask, output_hidden_states, return_dict: as in [`MambaEMAModel.forward`].
 
         Raises:
             ValueError: as [`MambaEMAModel.forward`]; labels of the wrong shape or scale, or NaN.
@@ -340,15 +350,11 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
             frame_values=frame_values,
             frame_mask=frame_mask,
             output_hidden_states=output_hidden_states,
-            output_attentions=output_attentions,
             return_dict=True,
         )
         logits = self.head(outputs.last_hidden_state)  # (batch, [turns,] num_labels)
         loss = None
-        if turn_mask is None:
-            mask = frame_mask if frame_values is not None else attention_mask
-            turn_mask = logits.new_ones(logits.shape[:-1]) if mask is None else mask.bool().any(dim=-1)
-        present = turn_mask.bool().view(logits.shape[:-1])
+        present = outputs.turn_mask
         if labels is not None:
             check_labels(labels, tuple(logits.shape), self.config.labels)
             loss = self.loss(logits[present], labels[present].to(logits.dtype))
@@ -412,35 +418,60 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         extractor = MambaEMAFeatureExtractor.from_speech_encoder(pretrained_model_name_or_path, revision=revision)
         config_kwargs.setdefault("do_normalize", extractor.do_normalize)
         model = cls(MambaEMAConfig(speech_encoder_config=encoder_config, **config_kwargs))
-        model.speech_encoder.wavlm.load_state_dict(wavlm.state_dict())
+        model.speech_encoder.backbone.load_state_dict(wavlm.state_dict())
         return model
 
     def save_pretrained(  # type: ignore[override]
         self, save_directory: str | os.PathLike[str], is_main_process: bool = True, **kwargs: Any
     ) -> None:
-        """Write a folder that works by itself: weights, configuration, code, feature extractor, model card, SHA256SUMS.
+        """Write a folder that works by itself: weights, configuration, feature extractor, code.
 
         `AutoModel.from_pretrained(folder, trust_remote_code=True)` loads it where only torch and transformers are
-        installed. A `preprocessor_config.json` or `README.md` that is there already is kept.
+        installed. A `preprocessor_config.json` that is there already is kept.
 
         Raises:
-            ValueError: `push_to_hub=True`, which would upload before all files are there; `model.push_to_hub(name)`
-                uploads the whole folder.
+            ValueError: a value of the configuration is outside its range, the feature extractor in the folder
+                normalises otherwise than the configuration says, or `push_to_hub=True`, which would upload before all
+                files are there; `model.push_to_hub(name)` uploads the whole folder.
         """
         if kwargs.get("push_to_hub"):
             raise ValueError("save_pretrained(push_to_hub=True) would leave files out; call model.push_to_hub(name)")
+        # Not needed to run the model, so not imported with it; but transformers copies what is named here.
         from .pipeline_mamba_ema import CUSTOM_PIPELINES, MambaEMAPipeline
 
+        self.config.validate()
+        extractor = _feature_extractor_for(self.config, Path(save_directory))
         self.config.auto_map = dict(AUTO_MAP)
         self.config.custom_pipelines = {task: dict(info) for task, info in CUSTOM_PIPELINES.items()}
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
-        if not is_main_process:
-            return
-        folder = Path(save_directory)
-        if not (folder / "preprocessor_config.json").exists():
-            MambaEMAFeatureExtractor(do_normalize=self.config.do_normalize).save_pretrained(folder)
-        for part in (MambaEMAFeatureExtractor, MambaEMAPipeline):
-            custom_object_save(part, folder)
+        if is_main_process:
+            extractor.save_pretrained(save_directory)
+            custom_object_save(MambaEMAPipeline, save_directory)
+
+
+def _feature_extractor_for(config: MambaEMAConfig, folder: Path) -> MambaEMAFeatureExtractor:
+    """The feature extractor in a folder, or a new one where there is none.
+
+    Raises:
+        ValueError: it normalises otherwise than the configuration says.
+    """
+    if not (folder / "preprocessor_config.json").is_file():
+        return MambaEMAFeatureExtractor(do_normalize=config.do_normalize)
+    extractor = MambaEMAFeatureExtractor.from_pretrained(folder)
+    check_normalization(config, extractor)
+    return extractor
+
+
+def check_normalization(config: MambaEMAConfig, extractor: MambaEMAFeatureExtractor) -> None:
+    """
+    Raises:
+        ValueError: model and feature extractor disagree on `do_normalize`: the numbers would be wrong without a sign.
+    """
+    if config.do_normalize != extractor.do_normalize:
+        raise ValueError(
+            f"do_normalize is {config.do_normalize} in config.json and {extractor.do_normalize} in "
+            "preprocessor_config.json; both must say what the speech encoder was trained with"
+        )
 
 
 def _pretrained_wavlm(name: str | os.PathLike[str], revision: str) -> WavLMModel:
@@ -459,7 +490,7 @@ def _pretrained_wavlm(name: str | os.PathLike[str], revision: str) -> WavLMModel
     missing = sorted(key for key in loading["missing_keys"] if not key.endswith("masked_spec_embed"))
     if missing:
         raise ValueError(f"{name} lacks {len(missing)} weights of WavLM, first {missing[0]}")
-    return model if isinstance(model, WavLMModel) else model.speech_encoder.wavlm
+    return model if isinstance(model, WavLMModel) else model.speech_encoder.backbone
 
 
 def _scatter_turns(values: torch.Tensor, turn_mask: torch.Tensor) -> torch.Tensor:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from transformers import Pipeline
 
+from .audio_files import AudioFileError  # noqa: F401
 from .feature_extraction_mamba_ema import InvalidAudioError
 
 # What config.json says, so that transformers finds the class beside the weights.

@@ -1,8 +1,7 @@
 """Pooling: the frames of an utterance become one vector.
 
-All five poolings are weighted moments over time. They differ in two choices only: where the weights come from (uniform,
-one learned score per frame, one learned score per frame and head) and whether the standard deviation is kept beside
-the mean.
+Every pooling is a weighted mean over time. Poolings differ in where the weights come from (uniform, one learned score a
+frame, one learned score a frame and head) and in whether the standard deviation is kept beside the mean.
 
 | pooling                | weights                    | pooled size | parameters |
 | ---------------------- | -------------------------- | ----------- | ---------- |
@@ -11,15 +10,19 @@ the mean.
 | `multihead_attention`  | softmax over time per head | D           | D + heads  |
 | `statistics`           | uniform                    | 2 D         | 0          |
 | `attentive_statistics` | softmax over time          | 2 D         | D + 1      |
+
+A new pooling is an entry of `POOLINGS`; nothing else names poolings one by one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 from torch import nn
 
-WITH_ATTENTION = ("attention", "multihead_attention", "attentive_statistics")
-WITH_STANDARD_DEVIATION = ("statistics", "attentive_statistics")
+SOFTMAX_OPERATIONS = 5  # for each weight: maximum, difference, exponential, sum, quotient
 
 
 class HeadwiseLinear(nn.Module):
@@ -32,10 +35,15 @@ class HeadwiseLinear(nn.Module):
 
     def __init__(self, hidden_size: int, num_heads: int):
         super().__init__()
-        if hidden_size % num_heads:
-            raise ValueError(f"num_heads is {num_heads}, but must divide hidden_size {hidden_size}")
-        self.weight = nn.Parameter(torch.zeros(num_heads, hidden_size // num_heads))
-        self.bias = nn.Parameter(torch.zeros(num_heads))
+        check_num_heads(hidden_size, num_heads)
+        self.weight = nn.Parameter(torch.empty(num_heads, hidden_size // num_heads))
+        self.bias = nn.Parameter(torch.empty(num_heads))
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, mean=0.0, std=self.weight.shape[-1] ** -0.5)
+        nn.init.zeros_(self.bias)
 
     def forward(self, frames: torch.Tensor) -> torch.Tensor:
         """(batch, frames, hidden) -> scores (batch, frames, heads)"""
@@ -43,18 +51,18 @@ class HeadwiseLinear(nn.Module):
         return (slices * self.weight).sum(dim=-1) + self.bias
 
 
-def build_attention(pooling: str, hidden_size: int, num_heads: int) -> nn.Module | None:
-    """The layer that scores frames for `pooling`, or None where every frame counts the same."""
-    if pooling not in WITH_ATTENTION:
-        return None
-    if pooling == "multihead_attention":
-        return HeadwiseLinear(hidden_size, num_heads)
-    return nn.Linear(hidden_size, 1)
+def check_num_heads(hidden_size: int, num_heads: int) -> None:
+    """
+    Raises:
+        ValueError: the heads do not divide the width of a frame.
+    """
+    if hidden_size % num_heads:
+        raise ValueError(f"the number of pooling heads is {num_heads}, but must divide hidden_size {hidden_size}")
 
 
-def pooled_size(pooling: str, hidden_size: int) -> int:
-    """Width of the pooled vector."""
-    return 2 * hidden_size if pooling in WITH_STANDARD_DEVIATION else hidden_size
+def length_mask(lengths: torch.Tensor, size: int) -> torch.Tensor:
+    """(batch,) lengths -> (batch, size) bool, True before each row's end"""
+    return torch.arange(size, device=lengths.device) < lengths.unsqueeze(1)
 
 
 def pooling_weights(scores: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
@@ -68,18 +76,12 @@ def pooling_weights(scores: torch.Tensor, frame_mask: torch.Tensor) -> torch.Ten
         (batch, heads, frames), in float32 (float64 for float64 scores).
     """
     scores = scores.transpose(1, 2)  # (batch, heads, frames)
-    scores = scores if scores.dtype == torch.float64 else scores.float()
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
     return scores.masked_fill(~frame_mask.unsqueeze(1), -torch.inf).softmax(dim=-1)
 
 
-def pool_frames(
-    frames: torch.Tensor, weights: torch.Tensor, frame_mask: torch.Tensor, with_standard_deviation: bool = False
-) -> torch.Tensor:
-    """Weighted mean over time, and the weighted standard deviation beside it if asked for.
-
-    With several heads, head k pools slice k of the frame. The attention-weighted standard deviation is that of Okabe,
-    Koshinaka & Shinoda 2018, "Attentive Statistics Pooling for Deep Speaker Embedding", equations 5 and 6, computed
-    around the mean rather than as a difference of moments, which cancels in float32.
+def weighted_mean(frames: torch.Tensor, weights: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
+    """Weighted mean over time. With several heads, head k pools slice k of the frame.
 
     Args:
         frames: (batch, frames, hidden); what stands at invalid frames does not matter, NaN included.
@@ -87,15 +89,74 @@ def pool_frames(
         frame_mask: (batch, frames) bool.
 
     Returns:
-        (batch, hidden), or (batch, 2 hidden) with the standard deviation; in the weights' dtype.
+        (batch, hidden), in the weights' dtype.
     """
-    frames = frames.masked_fill(~frame_mask.unsqueeze(-1), 0.0).to(weights.dtype)
-    heads = weights.shape[1]
-    slices = frames.unflatten(-1, (heads, -1)).transpose(1, 2)  # (batch, heads, frames, hidden / heads)
-    mean = weights.unsqueeze(2) @ slices  # (batch, heads, 1, hidden / heads)
-    if not with_standard_deviation:
-        return mean.flatten(1)
+    _, mean = _slices_and_mean(frames, weights, frame_mask)
+    return mean.flatten(1)
+
+
+def weighted_mean_and_deviation(frames: torch.Tensor, weights: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
+    """Weighted mean and weighted standard deviation over time, side by side.
+
+    Okabe, Koshinaka & Shinoda 2018, "Attentive Statistics Pooling for Deep Speaker Embedding", equations 5 and 6,
+    computed around the mean rather than as a difference of moments, which cancels in float32.
+
+    Args:
+        frames, weights, frame_mask: as in [`weighted_mean`].
+
+    Returns:
+        (batch, 2 hidden), in the weights' dtype.
+    """
+    slices, mean = _slices_and_mean(frames, weights, frame_mask)
     variance = weights.unsqueeze(2) @ (slices - mean).square()
-    # The square root has no finite gradient at 0, where an utterance of one frame stands.
+    # The square root has no finite gradient at 0, the variance of an utterance of one frame.
     deviation = variance.clamp_min(1e-10).sqrt()
     return torch.cat([mean.flatten(1), deviation.flatten(1)], dim=-1)
+
+
+def _slices_and_mean(
+    frames: torch.Tensor, weights: torch.Tensor, frame_mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Frames cut into one slice a head, (batch, heads, frames, hidden / heads), and their means, with frames = 1"""
+    frames = frames.masked_fill(~frame_mask.unsqueeze(-1), 0.0).to(weights.dtype)
+    slices = frames.unflatten(-1, (weights.shape[1], -1)).transpose(1, 2)
+    return slices, weights.unsqueeze(2) @ slices
+
+
+@dataclass(frozen=True)
+class Pooling:
+    """What one pooling is made of.
+
+    Attributes:
+        build_scorer: (hidden_size, num_heads) -> the layer that scores frames, from (batch, frames, hidden) to (batch,
+            frames, heads); None: every frame counts the same.
+        pool: (frames, weights, frame_mask) -> (batch, pooled size), as [`weighted_mean`].
+        sizes: pooled size in multiples of the width of a frame.
+        operations: additions and multiplications of `pool` for each value of a frame.
+        headwise: whether it has several heads.
+    """
+
+    build_scorer: Callable[[int, int], nn.Module] | None
+    pool: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+    sizes: int
+    operations: int
+    headwise: bool = False
+
+    def flops(self, frames: int, hidden_size: int, num_heads: int) -> int:
+        """Operations for one utterance, those of the scorer and the softmax included."""
+        heads = num_heads if self.headwise else 1
+        scoring = 2 if self.build_scorer is not None else 0  # of each value: a product and a sum
+        return SOFTMAX_OPERATIONS * frames * heads + (self.operations + scoring) * frames * hidden_size
+
+
+def _frame_scorer(hidden_size: int, num_heads: int) -> nn.Module:
+    return nn.Linear(hidden_size, 1)
+
+
+POOLINGS: dict[str, Pooling] = {
+    "mean": Pooling(None, weighted_mean, sizes=1, operations=2),
+    "attention": Pooling(_frame_scorer, weighted_mean, sizes=1, operations=2),
+    "multihead_attention": Pooling(HeadwiseLinear, weighted_mean, sizes=1, operations=2, headwise=True),
+    "statistics": Pooling(None, weighted_mean_and_deviation, sizes=2, operations=6),
+    "attentive_statistics": Pooling(_frame_scorer, weighted_mean_and_deviation, sizes=2, operations=6),
+}

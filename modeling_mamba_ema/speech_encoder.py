@@ -18,7 +18,7 @@ from transformers import WavLMConfig, WavLMModel
 
 from .configuration_mamba_ema import MambaEMAConfig
 from .fast_speech_encoder import SPEC_AUGMENT_MIN_FRAMES, fast_hidden_states, is_supported
-from .pooling import WITH_STANDARD_DEVIATION, build_attention, pool_frames, pooling_weights
+from .pooling import POOLINGS, length_mask, pooling_weights
 
 # Normalised speech of 30 s has a peak of at most sqrt(480000) = 693; a waveform far beyond it overflows inside WavLM,
 # whose answer then is that for silence.
@@ -40,17 +40,13 @@ def receptive_field(config: WavLMConfig) -> int:
     return samples
 
 
-def length_mask(lengths: torch.Tensor, size: int) -> torch.Tensor:
-    """(batch,) lengths -> (batch, size) bool, True before each row's end"""
-    return torch.arange(size, device=lengths.device) < lengths.unsqueeze(1)
-
-
 class SpeechEncoder(nn.Module):
     """WavLM, the choice of its layers, and pooling.
 
     Attributes:
         wavlm: transformers' `WavLMModel`.
         pooling: the pooling's name.
+        pooled_size: width of the pooled vector.
         attention: the layer that scores frames, `nn.Linear(D, 1)` for `"attention"`; absent where nothing is learned.
         layer_weights: (layers,) logits of the softmax that sums the layers; absent where one layer is read.
     """
@@ -62,12 +58,22 @@ class SpeechEncoder(nn.Module):
         self.layers = config.encoder_layer_indices
         self.frozen = config.freeze_speech_encoder
         self.pooling = config.speech_encoder_pooling
-        attention = build_attention(self.pooling, encoder_config.hidden_size, config.speech_encoder_pooling_heads)
-        if attention is not None:
-            self.attention = attention
+        pooling = POOLINGS[self.pooling]
+        if pooling.build_scorer is not None:
+            self.attention = pooling.build_scorer(encoder_config.hidden_size, config.speech_encoder_pooling_heads)
+        self.pooled_size = pooling.sizes * encoder_config.hidden_size
         if len(self.layers) > 1:
             self.layer_weights = nn.Parameter(torch.zeros(len(self.layers)))
         self._freeze_unused_parameters()
+
+    @property
+    def backbone(self) -> WavLMModel:
+        """The transformers model that makes frames."""
+        return self.wavlm
+
+    def num_frames(self, num_samples: Any) -> Any:
+        """Frames of an utterance of `num_samples` samples (an int or an integer tensor)."""
+        return num_frames(num_samples, self.backbone.config)
 
     def _freeze_unused_parameters(self) -> None:
         """Parameters that no output depends on are no parameters to train: optimizers and DDP would trip over them."""
@@ -81,8 +87,12 @@ class SpeechEncoder(nn.Module):
             module.requires_grad_(False)
         if not self.wavlm.config.apply_spec_augment and hasattr(self.wavlm, "masked_spec_embed"):
             self.wavlm.masked_spec_embed.requires_grad_(False)
-        if last == 0 and encoder.layers:
-            encoder.layers.requires_grad_(False)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Every layer that is read counts the same at first."""
+        if len(self.layers) > 1:
+            nn.init.zeros_(self.layer_weights)
 
     def train(self, mode: bool = True) -> SpeechEncoder:
         super().train(mode)
@@ -135,7 +145,7 @@ class SpeechEncoder(nn.Module):
         uniform = frames.new_zeros(*frames.shape[:2], 1)
         scores = self.attention(frames) if hasattr(self, "attention") else uniform
         weights = pooling_weights(scores, frame_mask)  # (batch, heads, frames)
-        pooled = pool_frames(frames, weights, frame_mask, self.pooling in WITH_STANDARD_DEVIATION)
+        pooled = POOLINGS[self.pooling].pool(frames, weights, frame_mask)
         return pooled.to(frames.dtype), weights
 
     def hidden_states(
@@ -210,7 +220,7 @@ def _group_norm_over_valid(features: torch.Tensor, norm: nn.GroupNorm, lengths: 
         lengths: (batch,) valid frames.
     """
     dtype = features.dtype
-    features = features if dtype == torch.float64 else features.float()
+    features = features.to(torch.promote_types(dtype, torch.float32))
     valid = length_mask(lengths, features.shape[-1]).unsqueeze(1)  # (batch, 1, frames)
     count = lengths.view(-1, 1, 1)
     mean = features.masked_fill(~valid, 0.0).sum(dim=-1, keepdim=True) / count
@@ -302,7 +312,7 @@ def collect_utterances(
         )
     lengths = lengths[present]  # (utterances,)
     waveforms = input_values[present][:, : int(lengths.max())]  # (utterances, samples)
-    valid = torch.arange(waveforms.shape[1], device=lengths.device) < lengths.unsqueeze(1)
+    valid = length_mask(lengths, waveforms.shape[1])
     waveforms = waveforms.masked_fill(~valid, 0.0)  # padding may hold anything, NaN included
     bad = ~(waveforms.abs().amax(dim=1) <= MAX_VALUE)  # true for NaN too
     if bool(bad.any()):

@@ -3,7 +3,7 @@
 import pytest
 from transformers import WavLMConfig
 
-from modeling_mamba_ema import MambaEMAConfig
+from modeling_mamba_ema import MambaEMAConfig, MambaEMAForRegression
 from tests.helpers import tiny_config
 
 
@@ -86,13 +86,43 @@ def test_encoder_sizes_are_bounded():
 
 
 def test_heads_must_divide_the_encoders_width():
-    with pytest.raises(ValueError, match="speech_encoder_pooling_heads is 5, but must divide"):
+    with pytest.raises(ValueError, match="number of pooling heads is 5, but must divide"):
         tiny_config(speech_encoder_pooling="multihead_attention", speech_encoder_pooling_heads=5)
 
 
-def test_a_learnable_decay_needs_a_start_inside_the_open_interval():
-    with pytest.raises(ValueError, match="strictly between 0 and 1"):
-        tiny_config(ema_decay=1.0, ema_decay_learnable=True)
+@pytest.mark.parametrize("decay", [0.0, 1.0])
+def test_a_decay_at_the_ends_of_its_range_is_refused_where_there_is_a_moving_average(decay):
+    with pytest.raises(ValueError, match="both excluded"):
+        tiny_config(ema_decay=decay)
+    assert tiny_config(ema_decay=decay, context="mamba").ema_decay == decay
+
+
+def test_the_width_of_heads_matters_only_where_there_is_a_mamba_block():
+    assert tiny_config(head_dim=7, context="ema").head_dim == 7
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("speech_encoder_pooling", "atention"),
+        ("speech_encoder_layers", 9),
+        ("label_ranges", {"valense": [1, 7]}),
+        ("label_ranges", {"valence": [7, 1]}),
+        ("loss_mse_weight", 7.0),
+    ],
+)
+def test_a_value_set_afterwards_is_refused_when_a_model_is_built_and_when_it_is_saved(tmp_path, field, value):
+    config = tiny_config()
+    setattr(config, field, value)
+    with pytest.raises(ValueError, match=field):
+        MambaEMAForRegression(config)
+    with pytest.raises(ValueError, match=field):
+        config.save_pretrained(tmp_path)
+    model = MambaEMAForRegression(tiny_config())
+    setattr(model.config, field, value)
+    with pytest.raises(ValueError, match=field):
+        model.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from modeling_mamba_ema import ConversationState, MambaEMAFeatureExtractor, MambaEMAModel
-from modeling_mamba_ema.configuration_mamba_ema import CONTEXTS, POOLINGS
+from modeling_mamba_ema.conversation_encoder import CONTEXTS
+from modeling_mamba_ema.pooling import POOLINGS
 from tests.helpers import tiny_config, tiny_model
 
 RATE = 16_000

@@ -17,7 +17,7 @@ import threading
 import pytest
 import torch
 
-from modeling_mamba_ema.publishing.publish import files_to_publish
+from modeling_mamba_ema.publishing import files_to_publish, prepare_release
 from tests.helpers import tiny_model
 from tests.tiny_corpus import ROOT, environment, write_corpus, write_run
 
@@ -25,6 +25,7 @@ from tests.tiny_corpus import ROOT, environment, write_corpus, write_run
 @pytest.fixture
 def folder(tmp_path):
     tiny_model().save_pretrained(tmp_path / "model")
+    prepare_release(tmp_path / "model")
     return tmp_path / "model"
 
 

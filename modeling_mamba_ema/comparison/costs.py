@@ -15,10 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ..configuration_mamba_ema import MambaEMAConfig
 from ..feature_extraction_mamba_ema import SAMPLING_RATE
 from ..modeling_mamba_ema import MambaEMAForRegression
-from ..pooling import WITH_ATTENTION, WITH_STANDARD_DEVIATION, pooled_size
+from ..pooling import POOLINGS
 from ..speech_encoder import SpeechEncoder, num_frames
-
-OPERATIONS_OF_SOFTMAX = 5  # for each weight: largest, difference, exponential, sum, quotient
 
 
 @dataclass(frozen=True)
@@ -44,24 +42,6 @@ class EncoderCost:
     milliseconds: float
 
 
-def pooling_flops(pooling: str, frames: int, hidden_size: int, num_heads: int = 1) -> int:
-    """Additions and multiplications of pooling (frames, hidden), the sum over layers aside.
-
-    Args:
-        pooling: its name.
-        frames: T, number of frames.
-        hidden_size: D, width of a frame.
-        num_heads: of `multihead_attention`; the others have one.
-    """
-    heads = num_heads if pooling == "multihead_attention" else 1
-    flops = OPERATIONS_OF_SOFTMAX * frames * heads + 2 * frames * hidden_size  # weights, weighted mean
-    if pooling in WITH_ATTENTION:
-        flops += 2 * frames * hidden_size  # scores; a head reads its slice only
-    if pooling in WITH_STANDARD_DEVIATION:
-        flops += 4 * frames * hidden_size + 2 * hidden_size  # difference, square, weighted mean; bound, root
-    return flops
-
-
 def pooling_costs(
     config: MambaEMAConfig, poolings: Sequence[str], seconds: float, repeats: int = 50
 ) -> dict[str, PoolingCost]:
@@ -85,10 +65,10 @@ def pooling_costs(
     costs = {}
     for pooling, encoder in encoders.items():
         attention = getattr(encoder, "attention", None)
-        projection = 2 * pooled_size(pooling, hidden) * config.hidden_size
+        projection = 2 * encoder.pooled_size * config.hidden_size
         costs[pooling] = PoolingCost(
             parameters=0 if attention is None else sum(p.numel() for p in attention.parameters()),
-            flops=pooling_flops(pooling, frames, hidden, config.speech_encoder_pooling_heads) + projection,
+            flops=POOLINGS[pooling].flops(frames, hidden, config.speech_encoder_pooling_heads) + projection,
             milliseconds=times[pooling],
         )
     return costs
@@ -106,7 +86,7 @@ def encoder_cost(model: MambaEMAForRegression, seconds: float, repeats: int = 3)
 
     was_training = encoder.training
     encoder.eval()
-    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         encode()
     milliseconds = median_milliseconds({"encoder": encode}, repeats)["encoder"]
     encoder.train(was_training)

@@ -1,108 +1,215 @@
-"""The model card that `save_pretrained` writes: what a reader of the Hub page must know before any training ran."""
+"""The model card of a release: what a reader of the Hub page must know, and metadata that the Hub reads."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
 
 from ..configuration_mamba_ema import MambaEMAConfig
 
-# Of the card that `save_pretrained` writes; training replaces the placeholder by what it measured.
-RESULTS_PLACEHOLDER = "No evaluation has been recorded in this card yet.\n"
+# What 0 and 1 mean on the unit scale.
+ENDS_OF_SCALE = {
+    "valence": ("unpleasant", "pleasant"),
+    "arousal": ("calm", "excited"),
+    "dominance": ("submissive", "dominant"),
+}
+CONFIDENCE = "95 %"
 
 
-# What the Hub's widget offers to try: title, file of the package's sample, name beside the card.
-WIDGET_SAMPLES = (
-    ("A quarrel begins (synthetic voice)", "turn0_anna.wav", "sample_quarrel.wav"),
-    ("Good news (synthetic voice)", "turn6_anna.wav", "sample_good_news.wav"),
-)
+@dataclass(frozen=True)
+class TrainingFacts:
+    """What a card says of the training behind a model.
 
-
-def copy_widget_samples(folder: str | os.PathLike[str]) -> dict[str, str]:
-    """Put the audio that the widget offers beside the card; nothing where the package's sample is not installed.
-
-    Returns:
-        Title -> file name, of those that are there now.
+    Attributes:
+        results: metrics by split, with intervals, as the `ccc` metric gives them.
+        source: the corpus, as the configuration names it; the card shows its last part.
+        command: what a reader runs to get these numbers, overrides included.
+        base_model: Hub name of the model that was fine-tuned; None: trained from random weights.
+        license: of the weights, as the Hub spells it; None: not known.
+        languages: of the speech, as ISO 639-1 codes.
     """
-    written = {}
-    for title, source, name in WIDGET_SAMPLES:
-        sample = Path(__file__).parents[1] / "sample" / source
-        if sample.is_file():
-            (Path(folder) / name).write_bytes(sample.read_bytes())
-            written[title] = name
-    return written
+
+    results: Mapping[str, Mapping[str, float]]
+    source: str
+    command: str
+    base_model: str | None = None
+    license: str | None = None
+    languages: Sequence[str] = ()
+
+    @property
+    def corpus(self) -> str:
+        return Path(self.source).name
 
 
-def model_card(config: MambaEMAConfig, widget: dict[str, str] | None = None) -> str:
-    """README.md of a model repository, with metadata the Hub reads.
+def model_card(
+    config: MambaEMAConfig,
+    training: TrainingFacts | None = None,
+    widget: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """README.md of a model repository.
 
     Args:
         config: the model's configuration; labels, scales, encoder and pooling are read from it.
-        widget: title -> audio file beside the card, which the Hub's widget offers to try.
+        training: what the model was trained on and how well it does; None: not known.
+        widget: what the Hub's widget offers to try: `example_title`, `src`, and `output` as the pipeline gives it.
 
     Returns:
         The card's text: YAML front matter and Markdown.
     """
-    encoder = config.speech_encoder_config
-    scales = "\n".join(
-        f"| {index} | {name} | 0 to 1 | {low:g} to {high:g} |"
-        for index, name in enumerate(config.labels)
-        for low, high in [config.label_range(name)]
+    return f"---\n{_metadata(config, training, widget).to_yaml()}\n---\n{_body(config, training)}"
+
+
+def _metadata(
+    config: MambaEMAConfig, training: TrainingFacts | None, widget: Sequence[Mapping[str, Any]]
+) -> ModelCardData:
+    facts: dict[str, Any] = {}
+    if training is not None:
+        facts = {
+            "base_model": training.base_model,
+            "license": training.license,
+            "language": list(training.languages) or None,
+            "datasets": [training.corpus],
+            "model_name": "Mamba-EMA",
+            "eval_results": _eval_results(config, training),
+        }
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="audio-classification",
+        metrics=["ccc"],
+        tags=["speech-emotion-recognition", "dimensional-emotion", *config.labels, "mamba", "audio"],
+        widget=[dict(example) for example in widget] or None,
+        **facts,
     )
-    examples = "".join(f"- example_title: {title}\n  src: {name}\n" for title, name in (widget or {}).items())
-    examples = f"widget:\n{examples}" if examples else ""
-    return f"""---
-library_name: transformers
-pipeline_tag: audio-classification
-license: apache-2.0
-metrics:
-- ccc
-tags:
-- speech-emotion-recognition
-- dimensional-emotion
-- valence-arousal
-- wavlm
-- mamba
-- audio
-{examples}---
 
-# Mamba-EMA: {", ".join(config.labels)} from speech
 
-A Transformers model that reads {", ".join(config.labels)} from speech, one utterance at a time or turn by turn over a
-conversation. WavLM ({encoder.num_hidden_layers} layers, {encoder.hidden_size} wide) turns a waveform into frames,
-`{config.speech_encoder_pooling}` pooling makes one vector of them, and context `{config.context}` carries emotion over
-the turns.
+def _eval_results(config: MambaEMAConfig, training: TrainingFacts) -> list[EvalResult]:
+    """One result a split and label, and the mean over labels, each with its interval."""
+    return [
+        EvalResult(
+            task_type="audio-classification",
+            task_name="Dimensional speech emotion recognition",
+            dataset_type=training.corpus,
+            dataset_name=training.corpus,
+            dataset_split=split,
+            metric_type="ccc",
+            metric_name=title,
+            metric_value=round(metrics[name], 4),
+            metric_args={end: round(metrics[f"{name}_{end}"], 4) for end in ("low", "high")},
+        )
+        for split, metrics in training.results.items()
+        for name, title in _metric_names(config)
+    ]
+
+
+def _metric_names(config: MambaEMAConfig) -> list[tuple[str, str]]:
+    return [*((f"ccc_{label}", f"CCC {label}") for label in config.labels), ("ccc", "mean CCC")]
+
+
+def _body(config: MambaEMAConfig, training: TrainingFacts | None) -> str:
+    encoder = config.speech_encoder_config
+    labels = ", ".join(config.labels)
+    return f"""
+# Mamba-EMA: {labels} from speech
+
+A Transformers model that reads {labels} from speech, one utterance at a time or turn by turn over a conversation. The
+speech encoder ({encoder.model_type}, {encoder.num_hidden_layers} layers, {encoder.hidden_size} wide) turns a waveform
+into frames, `{config.speech_encoder_pooling}` pooling makes one vector of them, and context `{config.context}` carries
+emotion over the turns.
 
 ## Use
 
-```python
-from transformers import AutoFeatureExtractor, AutoModel
-
-repo = "path/or/name-of-this-model"
-revision = "main"  # better: the commit hash you have read, for the code is run on your machine
-model = AutoModel.from_pretrained(repo, trust_remote_code=True, revision=revision).eval()
-extractor = AutoFeatureExtractor.from_pretrained(repo, trust_remote_code=True, revision=revision)
-
-inputs = extractor(waveform, sampling_rate=16_000, return_tensors="pt")
-outputs = model(**inputs)
-outputs.logits              # (batch, {config.num_labels}) on the unit scale, columns as below
-outputs.pooling_attentions  # where in time the model listened
+```bash
+pip install torch transformers soundfile soxr
 ```
 
-With the package `modeling_mamba_ema` installed and imported, the same lines work without `trust_remote_code`.
+```python
+from transformers import pipeline
 
-| column | label | output | label's own scale |
-| --- | --- | --- | --- |
-{scales}
+repo = "path/or/name-of-this-model"
+revision = "main"  # better: the commit hash you have read, because its code runs on your machine
+emotion = pipeline("audio-classification", model=repo, trust_remote_code=True, revision=revision)
+with open("speech.wav", "rb") as file:  # WAV, FLAC, OGG or MP3 of up to 30 s
+    print(emotion(file.read()))
+```
 
-## Results
+The scores are values on the unit scale, not probabilities. The model itself gives more:
 
-{RESULTS_PLACEHOLDER}
+```python
+import soundfile
+from transformers import AutoFeatureExtractor, AutoModel
+
+model = AutoModel.from_pretrained(repo, trust_remote_code=True, revision=revision).eval()
+extractor = AutoFeatureExtractor.from_pretrained(repo, trust_remote_code=True, revision=revision)
+waveform, rate = soundfile.read("speech.wav")  # mono
+
+outputs = model(**extractor(waveform, sampling_rate=rate, resample=True, return_tensors="pt"))
+outputs.logits  # (1, {config.num_labels}) on the unit scale, columns as below
+outputs.pooling_attentions  # weights over time: where the model listened
+```
+
+With the package `modeling-mamba-ema` installed and imported, the same lines work without `trust_remote_code`.
+
+| column | label | 0 means | 1 means | label's own scale |
+| --- | --- | --- | --- | --- |
+{_scales(config)}
+
+## Training data and results
+
+{_results(config, training)}
+
 ## Intended use and limits
 
-For research on speech emotion and for tools whose users know that their emotion is being estimated. The numbers are
-estimates of how listeners would rate a voice, not of what a person feels. They shift with language, culture, age,
-recording and microphone, and are least reliable on speakers and situations unlike the training data. Do not use them
-to judge, hire, grade, police or diagnose anybody, or on people who have not agreed to it; some of these uses are
-prohibited by law, for example at work and in education in the European Union.
+For research on speech emotion, and for tools whose users know that their emotion is being estimated. The numbers
+estimate how listeners would rate a voice, not what a person feels. They shift with language, culture, age, recording
+and microphone, and are least reliable on speakers and situations unlike the training data. Do not use them to judge,
+hire, grade, police or diagnose anybody, or on people who have not agreed to it. Some of these uses are prohibited by
+law, for example at work and in education in the European Union.
+
+## Licence
+
+{_license(training)}
 """
+
+
+def _scales(config: MambaEMAConfig) -> str:
+    rows = []
+    for index, name in enumerate(config.labels):
+        low_end, high_end = ENDS_OF_SCALE.get(name, ("lowest", "highest"))
+        low, high = config.label_range(name)
+        rows.append(f"| {index} | {name} | {low_end} | {high_end} | {low:g} to {high:g} |")
+    return "\n".join(rows)
+
+
+def _results(config: MambaEMAConfig, training: TrainingFacts | None) -> str:
+    if training is None:
+        return "This card records neither training data nor an evaluation."
+    names = _metric_names(config)
+    lines = [
+        f"Trained on `{training.corpus}`. CCC with {CONFIDENCE} intervals by bootstrap over conversations; the",
+        "validation split chose the checkpoint. The numbers come from",
+        "",
+        f"```bash\n{training.command}\n```",
+        "",
+        f"| split | turns | conversations | {' | '.join(title for _, title in names)} |",
+        "|" + " --- |" * (len(names) + 3),
+    ]
+    for split, metrics in training.results.items():
+        cells = [
+            f"{metrics[name]:.3f} ({metrics[f'{name}_low']:.3f} to {metrics[f'{name}_high']:.3f})" for name, _ in names
+        ]
+        counts = f"{metrics['num_turns']:.0f} | {metrics['num_conversations']:.0f}"
+        lines.append(f"| {split} | {counts} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _license(training: TrainingFacts | None) -> str:
+    code = "The code is licensed under Apache-2.0."
+    if training is None or training.license is None:
+        return (
+            f"{code} The licence of the weights depends on the training data and on the speech encoder they start from."
+        )
+    return f"{code} The weights are licensed under {training.license}."

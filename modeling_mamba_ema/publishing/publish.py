@@ -1,17 +1,31 @@
-"""Uploading a model's folder to the Hub: all of it, and nothing else."""
+"""Making a release of a saved model, and uploading it to the Hub: all of the folder, and nothing else."""
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import HfApi
 
-from .checksums import SUMS, damaged_files, sha256
+from ..feature_extraction_mamba_ema import MambaEMAFeatureExtractor
+from ..modeling_mamba_ema import MambaEMAForRegression
+from ..pipeline_mamba_ema import MambaEMAPipeline
+from ..sample import FOLDER as SAMPLE_FOLDER
+from .checksums import SUMS, damaged_files, sha256, write_checksums
+from .model_card import TrainingFacts, model_card
 
-# What save_pretrained writes. Pickles (training_args.bin and optimizers among them) run code where they are loaded;
-# anything else in the folder got there by accident.
+# What the Hub's widget offers to try: title, file of the package's sample, name beside the card.
+WIDGET_SAMPLES = (
+    ("A quarrel begins (synthetic voice)", "turn0_anna.wav", "sample_quarrel.wav"),
+    ("Good news (synthetic voice)", "turn6_anna.wav", "sample_good_news.wav"),
+)
+# Inference Endpoints install this before they import handler.py.
+HANDLER_REQUIREMENTS = "soundfile\nsoxr\n"
+# What save_pretrained and prepare_release write. Pickles (training_args.bin and optimizers among them) run code where
+# they are loaded; anything else in the folder got there by accident.
 ALLOWED = (
     "config.json",
     "preprocessor_config.json",
@@ -36,18 +50,51 @@ class PublishedFile:
     sha256: str
 
 
+def prepare_release(folder: str | Path, training: TrainingFacts | None = None) -> None:
+    """Add to a saved model what a repository on the Hub needs: model card, samples for the widget, `handler.py` for
+    Inference Endpoints with its requirements, and `SHA256SUMS`.
+
+    Args:
+        folder: as `MambaEMAForRegression.save_pretrained` wrote it.
+        training: what the card says of the training. None: a card that is there is kept, else it says nothing of it.
+    """
+    folder = Path(folder)
+    for _, source, name in WIDGET_SAMPLES:
+        shutil.copyfile(SAMPLE_FOLDER / source, folder / name)
+    shutil.copyfile(Path(__file__).with_name("handler.py"), folder / "handler.py")
+    (folder / "requirements.txt").write_text(HANDLER_REQUIREMENTS, encoding="utf-8")
+    card = folder / "README.md"
+    if training is not None or not card.exists():
+        model = MambaEMAForRegression.from_pretrained(folder).eval()
+        card.write_text(model_card(model.config, training, _widget(model, folder)), encoding="utf-8")
+    write_checksums(folder)
+
+
+def _widget(model: MambaEMAForRegression, folder: Path) -> list[dict[str, Any]]:
+    """The samples with what the model says of them."""
+    emotion = MambaEMAPipeline(model=model, feature_extractor=MambaEMAFeatureExtractor.from_pretrained(folder))
+    return [
+        {
+            "example_title": title,
+            "src": name,
+            "output": [{**row, "score": round(row["score"], 3)} for row in emotion((folder / name).read_bytes())],
+        }
+        for title, _, name in WIDGET_SAMPLES
+    ]
+
+
 def files_to_publish(folder: str | Path) -> list[PublishedFile]:
     """What publishing a folder would upload; nothing is sent.
 
     Args:
-        folder: as `MambaEMAForRegression.save_pretrained` wrote it.
+        folder: as [`prepare_release`] left it.
 
     Raises:
         ValueError: files that do not belong there, are missing, or are not as they were saved; all are named.
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder; give the one that save_pretrained wrote, such as outputs/run/model")
+        raise ValueError(f"{folder} is not a folder; give the folder of a saved model, such as outputs/run/model")
     names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
     links = [name for name in names if (folder / name).is_symlink()]
     foreign = [name for name in names if not any(fnmatch(name, pattern) for pattern in ALLOWED)]
@@ -55,7 +102,9 @@ def files_to_publish(folder: str | Path) -> list[PublishedFile]:
     problems += [f"{name} does not belong to a published model" for name in foreign]
     problems += [f"there is no {needed}" for needed in NEEDED if not any(fnmatch(name, needed) for name in names)]
     if not problems:
-        problems = [f"{problem} (save_pretrained writes it anew)" for problem in damaged_files(folder)]
+        problems = [
+            f"{problem} (save_pretrained and prepare_release write it anew)" for problem in damaged_files(folder)
+        ]
     if problems:
         raise ValueError(f"{folder} is not published: {'; '.join(problems)}")
     return [PublishedFile(name, (folder / name).stat().st_size, sha256(folder / name)) for name in names]

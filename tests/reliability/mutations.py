@@ -71,9 +71,9 @@ MUTATIONS = [
     ),
     Mutation(
         "float32 EMA dropped",
-        "exponential_moving_average.py",
-        "        dtype = at_least_float32(values.dtype)",
-        "        dtype = values.dtype",
+        "conversation_encoder.py",
+        "        dtype = state_dtype(values.dtype)\n        _, turns",
+        "        dtype = values.dtype\n        _, turns",
         "tests/test_conversation_encoder.py::test_ema_in_bfloat16_keeps_a_float32_state_and_does_not_stall",
     ),
 ]

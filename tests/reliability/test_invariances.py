@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from modeling_mamba_ema import InvalidAudioError, MambaEMAFeatureExtractor, speech_encoder
-from modeling_mamba_ema.configuration_mamba_ema import CONTEXTS, POOLINGS
+from modeling_mamba_ema.conversation_encoder import CONTEXTS
+from modeling_mamba_ema.pooling import POOLINGS
 from tests.helpers import tiny_model
 from tests.reliability.audio_cases import RATE, noise
 

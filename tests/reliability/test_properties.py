@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from modeling_mamba_ema import MambaEMAFeatureExtractor
 from modeling_mamba_ema.ccc_loss import MISSING_LABEL, ccc_loss
-from modeling_mamba_ema.configuration_mamba_ema import CONTEXTS, POOLINGS
+from modeling_mamba_ema.conversation_encoder import CONTEXTS
+from modeling_mamba_ema.pooling import POOLINGS
 from tests.helpers import tiny_model
 from tests.reliability.audio_cases import RATE, noise
 
@@ -35,7 +36,7 @@ def predict(model, speech, **options):
     batch=st.lists(lengths, min_size=2, max_size=6, unique=True),
     order=st.randoms(use_true_random=False),
     norm=st.sampled_from(["group", "layer"]),
-    pooling=st.sampled_from(POOLINGS),
+    pooling=st.sampled_from(list(POOLINGS)),
     precision=precisions,
 )
 def test_any_lengths_in_any_order_get_the_numbers_they_get_alone(batch, order, norm, pooling, precision):
@@ -56,7 +57,7 @@ def cut_conversations(draw):
 
 
 @settings(max_examples=40, deadline=None)
-@given(cut=cut_conversations(), context=st.sampled_from(CONTEXTS), precision=in_pieces)
+@given(cut=cut_conversations(), context=st.sampled_from(list(CONTEXTS)), precision=in_pieces)
 def test_any_conversations_cut_anywhere_get_the_numbers_of_the_whole(cut, context, precision):
     dtype, tolerance = precision
     model = make_model("layer", "attention", context, dtype)
