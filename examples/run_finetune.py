@@ -18,7 +18,7 @@ import transformers
 from huggingface_hub import get_token
 from transformers import set_seed
 
-from modeling_mamba_ema.data.atomic_write import write_atomically
+from modeling_mamba_ema.data.atomic_write import atomic_write
 from modeling_mamba_ema.plots import plot_learning_curve
 from modeling_mamba_ema.publishing import TrainingFacts, prepare_release, publish
 from modeling_mamba_ema.training import (
@@ -49,6 +49,7 @@ def main() -> int:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()  # of loading and saving
     # WavLM gives torch masks of two types, which a reader of this log can do nothing about.
     warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask and attn_mask")
     run = load_run_configuration(options.configuration, options.overrides)
@@ -61,7 +62,7 @@ def main() -> int:
     # 2. model and data: whole conversations, or windows of them for training where asked for
     model, extractor = build_model(run)
     splits = load_splits(run.data, model.config, output)
-    datasets = build_datasets(run, splits, model.config.labels)
+    datasets = build_datasets(run.data, splits, model.config.labels)
     train, validation = datasets[run.data.train_split], datasets[run.data.validation_split]
 
     # 3. trainer, and the checkpoint of this run that it goes on from
@@ -109,12 +110,15 @@ def main() -> int:
 
     # 6. a release: the model's folder with its card, ready to be published
     if trainer.is_world_process_zero():
-        command = shlex.join(["python", "examples/run_finetune.py", options.configuration, *options.overrides])
+        processes = arguments.world_size
+        launcher = "python" if processes == 1 else f"accelerate launch --num_processes {processes}"
+        command = f"{launcher} {shlex.join(['examples/run_finetune.py', options.configuration, *options.overrides])}"
         base = run.model.pretrained_model or run.model.pretrained_speech_encoder
         base = None if base is None or Path(base).exists() else base  # the card names what is on the Hub
         prepare_release(output / "model", TrainingFacts(results, run.data.source, command, base))
         logger.info("the model is in %s", output / "model")
-        write_atomically(output / "results.json", json.dumps(results, indent=2))  # says that the run is finished
+        with atomic_write(output / "results.json") as unfinished:  # its presence says that the run is finished
+            unfinished.write_text(json.dumps(results, indent=2), encoding="utf-8")
         if arguments.push_to_hub:
             private = arguments.hub_private_repo is not False
             logger.info("uploaded: %s", publish(output / "model", arguments.hub_model_id, private))

@@ -36,8 +36,14 @@ TINY_RUN = {
             },
         }
     },
-    "data": {"max_seconds_per_batch": 4.0},
-    "training": {"epochs": 4, "learning_rate": 2e-3, "save_steps": 2},
+    "training": {
+        "num_train_epochs": 4,
+        "max_seconds_per_batch": 4.0,
+        "learning_rate": 2e-3,
+        "seed": 0,
+        **{f"{what}_strategy": "steps" for what in ("eval", "save", "logging")},
+        **{f"{what}_steps": 2 for what in ("eval", "save", "logging")},
+    },
 }
 
 
@@ -60,7 +66,7 @@ def write_corpus(folder: Path) -> Path:
 
 
 def write_run(path: Path, corpus: Path, output: Path) -> Path:
-    run = {**TINY_RUN, "data": {**TINY_RUN["data"], "source": str(corpus)}}
+    run = {**TINY_RUN, "data": {"source": str(corpus)}}
     run["training"] = {**TINY_RUN["training"], "output_dir": str(output)}
     path.write_text(yaml.safe_dump(run), encoding="utf-8")
     return path

@@ -1,22 +1,25 @@
-"""Writing a file in one piece."""
+"""Writing a file in one piece: a reader sees the old file or the new one, never a part."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 
-def write_atomically(path: str | Path, content: str | bytes) -> None:
-    """Write a file so that a reader finds all of it or what was there before, whenever the program is killed.
+@contextlib.contextmanager
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Gives a path to write to, which takes the place of `path` when the block ends, and is removed if it fails.
 
-    Several processes may write the same file; the last one wins. Missing folders are made.
+    Several processes may write the same file at once: one of them is the last. Folders are made.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(part, path)
+        yield unfinished
+        os.replace(unfinished, path)
     finally:
-        part.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from safetensors.torch import save
 from ..feature_extraction_mamba_ema import MambaEMAFeatureExtractor
 from ..publishing.checksums import sha256, tensor_bytes, weights_sha256
 from ..speech_encoder import SpeechEncoder
-from .atomic_write import write_atomically
+from .atomic_write import atomic_write
 from .audio import audio_seconds
 
 # Raise it when reading audio or the layout of an entry changes: old entries are then no longer found.
@@ -122,7 +122,8 @@ class FrameCache:
             kept = frames.float()
         path = self.path(utterance)
         checksum = f"{_checksum(self.key(utterance), kept):08x}"
-        write_atomically(path, save({_TENSOR: kept}, metadata={_CHECKSUM: checksum}))
+        with atomic_write(path) as unfinished:
+            unfinished.write_bytes(save({_TENSOR: kept}, metadata={_CHECKSUM: checksum}))
 
     def read(self, utterance: Utterance) -> torch.Tensor:
         """(layers, frames, hidden) of an utterance, checked against damage.

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import save_file
 
 from ..conversation_encoder import ConversationState
-from ..data.atomic_write import write_atomically
 from ..modeling_mamba_ema import MambaEMAForRegression
-from ..publishing.checksums import weights_sha256
 
 FORMAT = "mamba-ema conversation state 1"
 _TURNS = "tracker.num_turns"
@@ -30,7 +30,9 @@ def write_state(path: Path, model: MambaEMAForRegression, state: ConversationSta
     tensors = {} if state is None else {name: tensor.cpu() for name, tensor in state.state_dict().items()}
     tensors[_TURNS] = torch.tensor(num_turns)
     about = {"format": FORMAT, "labels": model.config.labels, "weights_sha256": _digest(model)}
-    write_atomically(path, save(tensors, metadata={"mamba_ema": json.dumps(about)}))
+    unfinished = path.with_name(path.name + ".unfinished")
+    save_file(tensors, unfinished, metadata={"mamba_ema": json.dumps(about)})
+    os.replace(unfinished, path)
 
 
 def read_state(path: Path, model: MambaEMAForRegression) -> tuple[ConversationState | None, int]:
@@ -67,4 +69,9 @@ def read_state(path: Path, model: MambaEMAForRegression) -> tuple[ConversationSt
 
 def _digest(model: MambaEMAForRegression) -> str:
     """SHA-256 of every weight after the speech encoder; two trained models do not share these."""
-    return weights_sha256(item for item in model.state_dict().items() if ".speech_encoder." not in item[0])
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if ".speech_encoder." not in name:
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

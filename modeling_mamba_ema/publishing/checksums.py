@@ -11,10 +11,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from ..data.atomic_write import write_atomically
+from ..data.atomic_write import atomic_write
 
 SUMS = "SHA256SUMS"
 # The card is text that people edit, and nothing loads it.
@@ -24,7 +23,9 @@ _NOT_SUMMED = {SUMS, "README.md"}
 def write_checksums(folder: str | os.PathLike[str]) -> None:
     """Write `SHA256SUMS` for the files of a folder, in the format of `sha256sum --check`."""
     folder = Path(folder)
-    write_atomically(folder / SUMS, "".join(f"{sha256(folder / name)}  {name}\n" for name in _names(folder)))
+    lines = [f"{sha256(folder / name)}  {name}\n" for name in _names(folder)]
+    with atomic_write(folder / SUMS) as unfinished:
+        unfinished.write_bytes("".join(lines).encode())
 
 
 def read_checksums(folder: str | os.PathLike[str]) -> dict[str, str]:
@@ -102,9 +103,9 @@ def weights_sha256(tensors: Iterable[tuple[str, torch.Tensor]], start: str = "")
     return digest.hexdigest()
 
 
-def tensor_bytes(tensor: torch.Tensor) -> np.ndarray:
-    """The memory of a tensor of any type, (bytes,) uint8."""
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The memory of a tensor of any type."""
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def _names(folder: Path) -> list[str]:

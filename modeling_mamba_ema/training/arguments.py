@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -88,7 +89,7 @@ class MambaEMATrainingArguments(TrainingArguments):
         for name, lowest in (("gradient_accumulation_steps", 1), ("turns_per_chunk", 1), ("mixup_alpha", 0)):
             if getattr(self, name) < lowest:
                 raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {lowest}")
-        missing = sorted(set(self.report_to) - set(get_available_reporting_integrations()))
+        missing = sorted(set(self.report_to or ()) - set(get_available_reporting_integrations()))
         if missing:
             available = ", ".join(get_available_reporting_integrations()) or "none"
             raise ValueError(f"report_to names {', '.join(missing)}; the trackers installed here are: {available}")
@@ -102,8 +103,9 @@ class MambaEMATrainingArguments(TrainingArguments):
                 torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=self.learning_rate),
                 num_warmup_steps=self.get_warmup_steps(10),
                 num_training_steps=10,
-                scheduler_specific_kwargs=self.lr_scheduler_kwargs,
+                scheduler_specific_kwargs=cast(Any, self.lr_scheduler_kwargs),
             )
         except (TypeError, ValueError) as error:
             name = SchedulerType(self.lr_scheduler_type).value
-            raise ValueError(f"lr_scheduler_type {name} with lr_scheduler_kwargs {self.lr_scheduler_kwargs}: {error}") from error
+            options = f"lr_scheduler_type {name}, lr_scheduler_kwargs {self.lr_scheduler_kwargs}"
+            raise ValueError(f"{options}: {error}") from error

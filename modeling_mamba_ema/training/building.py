@@ -110,14 +110,14 @@ def load_splits(
 
 
 def build_datasets(
-    run: RunConfiguration, splits: DatasetDict, labels: Sequence[str], frame_cache: FrameCache | None = None
+    data: DataSection, splits: DatasetDict, labels: Sequence[str], frame_cache: FrameCache | None = None
 ) -> dict[str, ConversationDataset]:
-    """A dataset for each split: conversations, or windows of them to learn from where the run asks for these."""
-    data, datasets = run.data, {}
-    for name, rows in splits.items():
-        windows = {"turns_per_item": data.turns_per_item, "context_turns": data.context_turns}
-        windows = windows if name == data.train_split else {}
-        datasets[name] = ConversationDataset(rows, labels, frame_cache=frame_cache, **windows)  # type: ignore[arg-type]
+    """A dataset for each split: conversations, or windows of them to learn from where `data` asks for these."""
+    datasets = {name: ConversationDataset(rows, labels, frame_cache=frame_cache) for name, rows in splits.items()}
+    if data.train_split in splits:
+        datasets[data.train_split] = ConversationDataset(
+            splits[data.train_split], labels, data.turns_per_item, frame_cache, data.context_turns
+        )
     return datasets
 
 
@@ -177,7 +177,8 @@ def check_run(
         ValueError: a metric that no evaluation gives, labels that do not vary, or settings of WavLM that stop or spoil
             training.
     """
-    metrics = [name for kind in ("ccc", "pearson", "rmse", "mae") for name in (kind, *(f"{kind}_{label}" for label in config.labels))]
+    kinds = ("ccc", "pearson", "rmse", "mae")
+    metrics = [*kinds, *(f"{kind}_{label}" for kind in kinds for label in config.labels)]
     chosen = str(arguments.metric_for_best_model).removeprefix("eval_")
     if chosen not in (*metrics, "loss"):
         raise ValueError(f"training.metric_for_best_model is {chosen}; evaluations give {', '.join(metrics)} and loss")

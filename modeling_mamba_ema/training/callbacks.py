@@ -20,7 +20,7 @@ from .checkpoints import seal_checkpoint
 
 logger = logging.getLogger(__name__)
 
-SECONDS_BETWEEN_LINES = 60.0  # of the progress bar where nobody watches it, in a log file
+LOG_FILE_INTERVAL = 60.0  # seconds between updates of the progress bar where standard error is no terminal
 
 
 class SetEpoch(TrainerCallback):
@@ -46,7 +46,14 @@ class Progress(ProgressCallback):
         if self.training_bar is not None:
             self.training_bar.set_description("training", refresh=False)
             self.training_bar.unit = " steps"
-            self.training_bar.mininterval = 0.1 if sys.stderr.isatty() else SECONDS_BETWEEN_LINES
+            if not sys.stderr.isatty():
+                self.training_bar.mininterval = LOG_FILE_INTERVAL
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if sys.stderr.isatty():
+            super().on_prediction_step(args, state, control, **kwargs)
 
     def on_log(
         self,

@@ -25,7 +25,7 @@ from datasets import Dataset
 from torch import nn
 
 from .._version import __version__
-from ..data.atomic_write import write_atomically
+from ..data.atomic_write import atomic_write
 from ..publishing.checksums import SUMS, read_checksums, sha256, write_checksums
 from .run_configuration import RunConfiguration, read_yaml
 
@@ -206,7 +206,8 @@ def save_run(run: RunConfiguration, manifest: Mapping[str, Any]) -> None:
     """Write what [`choose_checkpoint`] compares a later run with into the run's output folder."""
     folder = Path(run.to_dict()["training"]["output_dir"])
     run.save(folder / CONFIGURATION_FILE)
-    write_atomically(folder / MANIFEST_FILE, json.dumps(manifest, indent=2))
+    with atomic_write(folder / MANIFEST_FILE) as unfinished:
+        unfinished.write_text(json.dumps(manifest, indent=2), encoding="utf-8")
 
 
 def differences(saved: Path, run: RunConfiguration) -> list[str]:

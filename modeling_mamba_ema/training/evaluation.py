@@ -18,7 +18,7 @@ from ..configuration_mamba_ema import MambaEMAConfig
 from ..conversation_encoder import ConversationState
 from ..data.dataset import ConversationDataset
 from ..metrics import ccc_metric_path
-from ..speech_encoder import length_mask
+from ..pooling import length_mask
 
 # Inputs of the model with turns in their second dimension.
 _BY_TURN = ("input_values", "attention_mask", "turn_mask", "frame_values", "frame_mask")
@@ -131,7 +131,7 @@ def describe_metrics(split: str, metrics: Mapping[str, float], labels: Sequence[
 
 
 # Long conversations. In evaluation, chunk by chunk gives the numbers of the whole conversation. In training, the turns
-# before a window only make the state it starts from: they cost no memory for gradients, and no gradient flows into them.
+# before a window only make the state it starts from: no gradient flows into them, and they cost no memory for one.
 
 
 def predict_in_chunks(model: nn.Module, inputs: Mapping[str, torch.Tensor], turns_per_chunk: int) -> torch.Tensor:

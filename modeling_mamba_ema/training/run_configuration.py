@@ -19,7 +19,7 @@ import yaml
 from transformers import WavLMConfig
 
 from ..configuration_mamba_ema import MambaEMAConfig
-from ..data.atomic_write import write_atomically
+from ..data.atomic_write import atomic_write
 from .arguments import MambaEMATrainingArguments
 
 MAX_BYTES = 1_000_000
@@ -47,14 +47,11 @@ class ModelSection:
                 "model.pretrained_model brings its own sizes and encoder; leave out model.params and "
                 "model.pretrained_speech_encoder"
             )
-        hints = typing.get_type_hints(MambaEMAConfig.__init__)
-        known = {name: hints[name] for name in inspect.signature(MambaEMAConfig.__init__).parameters if name in hints}
-        known = {name: hint for name, hint in {**known, **_PRETRAINED_CONFIG}.items() if name != "kwargs"}
-        self.params = _checked_values(self.params, known, "model.params.")
-        encoder = self.params.get("speech_encoder_config")
-        if encoder is not None:
+        self.params = _checked_values(self.params, _names_of_params(), "model.params.")
+        name = "speech_encoder_config"
+        if self.params.get(name) is not None:
             known = {field.name: field.type for field in dataclasses.fields(WavLMConfig)}
-            self.params["speech_encoder_config"] = _checked_values(encoder, known, "model.params.speech_encoder_config.")
+            self.params[name] = _checked_values(self.params[name], known, f"model.params.{name}.")
 
 
 @dataclass
@@ -159,7 +156,8 @@ class RunConfiguration:
 
     def save(self, path: str | Path) -> None:
         """Write the configuration, from which the run can be repeated."""
-        write_atomically(path, yaml.safe_dump(self.to_dict(), sort_keys=False))
+        with atomic_write(path) as unfinished:
+            unfinished.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -226,6 +224,13 @@ def load_run_configuration(path: str | Path, overrides: Sequence[str] = ()) -> R
     except ValueError as error:
         raise ValueError(f"training: {' '.join(str(error).split())}") from error
     return run
+
+
+def _names_of_params() -> dict[str, Any]:
+    """The annotations of what `model.params` takes."""
+    hints = typing.get_type_hints(MambaEMAConfig.__init__)
+    names = set(inspect.signature(MambaEMAConfig.__init__).parameters) - {"self", "kwargs"}
+    return {**{name: hints[name] for name in names}, **_PRETRAINED_CONFIG}
 
 
 def _known_names(section: type) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Trainer for conversations: learning rates, batches by seconds, faults that are named, checkpoints that are complete."""
+"""Trainer for conversations: learning rates, batches by seconds, errors that name their cause, complete checkpoints."""
 
 from __future__ import annotations
 
