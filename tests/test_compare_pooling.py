@@ -13,12 +13,6 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from torch.utils.flop_counter import FlopCounterMode
-from transformers import TrainerControl, TrainerState
-
-from modeling_mamba_ema.metrics import concordance_cc, paired_bootstrap_difference
-from modeling_mamba_ema.pooling import WITH_STANDARD_DEVIATION
-from modeling_mamba_ema.training import load_run_configuration
 from modeling_mamba_ema.training.best_weights import KeepBestWeights
 from modeling_mamba_ema.training.comparison_runs import check_comparable
 from modeling_mamba_ema.training.pooling_comparison import (
@@ -31,6 +25,12 @@ from modeling_mamba_ema.training.pooling_comparison import (
 )
 from modeling_mamba_ema.training.pooling_costs import EncoderCost, PoolingCost, pooling_costs, pooling_flops
 from modeling_mamba_ema.training.pooling_report import Measured, comparison_page, verdict
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import TrainerControl, TrainerState
+
+from modeling_mamba_ema.metrics import concordance_cc, paired_bootstrap_difference
+from modeling_mamba_ema.pooling import WITH_STANDARD_DEVIATION
+from modeling_mamba_ema.training import load_run_configuration
 from tests.helpers import tiny_config, tiny_model
 from tests.tiny_corpus import ROOT, call_program, environment, write_corpus, write_run
 

@@ -7,9 +7,9 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from modeling_mamba_ema.metrics.__main__ import metrics_of_table
 
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
-from modeling_mamba_ema.metrics.__main__ import metrics_of_table
 from modeling_mamba_ema.training import ccc_of_predictions, prediction_table, save_predictions
 from tests.test_training import LABELS, make_trainer
 from tests.tiny_corpus import ROOT, environment, write_corpus

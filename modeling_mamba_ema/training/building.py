@@ -25,7 +25,6 @@ from ..speech_encoder import num_frames
 from .arguments import MambaEMATrainingArguments
 from .augmentation import AugmentedDataset
 from .collator import ConversationCollator
-from .evaluation import ccc_of_predictions
 from .run_configuration import DataSection, RunConfiguration
 from .trainer import MambaEMATrainer
 
@@ -155,7 +154,6 @@ def build_trainer(
         eval_dataset=validation,
         data_collator=ConversationCollator(extractor),
         processing_class=extractor,
-        compute_metrics=ccc_of_predictions(model.config.labels),
         callbacks=list(callbacks),
     )
 

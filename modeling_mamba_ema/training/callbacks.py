@@ -136,12 +136,17 @@ class StopOnSignal(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        self._restore_handlers()
+
+    def _restore_handlers(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: Any) -> None:
         if self.received is not None and number == signal.SIGINT and self._alone:
-            raise KeyboardInterrupt  # pressed again; launchers of several processes may pass on one key press twice
+            # Ctrl-C again. Launchers of several processes may pass on one key press twice.
+            self._restore_handlers()
+            raise KeyboardInterrupt
         self.received = signal.Signals(number)
         logger.warning("%s: a checkpoint is saved after this step, then training stops", self.received.name)
 

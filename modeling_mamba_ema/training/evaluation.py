@@ -35,13 +35,12 @@ def ccc_of_predictions(labels: Sequence[str], intervals: bool = False) -> Any:
         labels: names of the labels, in the model's order.
         intervals: add 95 % intervals over conversations; then every item must be a whole conversation.
     """
-    # Else evaluate would report every load to a server, of local metrics too.
-    evaluate.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-    metric = evaluate.load(ccc_metric_path())
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
+        # Else evaluate would report every load to a server, of local metrics too.
+        evaluate.config.HF_UPDATE_DOWNLOAD_COUNTS = False
         predictions, references, conversation = flatten_turns(prediction)
-        return metric.compute(
+        return evaluate.load(ccc_metric_path()).compute(
             predictions=predictions,
             references=references,
             label_names=list(labels),

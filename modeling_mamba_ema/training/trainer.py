@@ -31,7 +31,7 @@ from .augmentation import mixed_conversations
 from .batch_sampler import AudioSecondsBatchSampler, seconds_of_turns
 from .callbacks import EvaluationLog, Progress, SealCheckpoints, SetEpoch
 from .checkpoints import checkpoint_bytes, checkpoints_in, require_free_space
-from .evaluation import predict_in_chunks, start_from_context
+from .evaluation import ccc_of_predictions, predict_in_chunks, start_from_context
 from .optimizer import check_parameter_groups, parameter_groups, require_finite_gradient
 
 logger = logging.getLogger(__name__)
@@ -43,7 +43,7 @@ class MambaEMATrainer(Trainer):
     Args:
         model: a `MambaEMAForRegression`.
         args: [`MambaEMATrainingArguments`].
-        kwargs: as for `Trainer`.
+        kwargs: as for `Trainer`; `compute_metrics` is [`ccc_of_predictions`] by default.
 
     Raises:
         TypeError: other arguments than these.
@@ -56,6 +56,7 @@ class MambaEMATrainer(Trainer):
         self.save_total_limit = args.save_total_limit
         args = copy.copy(args)
         args.save_total_limit = None  # Trainer would remove old checkpoints before the new one is complete
+        kwargs.setdefault("compute_metrics", ccc_of_predictions(cast(Any, model).config.labels))
         super().__init__(model=cast(Any, model), args=args, **kwargs)
         self.args: MambaEMATrainingArguments = args
         self.get_optimizer_cls_and_kwargs(args, cast(Any, model))  # refuses now what the first step would
