@@ -137,7 +137,7 @@ def start(configuration):
 
 def wait_for_checkpoint(process, run, step):
     deadline = time.monotonic() + 90
-    while not list(run.glob(f"checkpoint-{step}")):
+    while not list(run.glob(f"checkpoint-{step}/SHA256SUMS")):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.005)

@@ -118,6 +118,8 @@ def call_program(path: str, *arguments: str) -> int:
         with warnings.catch_warnings():
             runpy.run_path(str(ROOT / path), run_name="__main__")
     except SystemExit as end:
+        if isinstance(end.code, str):  # as Python itself would end
+            print(end.code, file=sys.stderr)
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     finally:
         sys.argv = argv

@@ -74,7 +74,12 @@ def load_splits(
     Raises:
         ValueError: a corpus that cannot be read, or lacks a split, or has bad audio.
     """
+    hint = "give --split one of them"
     if wanted is None:
+        hint = (
+            "data.split_by=speaker makes the missing ones from the training split, with no speaker in two splits; "
+            "data.test_split=null leaves out the test"
+        )
         wanted = [name for name in (data.train_split, data.validation_split, data.test_split) if name is not None]
     scales = {label: config.label_range(label) for label in config.labels}
     splits = load_emotion_dataset(data.source, config.labels, scales, data.columns)
@@ -84,18 +89,14 @@ def load_splits(
         splits |= dict(zip([data.train_split, *missing], parts))
         logger.info("%s", ", ".join(f"{name}: {len(splits[name])} turns" for name in wanted))
     elif missing:
-        raise ValueError(
-            f"{data.source} has no split {', '.join(missing)}; there are {', '.join(splits)}. data.split_by=speaker "
-            "makes the missing ones from the training split, with no speaker in two splits; data.test_split=null "
-            "leaves out the test"
-        )
+        raise ValueError(f"{data.source} has no split {', '.join(missing)}; there are {', '.join(splits)}: {hint}")
     splits = DatasetDict({name: splits[name] for name in wanted})
     bad_audio = scan_audio(splits, data.max_seconds)
     if bad_audio and data.on_bad_audio == "abort":
         save_bad_audio(bad_audio, output / "bad_audio.jsonl")
         raise ValueError(
             f"{describe_bad_audio(bad_audio, splits)}\nThey are listed in {output / 'bad_audio.jsonl'}. Mend them, or "
-            "go on without them by data.on_bad_audio=skip; data.max_seconds allows longer utterances"
+            "go on without them by data.on_bad_audio=skip (--on-bad-audio skip); data.max_seconds allows longer ones"
         )
     if data.on_bad_audio == "skip":
         save_bad_audio(bad_audio, output / "skipped_audio.jsonl")

@@ -50,10 +50,10 @@ class Progress(ProgressCallback):
                 self.training_bar.mininterval = LOG_FILE_INTERVAL
 
     def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: Any, state: Any, control: Any, eval_dataloader: Any = None, **kwargs: Any
     ) -> None:
         if sys.stderr.isatty():
-            super().on_prediction_step(args, state, control, **kwargs)
+            super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
 
     def on_log(
         self,

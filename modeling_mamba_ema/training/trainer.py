@@ -169,7 +169,9 @@ class MambaEMATrainer(Trainer):
         self.pop_callback(SetEpoch)
         self.add_callback(SetEpoch(by_epoch))
         if self.args.max_seconds_per_batch is None:
-            return self._with_timeout(super().get_train_dataloader())
+            one_batch = len(cast(Any, dataset)) < self.args.train_batch_size * self.args.world_size
+            with self._every_batch() if one_batch else contextlib.nullcontext():
+                return self._with_timeout(super().get_train_dataloader())
         sampler = AudioSecondsBatchSampler(
             seconds_of_turns(cast(ConversationDataset, dataset)),
             self.args.max_seconds_per_batch,
@@ -270,7 +272,7 @@ class MambaEMATrainer(Trainer):
 
     @contextlib.contextmanager
     def _every_batch(self) -> Iterator[None]:
-        """Evaluation sees every turn: Trainer would leave out the last batch there too."""
+        """Trainer would leave out the last batch of an evaluation, and the only batch of a small corpus, too."""
         drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
         try:
             yield
