@@ -136,7 +136,7 @@ def start(configuration):
 
 
 def wait_for_checkpoint(process, run, step):
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 150
     while not list(run.glob(f"checkpoint-{step}/SHA256SUMS")):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
@@ -190,7 +190,7 @@ def test_eight_kills_at_random_moments_change_nothing(tmp_path, corpus, uninterr
     configuration = write_run(tmp_path / "run.yaml", corpus, run)
     for _ in range(8):
         process, before = start(configuration), newest_step(run)
-        deadline = time.monotonic() + 90
+        deadline = time.monotonic() + 150
         while process.poll() is None and newest_step(run) <= before:
             assert time.monotonic() < deadline
             time.sleep(0.002)

@@ -24,7 +24,7 @@ from modeling_mamba_ema.training import (
 from modeling_mamba_ema.training.optimizer import parameter_groups
 from modeling_mamba_ema.training.run_configuration import _checked_values, _known_names
 from tests.helpers import TINY_ENCODER, tiny_model
-from tests.tiny_corpus import LABELS, environment
+from tests.tiny_corpus import LABELS, call_program, environment
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -47,7 +47,7 @@ def configuration(folder, corpus, **training):
         "data": {"source": str(corpus), "turns_per_item": 3},
         "training": {
             "output_dir": str(folder / "run"),
-            "num_train_epochs": 2,
+            "num_train_epochs": 9,
             "per_device_train_batch_size": 4,
             "learning_rate": 1e-3,
             "seed": 0,
@@ -80,7 +80,8 @@ def finetune(path, *overrides, processes=1):
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory, corpus):
     folder = tmp_path_factory.mktemp("one")
-    return folder / "run", finetune(configuration(folder, corpus))
+    overrides = ("training.num_train_epochs=2", "model.params.label_ranges={valence: [0, 1]}")
+    return folder / "run", finetune(configuration(folder, corpus), *overrides)
 
 
 def test_a_run_leaves_a_model_that_loads_and_results_over_every_turn(one_process, corpus):
@@ -91,18 +92,42 @@ def test_a_run_leaves_a_model_that_loads_and_results_over_every_turn(one_process
         assert results[split]["num_turns"] == len(splits[split])
         for name in ("ccc", "ccc_valence", "ccc_arousal"):
             assert results[split][f"{name}_low"] <= results[split][f"{name}_high"]
-    assert "CCC valence" in log
+    assert (
+        len(re.findall(r"epoch [12]: CCC valence \S+, arousal \S+, mean \S+; RMSE \S+ on a scale from 0 to 1", log))
+        == 2
+    )
+    assert "eval_" not in log  # no dictionaries of metrics
+    assert "epoch 2.0, loss" in log  # beside the progress bar
     model = AutoModel.from_pretrained(output / "model")
     assert torch.isfinite(model(torch.randn(1, 4_000)).logits).all()
     assert not list((output / "model").glob("*.bin"))
     card = (output / "model" / "README.md").read_text()
     assert f"{results['test']['ccc_arousal']:.3f} ({results['test']['ccc_arousal_low']:.3f} to" in card
-    assert "No evaluation has been recorded" not in card
+    assert "examples/run_finetune.py" in card
+    assert "training.num_train_epochs=2 'model.params.label_ranges={valence: [0, 1]}'" in card  # what was given
     assert yaml.safe_load((output / "run_configuration.yaml").read_text())["training"]["learning_rate"] == 1e-3
 
 
+def test_the_model_is_saved_before_the_test_split_is_touched_and_may_have_other_labels(corpus, tmp_path, monkeypatch):
+    lines = [json.loads(line) for line in (corpus / "metadata.jsonl").read_text().splitlines()]
+    rows = [{**line, "file_name": str(corpus / line["file_name"]), "dominance": line["valence"]} for line in lines]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run = configuration(tmp_path / "runs", tmp_path, num_train_epochs=1)
+    read = ConversationDataset.__getitem__
+
+    def fail_on_the_test_split(self, index):
+        if str(self.rows[0]["file_name"]).startswith(str(corpus / "test")):
+            raise OSError("the disk with the test split is gone")
+        return read(self, index)
+
+    monkeypatch.setattr(ConversationDataset, "__getitem__", fail_on_the_test_split)
+    assert call_program("examples/run_finetune.py", str(run), "model.params.id2label={0: dominance, 1: arousal}") == 1
+    assert not (tmp_path / "runs" / "run" / "results.json").exists()
+    assert AutoModel.from_pretrained(tmp_path / "runs" / "run" / "model").config.labels == ["dominance", "arousal"]
+
+
 def test_two_processes_train_and_measure_as_one_does_on_the_same_global_batch(one_process, corpus, tmp_path):
-    finetune(configuration(tmp_path, corpus, per_device_train_batch_size=2), processes=2)
+    finetune(configuration(tmp_path, corpus, per_device_train_batch_size=2), "training.num_train_epochs=2", processes=2)
     alone = load_file(one_process[0] / "model" / "model.safetensors")
     pair = load_file(tmp_path / "run" / "model" / "model.safetensors")
     for name, weight in alone.items():
@@ -150,7 +175,7 @@ def test_a_frozen_encoder_is_in_no_optimizer_group_and_a_model_without_anything_
         ("training.bf16=3", "training.bf16 is 3, but must be bool"),
         ("training.early_stopping_patience=1.5", "training.early_stopping_patience is 1.5, but must be int or null"),
         ("training.report_to={a: b}", "training.report_to is {'a': 'b'}, but must be null or str or list"),
-        ("training.lr_scheduler_type=cosin", "lr_scheduler_type is 'cosin', but must be one of linear, cosine"),
+        ("training.lr_scheduler_type=cosin", "lr_scheduler_type is 'cosin', but must be linear or cosine or"),
         ("training.optim=adamwtorch", "did you mean adamw_torch?"),
         ("training.lr_scheduler_type=cosine_with_min_lr", "One of min_lr or min_lr_rate should be set"),
         ("training.report_to=tensorbord", "training: report_to names tensorbord; the trackers installed here are"),
@@ -159,6 +184,8 @@ def test_a_frozen_encoder_is_in_no_optimizer_group_and_a_model_without_anything_
         ("model.params.hidden_size=1.5", "model.params.hidden_size is 1.5, but must be int"),
         ("model.params.speech_encoder_config.layerdrop=x", "speech_encoder_config.layerdrop is 'x', but must be float"),
         ("data.validation_split=null", "a validation split chooses the best weights"),
+        ("data.noise_snr_db=[low, high]", "data.noise_snr_db is ['low', 'high'], but must be list[float] or null"),
+        ("data.columns={valence: 3}", "data.columns is {'valence': 3}, but must be dict[str, str]"),
         ("data.noise_snr_db=[5, 30]", "data.cache_frames trains from frames; leave out one"),
         ("model=5", "model must be a section, got 5"),
         ("learning_rate", "'learning_rate' is no override"),

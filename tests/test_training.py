@@ -18,7 +18,7 @@ from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_da
 from modeling_mamba_ema.metrics.tables import metrics_of_table
 from modeling_mamba_ema.training import MambaEMATrainer, StopOnSignal, why_incomplete
 from modeling_mamba_ema.training.batch_sampler import AudioSecondsBatchSampler, seconds_of_turns
-from modeling_mamba_ema.training.optimizer import check_parameter_groups, parameter_groups
+from modeling_mamba_ema.training.optimizer import check_parameter_groups, parameter_groups, require_finite_gradient
 from tests.helpers import tiny_model
 from tests.tiny_corpus import LABELS, ROOT, environment, make_trainer, write_run
 
@@ -167,6 +167,27 @@ def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path, train_spl
     with pytest.raises(ValueError, match="the gradient's norm is nan"):
         make_trainer(tmp_path, train_split, model, max_grad_norm=max_grad_norm).train()
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_in_half_precision_the_scaler_skips_a_gradient_that_is_not_finite(fused):
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=fused)
+    optimizer.register_step_pre_hook(lambda optimizer, *_: require_finite_gradient(optimizer, 1))
+    scaler = torch.amp.GradScaler("cpu")
+    for factor in (torch.inf, 1.0):
+        optimizer.zero_grad()
+        scaler.scale((factor * weight).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert torch.equal(weight, torch.ones(3)) == (factor == torch.inf)
+
+
+def test_a_corpus_smaller_than_a_batch_is_one_batch(tmp_path, train_split):
+    options = {"max_seconds_per_batch": None, "dataloader_drop_last": True, "per_device_train_batch_size": 64}
+    assert len(make_trainer(tmp_path, train_split, **options).get_train_dataloader()) == 1
+    options["per_device_train_batch_size"] = 4
+    assert len(make_trainer(tmp_path, train_split, **options).get_train_dataloader()) == 2  # of 10 conversations
 
 
 class SendSignal(TrainerCallback):

@@ -43,14 +43,7 @@ def run(options: argparse.Namespace) -> int:
 
     import transformers
 
-    from ..comparison import (
-        Cell,
-        check_comparable,
-        compare_poolings,
-        train_all,
-        what_was_measured,
-        write_comparison,
-    )
+    from ..comparison import Cell, check_comparable, compare_poolings, train_all, write_comparison
     from ..pooling import POOLINGS
     from ..training import differences, load_run_configuration
 
@@ -85,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
 
     # 3. comparison
     results = compare_poolings(trainings.tables, trainings.model.config.labels)
-    measured = what_was_measured(trainings, split, chose_the_epoch=options.split == "validation")
-    page = write_comparison(output, trainings, results, measured, shlex.join(["mamba-ema", *sys.argv[1:]]))
+    command = shlex.join(["mamba-ema", *sys.argv[1:]])
+    page = write_comparison(output, trainings, results, split, options.split == "validation", command)
     print(f"{page}\nwritten to {output}")
     return 0

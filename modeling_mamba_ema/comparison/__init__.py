@@ -1,6 +1,6 @@
 """Poolings and contexts compared over seeds and folds: trainings, statistics, costs, and a page in words."""
 
-from .report import Measured, comparison_page, verdict, what_was_measured, write_comparison
+from .report import Measured, comparison_page, verdict, write_comparison
 from .runs import Trainings, check_comparable, train_all
 from .statistics import MEAN, Cell, Difference, PoolingResult, compare_poolings
 
@@ -16,6 +16,5 @@ __all__ = [
     "comparison_page",
     "train_all",
     "verdict",
-    "what_was_measured",
     "write_comparison",
 ]

@@ -45,24 +45,37 @@ class Measured:
 
 
 def write_comparison(
-    output: Path, trainings: Trainings, results: Sequence[PoolingResult], measured: Measured, command: str
+    output: Path,
+    trainings: Trainings,
+    results: Sequence[PoolingResult],
+    split: str,
+    chose_the_epoch: bool,
+    command: str,
 ) -> str:
-    """Write comparison.md, .json, .csv (a row a training), .png and .svg.
+    """Write comparison.md, .json, .csv (a row a training), .png and .svg; returns the page.
 
     Args:
         output: folder of the comparison.
-        trainings: all of them.
-        results: of every pooling and context.
-        measured: what the results were measured on.
+        trainings, results: of every pooling and context.
+        split: that the trainings predicted.
+        chose_the_epoch: whether the split also chose each training's best epoch.
         command: what a reader runs to get the page.
-
-    Returns:
-        The page.
     """
-    model, poolings = trainings.model, list(dict.fromkeys(result.pooling for result in results))
-    rows = [splits[measured.split] for splits in trainings.folds.values()]
+    config, tables = trainings.model.config, trainings.tables
+    rows = [splits[split] for splits in trainings.folds.values()]
+    named = all("speaker" in part.column_names for part in rows)
+    measured = Measured(
+        split=split,
+        chose_the_epoch=chose_the_epoch,
+        turns=sum(map(len, rows)),
+        conversations=sum(len(set(part["conversation_id"])) for part in rows),
+        speakers=len({speaker for part in rows for speaker in part["speaker"]}) if named else None,
+        seeds=len({cell.seed for cell in tables}),
+        folds=len(rows),
+    )
     seconds = float(np.median([utterance.seconds for part in rows for utterance in utterances_of(part)]))
-    costs, encoder = pooling_costs(model.config, poolings, seconds), encoder_cost(model, seconds)
+    costs = pooling_costs(config, list(dict.fromkeys(result.pooling for result in results)), seconds)
+    encoder = encoder_cost(trainings.model, seconds)
     page = comparison_page(results, costs, encoder, measured, seconds, command)
     everything = {
         "command": command,
@@ -75,55 +88,26 @@ def write_comparison(
     }
     (output / "comparison.md").write_text(page, encoding="utf-8")
     (output / "comparison.json").write_text(json.dumps(everything, indent=2) + "\n", encoding="utf-8")
-    lines = [
-        {**dataclasses.asdict(cell), **cell_ccc(table, model.config.labels)} for cell, table in trainings.tables.items()
-    ]
+    lines = [{**dataclasses.asdict(cell), **cell_ccc(table, config.labels)} for cell, table in tables.items()]
     pd.DataFrame.from_records(lines).to_csv(output / "comparison.csv", index=False)
-    title = f"{measured.split}: {measured.conversations} conversations, {measured.seeds} seeds"
+    title = f"{split}: {measured.conversations} conversations, {measured.seeds} seeds"
     write_picture(plot_pooling_comparison(results, MEAN, title), output / "comparison")
     return page
 
 
-def what_was_measured(trainings: Trainings, split: str, chose_the_epoch: bool) -> Measured:
-    """
-    Args:
-        trainings: all of them.
-        split: that they predicted.
-        chose_the_epoch: whether the split also chose each training's best epoch.
-    """
-    rows = [splits[split] for splits in trainings.folds.values()]
-    named = all("speaker" in part.column_names for part in rows)
-    return Measured(
-        split=split,
-        chose_the_epoch=chose_the_epoch,
-        turns=sum(map(len, rows)),
-        conversations=sum(len(set(part["conversation_id"])) for part in rows),
-        speakers=len({speaker for part in rows for speaker in part["speaker"]}) if named else None,
-        seeds=len({cell.seed for cell in trainings.tables}),
-        folds=len(rows),
-    )
-
-
 def verdict(results: Sequence[PoolingResult], measured: Measured) -> list[str]:
     """One sentence a context, then what the reader must know to trust them."""
-    contexts = list(dict.fromkeys(result.context for result in results))
-    compared = [result for result in results if result.difference is not None]
+    compared = [(result, result.difference[MEAN]) for result in results if result.difference is not None]
     sentences = []
-    for context in contexts:
-        clear: list[str] = []
-        unclear: list[str] = []
-        for result in compared:
-            if result.context == context and result.difference is not None:
-                difference = result.difference[MEAN]
-                (clear if difference.excludes_zero else unclear).append(_about(result.pooling, difference))
-        if not clear:
-            clear = ["no difference to mean pooling excludes zero"]
-        sentence = f"With context `{context}`, {'; '.join(clear)}."
+    for context in dict.fromkeys(result.context for result in results):
+        own = [(result.pooling, difference) for result, difference in compared if result.context == context]
+        clear = [_about(*each) for each in own if each[1].excludes_zero]
+        unclear = [_about(*each) for each in own if not each[1].excludes_zero]
+        sentence = f"With context `{context}`, {'; '.join(clear) or 'no difference to mean pooling excludes zero'}."
         if unclear:
             sentence += f" Not distinguishable from mean pooling: {', '.join(unclear)}."
         sentences.append(sentence)
-    held = sum(result.difference[MEAN].excludes_zero_corrected for result in compared if result.difference is not None)
-    count = len(compared)
+    held, count = sum(difference.excludes_zero_corrected for _, difference in compared), len(compared)
     if count > 1:
         sentences.append(
             f"These are {count} comparisons, of which {0.05 * count:.2g} would exclude zero by chance if no pooling "

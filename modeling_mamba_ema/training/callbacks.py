@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from tqdm import tqdm
-from transformers import ProgressCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import ProgressCallback, TrainerCallback
 from transformers.trainer_utils import rotate_checkpoints
 
 from .checkpoints import seal_checkpoint
@@ -29,9 +29,7 @@ class SetEpoch(TrainerCallback):
     def __init__(self, targets: Sequence[Any]):
         self.targets = targets
 
-    def on_epoch_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         for target in self.targets:
             target.set_epoch(int(state.epoch or 0))
 
@@ -39,9 +37,7 @@ class SetEpoch(TrainerCallback):
 class Progress(ProgressCallback):
     """Trainer's progress bar, with the last loss beside it instead of a dictionary below it."""
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_train_begin(args, state, control, **kwargs)
         if self.training_bar is not None:
             self.training_bar.set_description("training", refresh=False)
@@ -55,14 +51,7 @@ class Progress(ProgressCallback):
         if sys.stderr.isatty():
             super().on_prediction_step(args, state, control, eval_dataloader, **kwargs)
 
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if self.training_bar is not None and logs and "loss" in logs:
             self.training_bar.set_postfix_str(f"epoch {state.epoch:.1f}, loss {logs['loss']:.3f}", refresh=False)
 
@@ -70,20 +59,13 @@ class Progress(ProgressCallback):
 class EvaluationLog(TrainerCallback):
     """One line in the log for each evaluation."""
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
-    ) -> None:
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
         if not metrics or "eval_ccc" not in metrics or not state.is_world_process_zero:
             return
         ccc = {name.removeprefix("eval_ccc_"): value for name, value in metrics.items() if name.startswith("eval_ccc_")}
         with tqdm.external_write_mode(file=sys.stderr):  # not into the line of a progress bar
             logger.info(
-                "epoch %.4g: CCC %s, mean %.3f; RMSE %.3f on a scale from 0 to 1 (%d turns)",
+                "epoch %.3g: CCC %s, mean %.3f; RMSE %.3f on a scale from 0 to 1 (%d turns)",
                 state.epoch,
                 ", ".join(f"{label} {value:.3f}" for label, value in ccc.items()),
                 metrics["eval_ccc"],
@@ -110,13 +92,11 @@ class StopOnSignal(TrainerCallback):
         """128 + the signal's number, as shells have it."""
         return 0 if self.received is None else 128 + self.received
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._alone = args.world_size == 1
         self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if args.world_size > 1 and dist.is_initialized():
             # The signal reaches the processes at different steps, but all must save and stop at the same one.
             flag = torch.tensor([float(self.received or 0)], device=args.device)
@@ -125,17 +105,13 @@ class StopOnSignal(TrainerCallback):
         if self.received is not None:
             self._stopping = control.should_save = control.should_training_stop = True
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self._stopping:
             # The epoch has not ended. An evaluation here would take time, and count for the best checkpoint and for
             # patience, which the uninterrupted run does not do.
             control.should_evaluate = control.should_save = control.should_log = False
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._restore_handlers()
 
     def _restore_handlers(self) -> None:
@@ -161,7 +137,7 @@ class SealCheckpoints(TrainerCallback):
     def __init__(self, save_total_limit: int | None):
         self.save_total_limit = save_total_limit
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if args.world_size > 1:
             dist.barrier()  # every process has written its random state
         if args.should_save:
@@ -189,13 +165,7 @@ class KeepBestWeights(TrainerCallback):
         self.weights: dict[str, torch.Tensor] = {}
 
     def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: Any = None,
-        metrics: dict[str, float] | None = None,
-        **kwargs: Any,
+        self, args: Any, state: Any, control: Any, model: Any = None, metrics: Any = None, **kwargs: Any
     ) -> None:
         ccc = (metrics or {}).get("eval_ccc", float("nan"))
         if ccc == ccc and (self.best is None or ccc > self.best):  # NaN is not equal to itself

@@ -49,7 +49,11 @@ def cache_frames(
         FrameCacheError: the encoder is not frozen, the disk is too small, or an utterance gives no frames to train on.
         InvalidAudioError, AudioFileError: an utterance that cannot be used.
     """
-    check_frozen(model)
+    if not model.config.freeze_speech_encoder:
+        raise FrameCacheError(
+            "frames can be cached only where the speech encoder is frozen; set model.params.freeze_speech_encoder=true "
+            "or data.cache_frames=false to train the encoder too"
+        )
     encoder: SpeechEncoder = model.speech_encoder
     cache = FrameCache(folder, encoder, extractor)
     utterances = list(dict.fromkeys(utterance for rows in splits for utterance in utterances_of(rows)))
@@ -109,19 +113,6 @@ def cache_frames(
             "on several machines need a data.cache_folder that all of them see"
         )
     return cache
-
-
-def check_frozen(model: MambaEMAForRegression) -> None:
-    """Frames of an encoder that is trained change with every step.
-
-    Raises:
-        FrameCacheError: the encoder is not frozen.
-    """
-    if not model.config.freeze_speech_encoder:
-        raise FrameCacheError(
-            "frames can be cached only where the speech encoder is frozen; set model.params.freeze_speech_encoder=true "
-            "or data.cache_frames=false to train the encoder too"
-        )
 
 
 @torch.inference_mode()

@@ -260,33 +260,39 @@ def _checked_values(values: Any, known: Mapping[str, Any], prefix: str) -> dict[
 
 
 def _checked(value: Any, annotation: Any, name: str) -> Any:
-    if isinstance(annotation, str):  # not resolved; the class that is built checks the value
-        return value
-    is_union = isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union
+    is_union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
     options = typing.get_args(annotation) if is_union else (annotation,)
-    for option in options:
-        if isinstance(option, type) and issubclass(option, enum.Enum):
-            return _checked_choice(value, [str(member.value) for member in option], name)
-    literals = [literal for option in options for literal in typing.get_args(option) if _is_literal(option)]
-    allowed = tuple(typing.get_origin(option) or option for option in options if not _is_literal(option))
-    if Any in allowed or value in literals:
-        return value
-    accepts_integer = float in allowed and isinstance(value, int)
-    if (isinstance(value, bool) and bool not in allowed) or not (isinstance(value, allowed) or accepts_integer):
-        names = ["null" if option is type(None) else option.__name__ for option in allowed] + list(map(repr, literals))
-        raise ValueError(f"{name} is {reprlib.repr(value)}, but must be {' or '.join(names)}")
-    return value
-
-
-def _is_literal(annotation: Any) -> bool:
-    return typing.get_origin(annotation) is typing.Literal
-
-
-def _checked_choice(value: Any, choices: list[str], name: str) -> str:
+    choices = [str(member.value) for option in options if _is_enum(option) for member in option]
     if value is False and "no" in choices:  # YAML 1.1 reads no as false
         return "no"
-    if value not in choices:
-        close = difflib.get_close_matches(str(value), choices, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        raise ValueError(f"{name} is {reprlib.repr(value)}, but must be one of {', '.join(choices)}{hint}")
-    return value
+    if value in choices if choices else _fits(value, annotation):
+        return value
+    names = choices or ["null" if option is type(None) else _name(option) for option in options]
+    close = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise ValueError(f"{name} is {reprlib.repr(value)}, but must be {' or '.join(names)}{hint}")
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    if annotation is Any or isinstance(annotation, str):  # not resolved: the class that is built checks the value
+        return True
+    kind, inner = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
+    if kind in (types.UnionType, typing.Union):
+        return any(_fits(value, option) for option in inner)
+    if kind is typing.Literal:
+        return value in inner
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind in (list, tuple):
+        return isinstance(value, (list, tuple)) and all(_fits(item, inner[0]) for item in value if inner)
+    if kind is dict:
+        return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values() if inner)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _is_enum(annotation: Any) -> bool:
+    return isinstance(annotation, enum.EnumMeta)
+
+
+def _name(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
