@@ -21,10 +21,10 @@ $(STAMP): setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP) ## corpus -> training -> evaluation -> save -> load back -> a conversation, scored and drawn
-	$(BIN)/python examples/make_demo_corpus.py --output data/demo
+	$(BIN)/mamba-ema prepare synthetic --output data/demo
 	$(KEEP_MEMORY) $(BIN)/accelerate launch --config_file configuration/accelerate/cpu.yaml --num_cpu_threads_per_process $(CORES) \
 		examples/run_finetune.py configuration/demo.yaml
-	$(BIN)/python examples/score_conversation.py $(DEMO)/model data/demo --output $(DEMO)
+	$(BIN)/mamba-ema predict --model $(DEMO)/model data/demo --conversation-id test_003 --plots $(DEMO) --overwrite
 
 test: $(STAMP) ## the test suite, without tests marked slow or gpu
 	$(BIN)/python -m pytest -m "not slow and not gpu"
@@ -41,8 +41,8 @@ reliability: $(STAMP) ## every promise of docs/reliability.md, with the figures 
 mutations: $(STAMP) ## break the code in six places; named tests must fail
 	$(BIN)/python -m tests.reliability.mutations
 
-compat: ## oldest and newest versions that setup.cfg allows, in environments of their own; 15 GB
-	$(PYTHON) -m tests.reliability.compat
+compat: $(STAMP) ## transformers 4.57 to the newest, by remote code and installed, model and training
+	$(BIN)/python -m tests.reliability.compat
 
 audit: $(STAMP) ## known weaknesses of the pinned versions; needs the network
 	$(BIN)/python -m tests.reliability.audit

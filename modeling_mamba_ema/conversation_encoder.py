@@ -192,7 +192,7 @@ class ExponentialMovingAverage(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Set the learned alpha to `decay`, unless a checkpoint has filled it."""
+        """Set the learned alpha to `decay`."""
         if self.decay_logit is not None:
             nn.init.constant_(self.decay_logit, math.log(self.decay) - math.log1p(-self.decay))
 

@@ -351,7 +351,7 @@ def resampled(waveform: np.ndarray, rate: int, target_rate: int) -> np.ndarray:
     try:
         import soxr
     except ImportError as error:
-        raise ImportError("resample=True needs soxr: pip install soxr") from error
+        raise ImportError(f"converting {rate} Hz to {target_rate} Hz needs soxr: pip install soxr") from error
     return soxr.resample(waveform, rate, target_rate, quality="HQ").astype(np.float32)
 
 

@@ -51,13 +51,6 @@ def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[
     return contextlib.nullcontext()
 
 
-def fill_(parameter: torch.Tensor, values: torch.Tensor) -> None:
-    """Initialise a parameter, unless a checkpoint has filled it: transformers marks those, and guards `torch.nn.init`
-    alone."""
-    if not getattr(parameter, "_is_hf_initialized", False):
-        parameter.copy_(values)
-
-
 def check_head_dim(d_model: int, expand: int, headdim: int) -> None:
     """
     Raises:
@@ -258,18 +251,18 @@ class Mamba2(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialise every parameter as mamba_ssm does, except those that a checkpoint has filled (see `fill_`)."""
+        """Initialise every parameter as mamba_ssm does."""
         for projection in (self.in_proj, self.out_proj):
             nn.init.kaiming_uniform_(projection.weight, a=math.sqrt(5))
         nn.init.kaiming_uniform_(self.conv1d.weight, a=math.sqrt(5))
         bound = 1 / math.sqrt(self.d_conv)
         nn.init.uniform_(self.conv1d.bias, -bound, bound)  # type: ignore[arg-type]
 
-        fill_(self.A_log, torch.empty_like(self.A_log, dtype=torch.float32).uniform_(*A_INIT_RANGE).log())
+        self.A_log.copy_(torch.empty_like(self.A_log, dtype=torch.float32).uniform_(*A_INIT_RANGE).log())
         nn.init.ones_(self.D)
         log_dt = torch.empty_like(self.dt_bias, dtype=torch.float32).uniform_(*map(math.log, DT_INIT_RANGE))
         dt = log_dt.exp().clamp(min=DT_INIT_FLOOR)
-        fill_(self.dt_bias, dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
+        self.dt_bias.copy_(dt + torch.log(-torch.expm1(-dt)))  # inverse of softplus
         nn.init.ones_(self.norm.weight)
 
     def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> Mamba2State:

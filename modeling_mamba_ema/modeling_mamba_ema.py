@@ -142,6 +142,13 @@ class MambaEMAPreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Every parameter of ours starts here, so that none stays uninitialised when a checkpoint lacks it."""
+        # What a checkpoint has filled is marked, and guarded by transformers in the functions of `torch.nn.init` alone.
+        loaded = [(p, p.clone()) for p in module.parameters() if getattr(p, "_is_hf_initialized", False)]
+        self._init_all_weights(module)
+        for parameter, value in loaded:
+            parameter.copy_(value)
+
+    def _init_all_weights(self, module: nn.Module) -> None:
         if _is_of_this_package(module) and hasattr(module, "reset_parameters"):
             module.reset_parameters()  # type: ignore[operator]
         elif isinstance(module, nn.Linear):

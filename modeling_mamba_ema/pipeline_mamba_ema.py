@@ -6,19 +6,15 @@ every string that looks like a URL and opens every other one as a file. This one
 
 from __future__ import annotations
 
-import io
-import re
-import wave
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import Pipeline
 
-from .audio_files import AudioFileError  # noqa: F401
-from .feature_extraction_mamba_ema import InvalidAudioError
+from .audio_files import load_audio
+from .feature_extraction_mamba_ema import SAMPLING_RATE
 
 # What config.json says, so that transformers finds the class beside the weights.
 CUSTOM_PIPELINES = {
@@ -27,8 +23,6 @@ CUSTOM_PIPELINES = {
         "pt": ["AutoModelForAudioClassification"],
     }
 }
-RATE_RANGE = (4_000, 192_000)  # Hz; outside, a header is damaged or hostile
-MAX_CHANNELS = 8
 
 
 class MambaEMAPipeline(Pipeline):
@@ -39,13 +33,14 @@ class MambaEMAPipeline(Pipeline):
     file; with `allow_paths=True` the path of a local file, or a dict with `"path"`. Lists, tuples and `datasets`
     columns of these give a list, generators give an iterator. Each utterance is answered for alone, without context.
 
-    Files are read by `soundfile` where it is installed (WAV, FLAC, OGG, MP3), else PCM WAV only; their channels are
-    averaged. Rates other than the model's are resampled by `soxr`. No URL is ever opened.
+    Files are read by `soundfile` where it is installed (WAV, FLAC, OGG, MP3), else PCM WAV only. Rates other than the
+    model's are resampled by `soxr`. No URL is ever opened.
 
     Call arguments, which may also be given to `pipeline(...)`:
         top_k: the highest values only; None for all.
         return_label_values: add `"value"`, on the label's own scale (`config.label_ranges`).
         sampling_rate: of bare waveforms, in Hz.
+        channel: of files with several, counted from 1; None for their average.
         allow_paths: take strings, paths and `{"path": ...}` as local files. Leave it off where strings come from users.
         batch_size: utterances in one pass of the model; changes no value beyond 2e-5.
 
@@ -84,6 +79,7 @@ class MambaEMAPipeline(Pipeline):
         return_label_values: bool | None = None,
         function_to_apply: str | None = None,
         sampling_rate: int | None = None,
+        channel: int | None = None,
         allow_paths: bool | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if function_to_apply not in (None, "none"):
@@ -92,7 +88,7 @@ class MambaEMAPipeline(Pipeline):
             )
         if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
             raise ValueError(f"top_k is {top_k!r}; a whole number from 1, or None for all labels, is needed")
-        preprocess = {"sampling_rate": sampling_rate, "allow_paths": allow_paths}
+        preprocess = {"sampling_rate": sampling_rate, "channel": channel, "allow_paths": allow_paths}
         postprocess = {"top_k": top_k, "return_label_values": return_label_values}
         return (
             {name: value for name, value in preprocess.items() if value is not None},
@@ -101,10 +97,10 @@ class MambaEMAPipeline(Pipeline):
         )
 
     def preprocess(  # type: ignore[override]
-        self, input_: Any, sampling_rate: int | None = None, allow_paths: bool = False
+        self, input_: Any, sampling_rate: int | None = None, channel: int | None = None, allow_paths: bool = False
     ) -> dict[str, Any]:
         extractor: Any = self.feature_extractor
-        waveform, rate = self._read(input_, sampling_rate, allow_paths)
+        waveform, rate = self._read(input_, sampling_rate, channel, allow_paths)
         rate = extractor.sampling_rate if rate is None else rate
         return dict(extractor(waveform, sampling_rate=rate, resample=True, return_tensors="pt"))
 
@@ -122,9 +118,10 @@ class MambaEMAPipeline(Pipeline):
         ]
         return sorted(rows, key=lambda row: row["score"], reverse=True)[:top_k]
 
-    def _read(self, item: Any, sampling_rate: int | None, allow_paths: bool) -> tuple[Any, int | None]:
+    def _read(
+        self, item: Any, sampling_rate: int | None, channel: int | None, allow_paths: bool
+    ) -> tuple[Any, int | None]:
         """The waveform of one input and its rate in Hz, None where nothing says it."""
-        seconds = self.feature_extractor.max_seconds  # type: ignore[union-attr]
         if isinstance(item, dict):
             for name in ("array", "raw"):
                 if item.get(name) is not None:
@@ -138,103 +135,17 @@ class MambaEMAPipeline(Pipeline):
                     "'sampling_rate', 'bytes', or 'path'"
                 )
             item = item["path"] if item.get("bytes") is None else item["bytes"]
-        if isinstance(item, (bytes, bytearray)):
-            return read_audio_file(io.BytesIO(item), "the audio", seconds)
-        if isinstance(item, (str, Path)):
-            if "://" in str(item):
-                raise InvalidAudioError("the input is a URL, which is never opened; download it and pass its bytes")
-            if not allow_paths:
-                raise InvalidAudioError("the input is a string; pass allow_paths=True to open local files, or bytes")
-            if not Path(item).is_file():
-                raise InvalidAudioError(f"{Path(item).name} is not there")
-            return read_audio_file(str(item), Path(item).name, seconds)
+        if isinstance(item, (bytes, bytearray, str, Path)):
+            if isinstance(item, (str, Path)) and not allow_paths and "://" not in str(item):
+                raise ValueError("the input is a string; pass allow_paths=True to open strings as local files")
+            extractor: Any = self.feature_extractor
+            return load_audio(item, channel=channel, max_seconds=extractor.max_seconds), SAMPLING_RATE
         if hasattr(item, "get_all_samples"):
             raise TypeError(
                 "the input is a torchcodec decoder; give the column undecoded: "
                 "dataset.cast_column('audio', datasets.Audio(decode=False))"
             )
         return item, sampling_rate
-
-
-def read_audio_file(source: Any, name: str, max_seconds: float) -> tuple[np.ndarray, int]:
-    """Decode an audio file after a look at its header, and average its channels.
-
-    Args:
-        source: path or binary file object.
-        name: for messages.
-        max_seconds: longest audio that is decoded.
-
-    Returns:
-        (samples,) float32 and the rate in Hz.
-
-    Raises:
-        InvalidAudioError: no audio, damaged, truncated, or out of bounds.
-    """
-    try:
-        import soundfile
-    except ImportError:
-        soundfile = None
-    if soundfile is None:
-        return _read_wave(source, name, max_seconds)
-    try:
-        with soundfile.SoundFile(source) as file:
-            frames, rate = file.frames, file.samplerate
-            _check_header(name, frames, rate, file.channels, max_seconds)
-            # libsndfile takes a WAV that was cut off for a shorter one and says so only here. A writer that did not
-            # know the length, such as a pipe, claims 2 GiB or more, which is no truncation.
-            cut = re.search(r"^data : (\d+) \(should be (\d+)\)", file.extra_info, flags=re.MULTILINE)
-            if cut is not None and int(cut[1]) < 2**31 - 2**16:
-                raise InvalidAudioError(f"{name} is truncated: {cut[2]} of {cut[1]} bytes of audio are there")
-            samples = file.read(frames, dtype="float32", always_2d=True)  # (samples, channels)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise InvalidAudioError(f"{name} is no audio that can be read; WAV, FLAC, OGG and MP3 can") from error
-    _check_complete(name, len(samples), frames)
-    return samples.mean(axis=1), rate
-
-
-def _read_wave(source: Any, name: str, max_seconds: float) -> tuple[np.ndarray, int]:
-    """PCM WAV through the standard library."""
-    try:
-        with wave.open(source) as file:
-            frames, rate, channels, width = (
-                file.getnframes(),
-                file.getframerate(),
-                file.getnchannels(),
-                file.getsampwidth(),
-            )
-            _check_header(name, frames, rate, channels, max_seconds)
-            content = file.readframes(frames)
-    except (wave.Error, EOFError) as error:
-        raise InvalidAudioError(
-            f"{name} is no PCM WAV, the one format that is read without soundfile: pip install soundfile"
-        ) from error
-    _check_complete(name, len(content) // (channels * width), frames)
-    octets = np.frombuffer(content, dtype=np.uint8).reshape(-1, channels, width)
-    if width == 1:
-        samples = octets[..., 0].astype(np.float32) / 128 - 1
-    else:
-        # Little-endian integers of 2, 3 or 4 bytes, moved to the upper end of 32 bits so that the sign comes along.
-        padded = np.zeros((*octets.shape[:2], 4), dtype=np.uint8)
-        padded[..., 4 - width :] = octets
-        samples = padded.view("<i4")[..., 0].astype(np.float32) / 2**31
-    return samples.mean(axis=1, dtype=np.float32), rate  # (samples, channels) -> (samples,)
-
-
-def _check_header(name: str, frames: int, rate: int, channels: int, max_seconds: float) -> None:
-    low, high = RATE_RANGE
-    if not low <= rate <= high:
-        raise InvalidAudioError(f"{name} claims {rate} Hz; allowed are {low} to {high} Hz")
-    if not 1 <= channels <= MAX_CHANNELS:
-        raise InvalidAudioError(f"{name} has {channels} channels; allowed are 1 to {MAX_CHANNELS}")
-    if frames > max_seconds * rate:
-        raise InvalidAudioError(
-            f"{name} is {frames / rate:.1f} s long; allowed are {max_seconds:g} s: cut it into utterances"
-        )
-
-
-def _check_complete(name: str, found: int, claimed: int) -> None:
-    if found < claimed:
-        raise InvalidAudioError(f"{name} is truncated: {found} of {claimed} samples are there")
 
 
 __all__ = ["MambaEMAPipeline"]

@@ -19,6 +19,7 @@ import numpy as np
 import soundfile as sf
 
 from modeling_mamba_ema import MambaEMAFeatureExtractor
+from modeling_mamba_ema.inference import EmotionTracker
 from tests.helpers import tiny_model
 from tests.tiny_corpus import environment
 
@@ -28,14 +29,10 @@ FILE_DATA = {"_type": "gradio.FileData"}
 @contextlib.contextmanager
 def serve(queue_size: int = 48) -> Iterator["Visitor"]:
     """A page over the tiny model, in this process."""
-    from modeling_mamba_ema.demo import build_page
-    from modeling_mamba_ema.demo.server import LAUNCH_OPTIONS
+    from modeling_mamba_ema.page import launch
 
-    page = build_page(tiny_model(label_ranges={"valence": [1, 5]}), MambaEMAFeatureExtractor(), queue_size)
-    options = {**LAUNCH_OPTIONS, "server_name": "127.0.0.1", "quiet": True, "prevent_thread_lock": True}
-    _, url, _ = page.launch(**options)
-    gc.collect()
-    gc.freeze()  # as the program does, or each picture waits until all of torch was looked through
+    tracker = EmotionTracker(tiny_model(label_ranges={"valence": [1, 5]}), MambaEMAFeatureExtractor())
+    page, url = launch(tracker, "127.0.0.1", queue_size=queue_size, quiet=True, prevent_thread_lock=True)
     try:
         yield Visitor(url.rstrip("/"), page)
     finally:
@@ -50,7 +47,16 @@ def serve_elsewhere(folder: Path) -> Iterator[tuple["Visitor", int]]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "modeling_mamba_ema.demo", str(folder / "model"), "--port", str(port)]
+    command = [
+        sys.executable,
+        "-m",
+        "modeling_mamba_ema",
+        "page",
+        "--model",
+        str(folder / "model"),
+        "--port",
+        str(port),
+    ]
     process = subprocess.Popen(
         command, env={**environment(), "GRADIO_TEMP_DIR": str(folder / "uploads")}, stdout=subprocess.PIPE, text=True
     )

@@ -1,20 +1,24 @@
 """Reading audio files: formats, stretches, rates, and files that cannot be right."""
 
 import struct
+import sys
 import time
 import tracemalloc
 
 import numpy as np
 import pytest
 import soundfile as sf
-
-from modeling_mamba_ema.data.audio import AudioFileError, audio_seconds, load_audio
+from modeling_mamba_ema.audio_files import AudioFileError, Recording, audio_seconds, load_audio
 
 RATE = 16_000
 
 
 def tone(seconds=1.0, rate=RATE, hertz=440):
     return (0.3 * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)).astype(np.float32)
+
+
+def noise(seed, seconds=1.0):
+    return np.random.default_rng(seed).normal(0, 0.1, int(seconds * RATE)).clip(-0.9, 0.9).astype(np.float32)
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("a.wav", 1e-4), ("a.flac", 1e-4), ("a.ogg", 0.05), ("a.mp3", 0.05)])
@@ -38,11 +42,111 @@ def test_other_rates_are_resampled(tmp_path, rate):
     np.testing.assert_allclose(load_audio(tmp_path / "a.wav")[1_000:15_000], tone()[1_000:15_000], atol=5e-3)
 
 
-def test_stereo_is_averaged_only_when_asked(tmp_path):
-    sf.write(tmp_path / "a.wav", np.stack([tone(), 0 * tone()], axis=1), RATE, subtype="FLOAT")
-    with pytest.raises(AudioFileError, match="2 channels; mono is needed, or downmix=True"):
-        load_audio(tmp_path / "a.wav")
-    np.testing.assert_allclose(load_audio(tmp_path / "a.wav", downmix=True), tone() / 2, atol=1e-6)
+def test_channels_are_averaged_or_one_is_chosen(tmp_path):
+    path = tmp_path / "a.wav"
+    channels = np.stack([tone(), noise(1)], axis=1)
+    sf.write(path, channels, RATE, subtype="FLOAT")
+    np.testing.assert_array_equal(load_audio(path, channel=1), channels[:, 0])
+    np.testing.assert_array_equal(load_audio(path, 0.25, 0.5, channel=2), channels[4_000:8_000, 1])
+    with Recording(path, channel=2) as recording:
+        np.testing.assert_array_equal(np.concatenate(list(recording.blocks(512))), channels[:, 1])
+    with pytest.warns(UserWarning, match="different sound"):
+        np.testing.assert_allclose(load_audio(path), channels.mean(axis=1), atol=1e-6)
+    for channel in (0, 3, -1, True, 1.5, "1"):
+        with pytest.raises(AudioFileError, match=f"a.wav has the channels 1 to 2, no channel {channel}"):
+            load_audio(path, channel=channel)
+
+
+@pytest.mark.parametrize(
+    ("other", "differs"),
+    [
+        (lambda sound: sound, False),
+        (lambda sound: 0.3 * sound + 0.1 * noise(2), False),
+        (lambda sound: 0 * sound, False),
+        (lambda sound: 0.01 * noise(2), False),  # -30 dB: the noise of a channel nobody speaks on
+        (lambda sound: noise(2), True),
+        (lambda sound: -sound, True),
+    ],
+    ids=["the same", "an echo", "silent", "nearly silent", "somebody else", "turned round"],
+)
+def test_channels_that_hold_different_sound_are_warned_of_once_a_file(tmp_path, recwarn, other, differs):
+    path = tmp_path / "call.wav"
+    sf.write(path, np.stack([noise(1), other(noise(1))], axis=1), RATE, subtype="FLOAT")
+    with Recording(path) as recording:
+        for start in (0.0, 0.5):
+            recording.read(start, start + 0.5)
+        list(recording.blocks(512))
+    load_audio(path, channel=2)
+    told = [str(warning.message) for warning in recwarn if "call.wav" in str(warning.message)]
+    assert len(told) == differs
+    assert all("channel=1" in text and "--channel 1" in text for text in told)
+
+
+@pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.mp3"])
+def test_paths_bytes_and_file_objects_give_the_same_samples_whole_and_in_part(tmp_path, name):
+    path = tmp_path / name
+    sf.write(path, noise(1), 44_100)
+    wanted = load_audio(path)
+    with path.open("rb") as file:
+        for source in (path, str(path), path.read_bytes(), bytearray(path.read_bytes()), file):
+            np.testing.assert_array_equal(load_audio(source), wanted)
+    for source in (path, path.read_bytes()):
+        with Recording(source) as recording:
+            assert (recording.channels, recording.sampling_rate) == (1, 44_100)
+            part = recording.read(0.1, 0.2)
+            blocks = recording.blocks(512)
+            first = next(blocks)
+            np.testing.assert_allclose(recording.read(0.1, 0.2), part, atol=1e-6)  # between two blocks
+            np.testing.assert_allclose(np.concatenate([first, *blocks]), wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("subtype", ["PCM_U8", "PCM_16", "PCM_24", "PCM_32"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_without_soundfile_pcm_wav_gives_the_same_samples_and_the_same_sentences(
+    tmp_path, monkeypatch, subtype, channels
+):
+    path = tmp_path / "a.wav"
+    sf.write(path, np.stack([noise(1)] * channels, axis=1), RATE, subtype=subtype)
+    content, piped = path.read_bytes(), bytearray(path.read_bytes())
+    piped[40:44] = b"\xff" * 4  # a length that the writer could not know
+    cases = [
+        lambda: load_audio(path),
+        lambda: load_audio(bytes(piped)),
+        lambda: load_audio(path, 0.25, 0.5, channel=1),
+        lambda: load_audio(content[:-100]),
+        lambda: load_audio(path, max_seconds=0.5),
+        lambda: load_audio(path, channel=3),
+        lambda: load_audio(content, 2.0, 3.0),
+        lambda: load_audio(tmp_path),
+    ]
+
+    def answers():
+        for case in cases:
+            try:
+                yield case().tolist()
+            except AudioFileError as error:
+                yield str(error)
+
+    wanted = list(answers())
+    monkeypatch.setitem(sys.modules, "soundfile", None)
+    assert list(answers()) == wanted
+    for other in (b"", b"RIFF" + content[8:], b"x" * 1_000, b"fLaC" + content):
+        with pytest.raises(AudioFileError, match="no PCM WAV.*pip install soundfile soxr .the extra `tools`."):
+            load_audio(other)
+
+
+def test_what_is_no_audio_is_refused_by_its_kind(tmp_path):
+    with pytest.raises(AudioFileError, match="is a folder, no audio file"):
+        load_audio(tmp_path)
+    for address in ("https://example.org/a.wav", "file:///a.wav"):
+        with pytest.raises(AudioFileError, match="URL; only local files are opened"):
+            load_audio(address)
+    with pytest.raises(TypeError, match="given as int; a path, bytes or a binary file object is needed"):
+        load_audio(3)
+    name = "x" * 80 + ".wav"
+    (tmp_path / name).write_text("no audio")
+    with pytest.raises(AudioFileError, match="^x{40}…\\.wav is no audio file"):
+        load_audio(tmp_path / name)
 
 
 def wav_header(rate=RATE, channels=1, data_bytes=0):
@@ -70,7 +174,7 @@ def test_a_file_that_is_damaged_or_hostile_is_refused_before_decoding(tmp_path, 
     began = time.perf_counter()
     try:
         with pytest.raises(AudioFileError, match=f"^bad.wav .*({message})"):
-            load_audio(tmp_path / "bad.wav", downmix=True)
+            load_audio(tmp_path / "bad.wav")
         assert time.perf_counter() - began < 1
         assert tracemalloc.get_traced_memory()[1] < 10_000_000  # of Python's and numpy's memory, not libsndfile's
     finally:
@@ -78,7 +182,7 @@ def test_a_file_that_is_damaged_or_hostile_is_refused_before_decoding(tmp_path, 
 
 
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(AudioFileError, match=r"none.wav is not there"):
+    with pytest.raises(AudioFileError, match=r"none.wav does not exist"):
         load_audio(tmp_path / "none.wav")
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from modeling_mamba_ema import MambaEMAFeatureExtractor
+from modeling_mamba_ema.__main__ import main
 from modeling_mamba_ema.inference import EmotionTracker
-from modeling_mamba_ema.inference.command_line import main
 from modeling_mamba_ema.inference.onnx_export import export_onnx
 from tests.helpers import tiny_model
 from tests.tiny_corpus import environment
@@ -79,7 +79,7 @@ def test_onnxruntime_gives_the_trackers_numbers_where_torch_cannot_be_imported(t
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     live = EmotionTracker(model, MambaEMAFeatureExtractor(do_normalize=model.config.do_normalize))
-    wanted = [live.update(turn) for turn in turns]
+    wanted = [live.update(turn, 16_000) for turn in turns]
     assert len(answer["rows"]) == len(wanted)
     for got, row in zip(answer["rows"], wanted):
         assert got["values"] == pytest.approx(row.values, abs=2e-5)
@@ -118,7 +118,7 @@ def step_is_batched_over_conversations(model, folder):
 @pytest.mark.slow
 def test_the_command_exports_a_folder(tmp_path, capsys):
     build(MODELS[0]).save_pretrained(tmp_path / "model")
-    assert main(["export-onnx", "--model", str(tmp_path / "model"), str(tmp_path / "onnx")]) == 0
+    assert main(["export", "--model", str(tmp_path / "model"), str(tmp_path / "onnx")]) == 0
     assert str(tmp_path / "onnx" / "encoder.onnx") in capsys.readouterr().out.splitlines()
 
 

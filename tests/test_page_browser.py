@@ -101,7 +101,7 @@ def test_an_upload_shows_the_numbers_of_the_python_api_and_the_picture(page):
     page.get_by_role("button", name="Add this turn").click()
     (row,) = rows(page, 1)
     assert row[1] == "speaker A"
-    assert row[3:] == shown(tracker().update(spoken["waveform"]))
+    assert row[3:] == shown(tracker().update(spoken["waveform"], 16_000))
     for picture in page.locator(PICTURES).all():
         assert picture.evaluate("image => image.complete && image.naturalWidth") >= 500
     assert page.locator(PICTURES).count() == 3
@@ -126,7 +126,7 @@ def test_the_line_on_the_picture_follows_the_player_and_a_click_moves_it(page):
 def test_the_shipped_conversation_is_heard_with_its_numbers(page):
     page.get_by_role("button", name="Hear the shipped conversation").click()
     own = tracker()
-    heard = [own.update(turn["waveform"], speaker=turn["speaker"]) for turn in load_sample_conversation()]
+    heard = [own.update(turn["waveform"], 16_000, speaker=turn["speaker"]) for turn in load_sample_conversation()]
     for row, turn in zip(rows(page, 7), heard):
         assert row[1] == turn.speaker
         assert row[3:] == shown(turn)
@@ -164,7 +164,7 @@ def test_two_tabs_hold_two_conversations(page, browser, served):
     with open(load_sample_conversation()[1]["file_name"], "rb") as file:
         upload(other, "ben.wav", file.read())
     other.get_by_role("button", name="Add this turn").click()
-    assert rows(other, 1)[0][3:] == shown(tracker().update(load_sample_conversation()[1]["waveform"]))
+    assert rows(other, 1)[0][3:] == shown(tracker().update(load_sample_conversation()[1]["waveform"], 16_000))
     assert len(rows(page, 7)) == 7
     other.close()
 

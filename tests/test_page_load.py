@@ -33,7 +33,7 @@ def tracker():
 
 def heard_alone(seeds):
     own = tracker()
-    return [own.update(sf.read(io.BytesIO(wav(clip(seed))), dtype="float32")[0]).values for seed in seeds]
+    return [own.update(sf.read(io.BytesIO(wav(clip(seed))), dtype="float32")[0], 16_000).values for seed in seeds]
 
 
 def test_thirty_visitors_at_once_get_thirty_answers_of_their_own(tmp_path, record_property):

@@ -18,6 +18,7 @@ from modeling_mamba_ema.plots import (
     plot_trajectory,
     write_picture,
 )
+from modeling_mamba_ema.plots.style import COLOURS
 from modeling_mamba_ema.sample import load_sample_conversation
 from tests.helpers import tiny_model
 
@@ -174,11 +175,32 @@ def test_turns_that_do_not_fit_together_are_refused(draw):
 
 def test_the_timeline_places_segments_in_time_and_by_speaker():
     figure = plot_timeline(SEGMENTS, ["valence", "arousal"], title="call.wav")
-    values, lanes = figure.axes
-    drawn = {tuple(map(tuple, path)) for lines in values.collections for path in lines.get_segments()}
-    assert drawn == {((0.0, 0.25), (2.0, 0.25)), ((2.5, 0.75), (4.0, 0.75)), ((0.0, 0.5), (2.0, 0.5))}
+    valence, arousal, lanes = figure.axes
+
+    def bars(axes):
+        return {tuple(map(tuple, path)) for lines in axes.collections for path in lines.get_segments()}
+
+    assert bars(valence) == {((0.0, 0.25), (2.0, 0.25)), ((2.5, 0.75), (4.0, 0.75))}
+    assert bars(arousal) == {((0.0, 0.5), (2.0, 0.5))}
+    assert [text.get_text() for text in valence.get_legend().get_texts()] == ["a", "b"]
     assert [text.get_text() for text in lanes.get_yticklabels()] == ["a", "b"]
     assert lanes.get_xlabel() == "time (s)"
+
+
+def test_each_speaker_of_a_timeline_has_a_line_with_gaps_where_nobody_speaks():
+    turns = [(0, 2, "a"), (2, 5, "b"), (4, 6, "a"), (6.5, 8, "b"), (20, 22, "a"), (22, 24, "a"), (24, 25, "b")]
+    segments = [
+        {"start": start, "end": end, "speaker": speaker, "valence": 0.1 * number}
+        for number, (start, end, speaker) in enumerate(turns)
+    ]
+    axes = plot_timeline(list(reversed(segments)), ["valence"]).axes[0]
+    lines = {
+        (line.get_color(), tuple(line.get_xdata()))
+        for line in axes.get_lines()
+        if line.get_linestyle() == "-" and len(line.get_xdata())
+    }
+    a, b = COLOURS[:2]
+    assert lines == {(a, (1.0, 5.0)), (b, (3.5, 7.25)), (a, (21.0, 23.0)), (b, (24.5,))}
 
 
 def test_an_hour_reads_as_hours_and_a_recording_without_speakers_has_no_lanes():

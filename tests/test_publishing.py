@@ -235,7 +235,7 @@ def test_a_parameter_missing_from_the_checkpoint_is_initialised_and_the_others_a
         speech_encoder_pooling="multihead_attention", speech_encoder_layers=[0, -1], ema_decay_learnable=True
     )
     model.save_pretrained(tmp_path)
-    tensors = load_file(tmp_path / "model.safetensors")
+    tensors = {name: tensor.clone() for name, tensor in load_file(tmp_path / "model.safetensors").items()}
     ours = [name for name in tensors if ".wavlm." not in name]
     assert len(ours) > 20
     for name in ours:
@@ -272,7 +272,7 @@ def test_gradient_checkpointing_changes_no_gradient_and_the_reentrant_kind_is_re
     for enabled in (False, True):
         model = tiny_model().train()
         if enabled:
-            model.gradient_checkpointing_enable()
+            model.gradient_checkpointing_enable({"use_reentrant": False})
         torch.manual_seed(0)
         model(torch.randn(3, 4_000), labels=torch.rand(3, 2)).loss.backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})

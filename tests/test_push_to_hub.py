@@ -75,7 +75,7 @@ def hub():
 def push(*arguments, hub=None, **variables):
     variables = {"HF_ENDPOINT": hub.address if hub else "http://127.0.0.1:9", "HF_TOKEN": "hf_test", **variables}
     return subprocess.run(
-        [sys.executable, "examples/push_to_hub.py", *map(str, arguments)],
+        [sys.executable, "-m", "modeling_mamba_ema", "publish", *map(str, arguments)],
         cwd=ROOT, env={**environment(), **variables}, capture_output=True, text=True, timeout=200,
     )  # fmt: skip
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from modeling_mamba_ema.inference import command_line
+from modeling_mamba_ema.__main__ import command_parser
 from tests.helpers import tiny_model
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
@@ -67,7 +67,7 @@ def test_shell_lines_use_programs_options_and_extras_that_exist():
     for words in shell_lines():
         program = next((word for word in words if word.startswith("examples/")), None)
         if words[0] == "mamba-ema":
-            command_line._parser().parse_args(words[1:])
+            command_parser().parse_args(words[1:])
         elif program:
             source = (ROOT / program).read_text()
             for option in words[words.index(program) + 1 :]:

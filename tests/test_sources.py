@@ -272,4 +272,4 @@ def test_a_model_is_measured_on_a_corpus_with_its_own_columns_and_without_its_ba
     assert "gone.wav is not there" in capsys.readouterr().err
     assert call_command(*command, "--on-bad-audio", "skip") == 0
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["num_turns"] == 3
-    assert "gone.wav is not there" in (tmp_path / "out" / "skipped_audio.jsonl").read_text()
+    assert "gone.wav does not exist" in (tmp_path / "out" / "skipped_audio.jsonl").read_text()

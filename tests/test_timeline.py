@@ -10,12 +10,17 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
+from modeling_mamba_ema.audio_files import AudioFileError, Recording
 
-from modeling_mamba_ema import InvalidAudioError, MambaEMAFeatureExtractor
-from modeling_mamba_ema.data.audio import AudioFileError
-from modeling_mamba_ema.inference import EmotionTracker, Segment, read_segments
-from modeling_mamba_ema.inference.recording import Recording
-from modeling_mamba_ema.inference.timeline import TimelineWriter, emotion_timeline
+from modeling_mamba_ema import MambaEMAFeatureExtractor
+from modeling_mamba_ema.inference import (
+    EmotionTracker,
+    Segment,
+    TimelineWriter,
+    emotion_timeline,
+    read_segments,
+    timeline_columns,
+)
 from modeling_mamba_ema.inference.voice_activity import BLOCK, detect_speech, spoken_turns
 from modeling_mamba_ema.sample import load_sample_conversation
 from tests.helpers import tiny_model
@@ -52,21 +57,15 @@ def test_rows_are_the_numbers_of_the_conversation_with_its_state_carried_over_th
     with Recording(path) as recording:
         rows = list(emotion_timeline(tracker(label_ranges={"valence": (1, 7)}), recording, segments))
     live = tracker()
-    wanted = [live.update(turn["waveform"]) for turn in load_sample_conversation()]
+    wanted = [live.update(turn["waveform"], RATE) for turn in load_sample_conversation()]
     np.testing.assert_allclose(values(rows), [list(turn.values.values()) for turn in wanted], atol=1e-6)
     assert [(row.start, row.end, row.speaker) for row in rows] == [(s.start, s.end, s.speaker) for s in segments]
     flat = rows[0].to_dict()
-    assert list(flat) == [
-        "start",
-        "end",
-        "speaker",
-        "valence",
-        "arousal",
-        "valence_value",
-        "arousal_value",
-        "low_level",
-    ]
-    assert flat["valence_value"] == pytest.approx(1 + 6 * flat["valence"], abs=1e-5)
+    # Arousal's own scale is the unit scale, so it is there once.
+    assert list(flat) == ["start", "end", "speaker", "valence", "arousal", "valence_value", "low_level"]
+    assert list(flat) == timeline_columns(tracker(label_ranges={"valence": (1, 7)}))
+    assert flat["valence_value"] == pytest.approx(1 + 6 * flat["valence"], abs=1e-3)
+    assert all(len(repr(flat[name])) <= 6 for name in ("valence", "arousal", "valence_value"))
 
 
 def test_long_segments_are_split_and_short_ones_have_no_values_and_leave_the_state_alone(tmp_path):
@@ -104,7 +103,7 @@ def test_silence_is_flagged(call):
 def test_blocks_are_the_whole_recording_at_16_khz(tmp_path, rate):
     tone = 0.3 * np.sin(2 * np.pi * 440 * np.arange(round(3.7 * rate)) / rate)
     sf.write(tmp_path / "a.wav", np.stack([tone, tone], axis=1), rate, subtype="FLOAT")
-    with Recording(tmp_path / "a.wav", downmix=True) as recording:
+    with Recording(tmp_path / "a.wav") as recording:
         blocks = list(recording.blocks(512))
         whole = recording.read(0, 3.7)
     assert all(len(block) == 512 for block in blocks[:-1])
@@ -200,6 +199,8 @@ def test_segments_of_another_recording_are_refused_before_anything_is_scored(cal
         for bad in ([Segment(0, 1), Segment(30, 31)], [Segment(0, 1), Segment(18, 25)]):
             with pytest.raises(ValueError, match="do the segments belong to it"):
                 emotion_timeline(live, recording, bad)
+            with pytest.raises(ValueError, match="do the segments belong to it"):
+                list(emotion_timeline(tracker(), recording, iter(bad)))
         for window in (0.5, 31.0):
             with pytest.raises(ValueError, match="allowed are 1 to 30 s"):
                 emotion_timeline(live, recording, window)
@@ -208,15 +209,15 @@ def test_segments_of_another_recording_are_refused_before_anything_is_scored(cal
 
 def test_recordings_that_cannot_be_used_are_refused(tmp_path):
     sf.write(tmp_path / "stereo.wav", np.zeros((RATE, 2)), RATE)
-    with pytest.raises(AudioFileError, match=r"stereo.wav has 2 channels.*downmix=True"):
-        Recording(tmp_path / "stereo.wav")
+    with pytest.raises(AudioFileError, match=r"stereo.wav has the channels 1 to 2, no channel 3"):
+        Recording(tmp_path / "stereo.wav", channel=3)
     noise = np.random.default_rng(0).normal(0, 0.1, 4 * RATE)
     noise[3 * RATE] = np.nan
     sf.write(tmp_path / "nan.wav", noise, RATE, subtype="FLOAT")
     with Recording(tmp_path / "nan.wav") as recording:
         rows = emotion_timeline(tracker(), recording, 1.0)
         given = [next(rows) for _ in range(3)]
-        with pytest.raises(InvalidAudioError, match=r"nan.wav at 3.0 to 4.0 s"):
+        with pytest.raises(AudioFileError, match=r"nan.wav at 3.000 to 4.000 s has a peak of nan"):
             next(rows)
     assert [row.end for row in given] == [1.0, 2.0, 3.0]
 
@@ -233,10 +234,10 @@ def test_a_written_file_is_whole_after_every_row(tmp_path, call, suffix):
             return list(csv.DictReader(text.splitlines()))
         return json.loads(text) if suffix == "json" else [json.loads(line) for line in text.splitlines()]
 
-    with TimelineWriter(path, ["valence", "arousal"]) as writer:
+    with TimelineWriter(path, timeline_columns(tracker())) as writer:
         assert read() == []
         for number, row in enumerate(rows, start=1):
-            writer.write(row)
+            writer.write(row.to_dict())
             assert len(read()) == number
     for written, row in zip(read(), rows):
         given = row.to_dict()
@@ -245,26 +246,25 @@ def test_a_written_file_is_whole_after_every_row(tmp_path, call, suffix):
             given = {name: "" if value is None else str(value) for name, value in given.items()}
         assert written == given
     with pytest.raises(ValueError, match=r"written as .csv, .json, .jsonl"):
-        TimelineWriter(tmp_path / "rows.txt", ["valence"])
+        TimelineWriter(tmp_path / "rows.txt", ["start"])
 
 
 MEMORY = """
 import resource, sys
 import numpy as np, soundfile as sf, torch
 from modeling_mamba_ema import MambaEMAFeatureExtractor
-from modeling_mamba_ema.inference import EmotionTracker
-from modeling_mamba_ema.inference.recording import Recording
-from modeling_mamba_ema.inference.timeline import TimelineWriter, emotion_timeline
-from modeling_mamba_ema.inference.voice_activity import BLOCK, detect_speech, spoken_turns
+from modeling_mamba_ema.audio_files import Recording
+from modeling_mamba_ema.inference import EmotionTracker, TimelineWriter, emotion_timeline, timeline_columns
+from modeling_mamba_ema.inference.voice_activity import detect_speech
 from tests.helpers import tiny_model
 
 torch.set_num_threads(1)
 path, detect = sys.argv[1], sys.argv[2] == "vad"
-with Recording(path) as recording, TimelineWriter(sys.argv[3], ["valence", "arousal"]) as writer:
+tracker = EmotionTracker(tiny_model(), MambaEMAFeatureExtractor())
+with Recording(path) as recording, TimelineWriter(sys.argv[3], timeline_columns(tracker)) as writer:
     segments = detect_speech(recording) if detect else 10.0
-    tracker = EmotionTracker(tiny_model(), MambaEMAFeatureExtractor())
     for row in emotion_timeline(tracker, recording, segments):
-        writer.write(row)
+        writer.write(row.to_dict())
 print(tracker.num_turns, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 

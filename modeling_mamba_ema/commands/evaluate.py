@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from .model_options import add_model_options
+
 HELP = "measure a model on a corpus with labels"
 
 
@@ -24,8 +26,7 @@ def renaming(text: str) -> tuple[str, str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="folder or Hub name of a Mamba-EMA model; its code is not run")
-    parser.add_argument("--revision", default="main", help="commit, tag or branch of a model on the Hub")
+    add_model_options(parser, device=False)
     parser.add_argument("source", help="a corpus: folder with metadata.jsonl/.csv/.parquet, or such a file")
     parser.add_argument(
         "--columns", nargs="*", default=[], type=renaming, metavar="NAME=COLUMN", help="such as valence=EmoVal"
@@ -64,6 +65,7 @@ def run(options: argparse.Namespace) -> int:
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     arguments = MambaEMATrainingArguments(
         output_dir=str(options.output),
         per_device_eval_batch_size=options.batch_size,
@@ -71,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
         save_strategy="no",
         load_best_model_at_end=False,
     )
-    model, extractor = load_model(options.model, options.revision, "cpu")
+    model, extractor = load_model(options.model, options.revision)
     data = DataSection(
         source=options.source,
         columns=dict(options.columns),

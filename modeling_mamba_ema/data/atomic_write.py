@@ -13,7 +13,7 @@ from pathlib import Path
 def atomic_write(path: str | Path) -> Iterator[Path]:
     """Gives a path to write to, which takes the place of `path` when the block ends, and is removed if it fails.
 
-    Several processes may write the same file at once: one of them is the last. Folders are made.
+    Several processes may write the same file at once: one of them is the last. Folders are created.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

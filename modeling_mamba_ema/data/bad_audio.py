@@ -1,20 +1,20 @@
-"""Audio that cannot be used, found before training begins instead of in the middle of the night."""
+"""Audio that cannot be used, found before training begins."""
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
 
-from .audio import AudioFileError, check_audio
+from ..audio_files import AudioFileError, check_audio
+from .atomic_write import atomic_write
+from .frame_cache import Utterance, utterances_of
 from .threads import map_in_threads
 
-_LISTED = 50  # in a message; the file has all
+_ENUMERATED = 50  # in a message; the file has all
 
 
 @dataclass(frozen=True)
@@ -40,26 +40,24 @@ def scan_audio(splits: Mapping[str, Dataset], max_seconds: float) -> list[BadAud
         What cannot be used, in the order of the splits' rows; empty when all is well.
     """
 
-    def reason(stretch: tuple[str, float | None, float | None]) -> str | None:
+    def reason(utterance: Utterance) -> str | None:
         try:
-            check_audio(*stretch, max_seconds=max_seconds)
+            check_audio(utterance.file_name, utterance.start, utterance.end, max_seconds)
         except AudioFileError as error:
             return str(error)
         return None
 
     found = []
     for split, rows in splits.items():
-        names = list(rows["file_name"])
-        starts = rows["start"] if "start" in rows.column_names else [None] * len(rows)
-        ends = rows["end"] if "end" in rows.column_names else [None] * len(rows)
-        reasons = map_in_threads(reason, list(zip(names, starts, ends)))
-        for conversation, turn, name, why in zip(rows["conversation_id"], rows["turn"], names, reasons):
+        utterances = utterances_of(rows)
+        reasons = map_in_threads(reason, utterances)
+        for conversation, turn, utterance, why in zip(rows["conversation_id"], rows["turn"], utterances, reasons):
             if why is not None:
-                found.append(BadAudio(split, str(conversation), int(turn), name, why))
+                found.append(BadAudio(split, str(conversation), int(turn), utterance.file_name, why))
     return found
 
 
-def without(splits: Mapping[str, Dataset], bad: list[BadAudio]) -> DatasetDict:
+def drop_bad_audio(splits: Mapping[str, Dataset], bad: list[BadAudio]) -> DatasetDict:
     """The splits without the utterances whose audio is bad; their conversations go on without them."""
     left_out = {(item.split, item.conversation_id, item.turn) for item in bad}
     kept = DatasetDict()
@@ -74,15 +72,13 @@ def without(splits: Mapping[str, Dataset], bad: list[BadAudio]) -> DatasetDict:
 def describe_bad_audio(bad: list[BadAudio], splits: Mapping[str, Dataset]) -> str:
     """What is wrong, file by file, and what can be done; one line each."""
     lines = [f"{len(bad)} of {sum(len(rows) for rows in splits.values())} utterances cannot be used:"]
-    lines += [f"  {item.split}  {item.conversation_id}  turn {item.turn}: {item.reason}" for item in bad[:_LISTED]]
-    if len(bad) > _LISTED:
-        lines.append(f"  and {len(bad) - _LISTED} more")
+    lines += [f"  {item.split}  {item.conversation_id}  turn {item.turn}: {item.reason}" for item in bad[:_ENUMERATED]]
+    if len(bad) > _ENUMERATED:
+        lines.append(f"  and {len(bad) - _ENUMERATED} more")
     return "\n".join(lines)
 
 
 def save_bad_audio(bad: list[BadAudio], path: Path) -> None:
-    """Write as JSONL, one utterance a line, in one piece: several processes may do so at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, delete=False) as file:
-        file.writelines(json.dumps(asdict(item)) + "\n" for item in bad)
-    os.replace(file.name, path)
+    """Write as JSONL, one utterance a line; several processes may do so at once."""
+    with atomic_write(path) as unfinished:
+        unfinished.write_text("".join(json.dumps(asdict(item)) + "\n" for item in bad), encoding="utf-8")

@@ -16,9 +16,9 @@ import pandas as pd
 import torch
 from datasets import Dataset, DatasetDict
 
-from ..feature_extraction_mamba_ema import SAMPLING_RATE
+from ..audio_files import load_audio
 from ..ccc_loss import MISSING_LABEL
-from .audio import load_audio
+from ..feature_extraction_mamba_ema import SAMPLING_RATE
 from .categories import refuse_categories
 from .frame_cache import FrameCache, utterances_of
 from .sources import Source, read_label_ranges, read_table
@@ -36,6 +36,7 @@ def load_emotion_dataset(
     labels: Sequence[str],
     label_ranges: Mapping[str, Sequence[float]] | None = None,
     columns: Mapping[str, str] | None = None,
+    labels_optional: bool = False,
 ) -> DatasetDict:
     """Read a corpus; audio is not decoded.
 
@@ -47,6 +48,7 @@ def load_emotion_dataset(
             knows the corpus' own scale, goes before it. Labels come out on the unit scale, -100 where the corpus has
             none.
         columns: what the corpus calls a column of the normal form or a label, such as `{"valence": "EmoVal"}`.
+        labels_optional: leave out labels that the corpus does not have, for predictions without a reference.
 
     Returns:
         Splits by name; rows ordered by conversation and turn, `file_name` made absolute. A corpus without the column
@@ -57,7 +59,10 @@ def load_emotion_dataset(
         ValueError: the source, a column or a label is not what it must be; the message names it.
     """
     table, name, folder = read_table(source)
-    table = _with_normal_names(table, name, labels, columns or {})
+    columns = columns or {}
+    if labels_optional:
+        labels = [label for label in labels if label in columns or label in table.columns]
+    table = _with_normal_names(table, name, labels, columns)
     doubled = table.duplicated(["conversation_id", "turn"])
     if doubled.any():
         row = table[doubled].iloc[0]
@@ -140,10 +145,8 @@ class ConversationDataset(torch.utils.data.Dataset):
             ]
         else:
             item["waveforms"] = [
-                self.reading.read(
-                    row, utterance.file_name, load_audio, utterance.file_name, utterance.start, utterance.end, downmix=True
-                )
-                for row, utterance in utterances
+                self.reading.read(row, file.file_name, load_audio, file.file_name, file.start, file.end)
+                for row, file in utterances
             ]
             item["seconds"] = [waveform.size / SAMPLING_RATE for waveform in item["waveforms"]]
         return item
@@ -159,13 +162,13 @@ class ConversationDataset(torch.utils.data.Dataset):
 def _with_normal_names(
     table: pd.DataFrame, name: str, labels: Sequence[str], columns: Mapping[str, str]
 ) -> pd.DataFrame:
-    """Columns under the names of the normal form, all required ones there."""
+    """Columns under the names of the normal form, with all that are required."""
     for normal, own in columns.items():
         if normal not in (*COLUMNS, *labels):
             raise ValueError(f"data.columns names {normal!r}{_nearest(normal, (*COLUMNS, *labels))}")
         if own not in table.columns:
             raise ValueError(f"{name} has no column {own!r} for {normal}{_nearest(own, table.columns)}")
-    if not any(label in columns or label in table.columns for label in labels):
+    if labels and not any(label in columns or label in table.columns for label in labels):
         refuse_categories(name, table.columns)
     renamed = {normal: table[own] for normal, own in columns.items()}
     table = table.assign(**renamed)

@@ -20,11 +20,11 @@ from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from ..audio_files import audio_seconds
 from ..feature_extraction_mamba_ema import MambaEMAFeatureExtractor
 from ..publishing.checksums import sha256, tensor_bytes, weights_sha256
 from ..speech_encoder import SpeechEncoder
 from .atomic_write import atomic_write
-from .audio import audio_seconds
 
 # Raise it when reading audio or the layout of an entry changes: old entries are then no longer found.
 VERSION = 1

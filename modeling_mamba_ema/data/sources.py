@@ -5,15 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
 import pandas as pd
+import pyarrow.json
 from datasets import Audio, Dataset, DatasetDict, load_dataset, load_from_disk
 
+from .atomic_write import atomic_write
 from .categories import refuse_crema_d
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,12 @@ logger = logging.getLogger(__name__)
 Source: TypeAlias = str | Path | Dataset | DatasetDict
 
 CORPUS_FILE = "corpus.json"  # beside the metadata: what holds for the whole corpus, such as its label scale
-_READERS = {".jsonl": "json", ".json": "json", ".csv": "csv", ".parquet": "parquet"}
+_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
+    ".jsonl": lambda path: pyarrow.json.read_json(path).to_pandas(),
+    ".json": lambda path: pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))),
+    ".csv": lambda path: pd.read_csv(path, low_memory=False),
+    ".parquet": pd.read_parquet,
+}
 _SPLIT_FOLDERS = ("*/metadata.*", "data/*/metadata.*")
 
 
@@ -38,7 +44,7 @@ def read_table(source: Source) -> tuple[pd.DataFrame, str, Path]:
         audio start from.
 
     Raises:
-        ValueError: nothing of this kind is there; the message says what was looked for.
+        ValueError: nothing of this kind was found; the message says what was looked for.
     """
     if isinstance(source, Dataset):
         return _joined(DatasetDict({"train": source})), "the dataset", Path()
@@ -90,11 +96,9 @@ def _read_metadata(path: Path) -> pd.DataFrame:
     if path.suffix not in _READERS:
         raise ValueError(f"{path.name} is no table that can be read; allowed are {', '.join(_READERS)}")
     try:
-        # Reading a file on this machine reports to nobody: datasets would tell a server about every load.
-        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-        return load_dataset(_READERS[path.suffix], data_files=str(path), split="train").to_pandas()
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {error.__cause__ or error}") from error
+        return _READERS[path.suffix](path)
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
 
 
 def _read_split(metadata: Path, folder: Path) -> pd.DataFrame:
@@ -151,8 +155,6 @@ def _audio_path(row: dict[str, Any], column: str, cache: str) -> dict[str, str]:
     digest = hashlib.sha256(audio["bytes"]).hexdigest()
     path = Path(cache) / digest[:2] / f"{digest}{Path(audio['path'] or '').suffix}"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
-            file.write(audio["bytes"])
-        os.replace(file.name, path)
+        with atomic_write(path) as unfinished:
+            unfinished.write_bytes(audio["bytes"])
     return {"file_name": str(path)}

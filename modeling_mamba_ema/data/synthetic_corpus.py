@@ -15,14 +15,17 @@ neutral. In `flat` turns nothing does, although the label follows the conversati
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import soundfile as sf
 
+from .atomic_write import atomic_write
 from .synthetic_speech import SAMPLING_RATE, Synthesizer
 
-LABEL_SCALE = (0.0, 1.0)
 TURNS_PER_CONVERSATION = (5, 8)  # lowest and highest
 RENDERINGS = {"whole": 0.5, "stretch": 0.35, "flat": 0.15}  # share of turns
 
@@ -101,6 +104,62 @@ class Turn:
     rendering: str
     salient: tuple[float, float] | None
     waveform: np.ndarray
+
+
+CARD = """---
+pretty_name: Synthetic spoken conversations for Mamba-EMA
+license: apache-2.0
+tags:
+- synthetic
+- speech
+- emotion
+label_scale: [0, 1]
+---
+
+# SYNTHETIC spoken conversations
+
+Made by `mamba-ema prepare synthetic --conversations {conversations} --seed {seed}` with eSpeak NG. Valence and
+arousal drift from turn to turn and are rendered into the voice by rule. **No human speech and no human judgement is in
+here:** results on this corpus show that software works, not how well emotion is recognised.
+
+Labels lie on [0, 1]. Splits share no speaker.
+"""
+
+
+def write_synthetic_corpus(folder: Path, conversations: int, seed: int) -> str:
+    """Write WAV and FLAC files, `metadata.jsonl` in the normal form, `corpus.json`, and a dataset card.
+
+    The same arguments give the same bytes. Audio that an earlier `metadata.jsonl` lists is removed, nothing else is.
+
+    Args:
+        folder: created if need be.
+        conversations, seed: see [`synthesise_corpus`].
+
+    Returns:
+        A line a split: its turns and minutes.
+    """
+    metadata = folder / "metadata.jsonl"
+    for line in metadata.read_text(encoding="utf-8").splitlines() if metadata.exists() else ():
+        earlier = (folder / json.loads(line)["file_name"]).resolve()
+        if earlier.is_relative_to(folder.resolve()):
+            earlier.unlink(missing_ok=True)
+    lines: list[str] = []
+    seconds: dict[str, list[float]] = {split: [] for split in SPEAKERS}
+    for turn in synthesise_corpus(conversations, seed):
+        file = Path(turn.split, turn.conversation_id, f"turn{turn.turn:02d}.{'flac' if turn.turn % 2 else 'wav'}")
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        sf.write(folder / file, turn.waveform, SAMPLING_RATE, subtype="PCM_16")
+        start, end = turn.salient or (None, None)
+        facts = ("conversation_id", "turn", "speaker", "split", "valence", "arousal", "text", "rendering")
+        row = {"file_name": file.as_posix(), **{fact: getattr(turn, fact) for fact in facts}}
+        lines.append(json.dumps({**row, "salient_start": start, "salient_end": end}) + "\n")
+        seconds[turn.split].append(turn.waveform.size / SAMPLING_RATE)
+    scale = {"label_ranges": {"valence": [0, 1], "arousal": [0, 1]}}
+    card = CARD.format(conversations=conversations, seed=seed)
+    for name, text in (("README.md", card), ("corpus.json", json.dumps(scale)), (metadata.name, "".join(lines))):
+        with atomic_write(folder / name) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
+    return "\n".join(f"{split:<10} {len(s):>4} turns  {sum(s) / 60:5.1f} min" for split, s in seconds.items())
 
 
 def synthesise_corpus(conversations: int, seed: int) -> Iterator[Turn]:

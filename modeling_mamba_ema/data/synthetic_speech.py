@@ -1,4 +1,4 @@
-"""Speech from eSpeak NG, as the wheel `espeakng-loader` bundles it: no system package, nothing to fetch at run time."""
+"""Speech from eSpeak NG, which the wheel `espeakng-loader` holds: no system package, and nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Synthesizer:
         try:
             import espeakng_loader
         except ImportError as error:
-            raise ImportError("synthetic speech needs espeakng-loader: pip install espeakng-loader") from error
+            raise ImportError("synthetic speech needs espeakng-loader (the extra `demo`): pip install espeakng-loader") from error
         self._library = ctypes.CDLL(str(espeakng_loader.get_library_path()))
         self._data = str(espeakng_loader.get_data_path()).encode()
         # eSpeak NG seeds C's random numbers, which it uses for breath and jitter, from the clock.
@@ -69,7 +69,7 @@ class Synthesizer:
 
         Raises:
             RuntimeError: the engine does not start.
-            ValueError: the voice is not there.
+            ValueError: there is no such voice.
         """
         rate_of_engine = self._restart()
         if self._library.espeak_SetVoiceByName(voice.encode()) != 0:

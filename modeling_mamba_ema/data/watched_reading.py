@@ -1,16 +1,19 @@
-"""Reading that does not hang for ever, and whose place is known when the process that reads dies."""
+"""Reading with a time limit, whose place is known when the process that reads dies."""
 
 from __future__ import annotations
 
 import os
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future, wait
+from functools import cache, partial
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any, TypeVar
 
 import torch
 
-from .audio import AudioFileError
+from ..audio_files import AudioFileError
 
 Result = TypeVar("Result")
 # A file that takes longer to read hangs.
@@ -41,7 +44,7 @@ class WatchedReading:
             return within_seconds(READ_SECONDS, function, *args, **kwargs)
         except TimeoutError as error:
             raise AudioFileError(
-                f"{Path(path).name} could not be read within {READ_SECONDS:g} s; is its disk there?"
+                f"{Path(path).name} could not be read within {READ_SECONDS:g} s; is its disk connected?"
             ) from error
         finally:
             note[1] = -1
@@ -52,10 +55,10 @@ class WatchedReading:
 
 
 def within_seconds(limit: float, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-    """Call a function, and stop waiting for it after a while.
+    """Call a function in the thread that reads for this process, and stop waiting for it after a while.
 
-    A decoder that hangs inside a C library can be neither interrupted nor asked; it is left behind in a daemon thread,
-    which ends with the process.
+    A decoder that hangs inside a C library can be neither interrupted nor asked. Its thread is left behind, which ends
+    with the process, and the next call gets a new one.
 
     Args:
         limit: seconds.
@@ -65,21 +68,28 @@ def within_seconds(limit: float, function: Callable[..., Result], *args: Any, **
         TimeoutError: no answer within the limit.
         BaseException: what the function raised.
     """
-    outcome: dict[str, Any] = {}
-
-    def call() -> None:
-        try:
-            outcome["result"] = function(*args, **kwargs)
-        except BaseException as error:
-            outcome["error"] = error
-
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
+    answer: Future[Result] = Future()
+    _reading_thread(os.getpid()).put((answer, partial(function, *args, **kwargs)))
     for _ in range(_LOOKS):
-        if thread.is_alive():
-            thread.join(limit / _LOOKS)
-    if "error" in outcome:
-        raise outcome["error"]
-    if "result" not in outcome:
-        raise TimeoutError(f"no answer within {limit:g} s")
-    return outcome["result"]
+        wait([answer], limit / _LOOKS)
+        if answer.done():
+            return answer.result()
+    _reading_thread.cache_clear()
+    raise TimeoutError(f"no answer within {limit:g} s")
+
+
+@cache
+def _reading_thread(process_id: int) -> SimpleQueue[tuple[Future[Any], Callable[[], Any]]]:
+    """Where calls for the thread of a process are put; a forked process has none of the threads before it."""
+    calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+
+    def answer_calls() -> None:
+        while True:
+            answer, call = calls.get()
+            try:
+                answer.set_result(call())
+            except BaseException as error:
+                answer.set_exception(error)
+
+    threading.Thread(target=answer_calls, daemon=True).start()
+    return calls

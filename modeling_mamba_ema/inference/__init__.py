@@ -1,10 +1,22 @@
-"""Using a trained model without writing model code: live conversations, long recordings, the command line, ONNX.
+"""Using a trained model without writing model code: live conversations, long recordings, ONNX.
 
-What needs no more than the model does is here; recordings (`.recording`, `.timeline`), speech detection
-(`.voice_activity`) and ONNX (`.onnx_export`) need extras and are imported from their modules.
+What needs no more than the model does is here; speech detection (`.voice_activity`) and ONNX (`.onnx_export`) need
+extras and are imported from their modules.
 """
 
+from .loading import load_model
 from .segments import Segment, read_segments
+from .timeline import TimelineRow, TimelineWriter, emotion_timeline, timeline_columns
 from .tracker import EmotionTracker, TurnEmotion
 
-__all__ = ["EmotionTracker", "Segment", "TurnEmotion", "read_segments"]
+__all__ = [
+    "EmotionTracker",
+    "Segment",
+    "TimelineRow",
+    "TimelineWriter",
+    "TurnEmotion",
+    "emotion_timeline",
+    "load_model",
+    "read_segments",
+    "timeline_columns",
+]

@@ -1,4 +1,4 @@
-"""A saved model and its feature extractor, or a sentence that says what is wrong with them."""
+"""A saved model and its feature extractor, or an error that says in one sentence what is wrong with them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from safetensors import SafetensorError
@@ -16,7 +17,7 @@ from ..modeling_mamba_ema import MambaEMAForRegression
 
 
 def load_model(
-    name: str | Path, revision: str, device: str | torch.device
+    name: str | Path, revision: str = "main", device: str | torch.device = "cpu"
 ) -> tuple[MambaEMAForRegression, MambaEMAFeatureExtractor]:
     """Load with this package's code, none of the model's folder, in evaluation mode.
 
@@ -28,11 +29,7 @@ def load_model(
     Raises:
         OSError, ValueError: see `EmotionTracker.from_pretrained`.
     """
-    if not Path(name).is_dir():
-        try:
-            validate_repo_id(str(name))
-        except HFValidationError as error:
-            raise OSError(f"{name} is neither a folder that is there nor a name on the Hub (owner/model)") from error
+    _check_name(str(name), revision)
     try:
         about, _ = MambaEMAConfig.get_config_dict(name, revision=revision)
         if about.get("model_type") != MambaEMAConfig.model_type:
@@ -41,7 +38,7 @@ def load_model(
             )
         loaded: Any = MambaEMAForRegression.from_pretrained(name, revision=revision, output_loading_info=True)
     except SafetensorError as error:
-        raise OSError(f"the weights of {name} are damaged: {error}; copy or download them anew") from error
+        raise OSError(f"the weights of {name} are damaged: {error}; copy or download them again") from error
     model, loading = loaded
     if loading["missing_keys"]:
         first = min(loading["missing_keys"])
@@ -54,3 +51,31 @@ def load_model(
         return model.eval().to(device), extractor
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"the model cannot be moved to device {str(device)!r}: {error}") from error
+
+
+def _check_name(name: str, revision: str) -> None:
+    """Find out at once what is a mistyped folder: the Hub would be asked for it again and again.
+
+    Raises:
+        OSError: a folder that does not exist or holds no model, and no name of a model on the Hub.
+    """
+    folder = Path(name)
+    if (folder / "config.json").is_file():
+        return
+    if folder.is_dir():
+        raise OSError(f"{name} holds no config.json, so it is no saved model{_models_in(folder)}")
+    try:
+        validate_repo_id(name)
+        is_hub_name = name.count("/") == 1
+    except HFValidationError:
+        is_hub_name = False
+    if not is_hub_name:
+        raise OSError(f"{name} is neither an existing folder nor a name on the Hub (owner/model)")
+    parent = folder.parent
+    if parent.is_dir() and not isinstance(try_to_load_from_cache(name, "config.json", revision=revision), str):
+        raise OSError(f"there is no folder {name}, although there is {parent}{_models_in(parent)}")
+
+
+def _models_in(folder: Path) -> str:
+    found = sorted({str(path.parent) for depth in ("*", "*/*") for path in folder.glob(f"{depth}/config.json")})
+    return f"; did you mean {' or '.join(found[:3])}?" if found else ""

@@ -49,7 +49,7 @@ class EncoderForExport(nn.Module):
 
 
 class ConversationStepForExport(nn.Module):
-    """One turn of each conversation: `ConversationEncoder.forward` for a single turn that is there, and the head."""
+    """One turn of each conversation: `ConversationEncoder.forward` for a single valid turn, and the head."""
 
     def __init__(self, model: MambaEMAForRegression):
         super().__init__()
@@ -83,7 +83,7 @@ def export_onnx(model: MambaEMAForRegression, folder: str | Path) -> list[Path]:
 
     Args:
         model: float32, on the CPU, in evaluation mode.
-        folder: made if it is not there; files of an earlier export are replaced.
+        folder: created if need be; files of an earlier export are replaced.
 
     Returns:
         The files written.

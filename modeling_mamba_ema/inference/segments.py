@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +36,7 @@ def read_segments(path: str | Path, recording: str | None = None) -> list[Segmen
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path.name} is not there (looked in {path.parent})")
+        raise ValueError(f"{path.name} does not exist (looked in {path.parent})")
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -58,20 +58,6 @@ def split_segment(segment: Segment, longest: float) -> list[Segment]:
     """A segment as parts of one length, at most `longest` seconds."""
     parts = equal_windows(segment.end - segment.start, longest)
     return [Segment(segment.start + part.start, segment.start + part.end, segment.speaker) for part in parts]
-
-
-def check_segments(segments: Iterable[Segment], seconds: float, recording: str) -> None:
-    """Segments must lie within their recording; those of another one do not, as a rule.
-
-    Raises:
-        ValueError: a segment starts after the end, or ends more than half a second after it.
-    """
-    for segment in segments:
-        if segment.start >= seconds or segment.end > seconds + 0.5:
-            raise ValueError(
-                f"a segment runs from {segment.start:g} to {segment.end:g} s, but {recording} lasts {seconds:.3f} s; "
-                "do the segments belong to it?"
-            )
 
 
 def _from_csv(name: str, lines: Sequence[str]) -> list[Segment]:

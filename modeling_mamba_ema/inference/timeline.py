@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..feature_extraction_mamba_ema import MIN_SAMPLES, InvalidAudioError
-from .recording import Recording
-from .segments import Segment, check_segments, equal_windows, split_segment
+import numpy as np
+
+from ..audio_files import MIN_SECONDS, Recording
+from ..feature_extraction_mamba_ema import MIN_SAMPLES, SAMPLING_RATE
+from .segments import Segment, equal_windows, split_segment
 from .tracker import EmotionTracker
 
 SUFFIXES = (".csv", ".json", ".jsonl")
@@ -25,7 +28,7 @@ class TimelineRow:
         start, end: seconds from the recording's begin.
         speaker: of the segment, or None.
         values: label -> value on the unit scale; None for a segment too short (25 ms) to answer for.
-        label_values: label -> value on the label's own scale; None likewise.
+        label_values: label -> value on the label's own scale, where that is not the unit scale; None likewise.
         low_level: True below -70 dBFS RMS, where the values say nothing about a voice.
     """
 
@@ -37,15 +40,21 @@ class TimelineRow:
     low_level: bool
 
     def to_dict(self) -> dict[str, Any]:
-        """One flat row, as files have it: `valence` on the unit scale, `valence_value` on the label's own scale."""
+        """One flat row, as files have it, with the columns of [`timeline_columns`]; values are rounded to 4 digits."""
+        values = {**self.values, **{f"{label}_value": value for label, value in self.label_values.items()}}
         return {
             "start": round(self.start, 3),
             "end": round(self.end, 3),
             "speaker": self.speaker,
-            **self.values,
-            **{f"{label}_value": value for label, value in self.label_values.items()},
+            **{name: None if value is None else round(value, 4) for name, value in values.items()},
             "low_level": self.low_level,
         }
+
+
+def timeline_columns(tracker: EmotionTracker) -> list[str]:
+    """Of flat rows: `valence` on the unit scale, `valence_value` on the label's own scale where that is another."""
+    values = [f"{label}_value" for label in tracker.labels_with_own_scale]
+    return ["start", "end", "speaker", *tracker.labels, *values, "low_level"]
 
 
 def emotion_timeline(
@@ -66,7 +75,7 @@ def emotion_timeline(
     Raises:
         ValueError: segments outside the recording (a list is checked before anything is scored), or windows not
             between 1 and 30 s.
-        AudioFileError, InvalidAudioError: audio that cannot be used; rows up to there have been given.
+        AudioFileError: audio that cannot be used; the rows before it have been given.
     """
     allowed = tracker.feature_extractor.max_seconds
     longest = allowed - 0.01  # rounding to samples must not make a part too long
@@ -74,50 +83,54 @@ def emotion_timeline(
         if not 1 <= segments <= allowed:
             raise ValueError(f"windows of {segments:g} s; allowed are 1 to {allowed:g} s")
         segments = equal_windows(recording.seconds, min(segments, longest))
-    if isinstance(segments, Sequence):
-        check_segments(segments, recording.seconds, recording.name)
-    return _rows(tracker, recording, segments, longest)
+    checked = map(partial(_checked, recording=recording), segments)
+    return _rows(tracker, recording, list(checked) if isinstance(segments, Sequence) else checked, longest)
+
+
+def _checked(segment: Segment, recording: Recording) -> Segment:
+    """Segments must lie within their recording; those of another one do not, as a rule."""
+    if segment.start >= recording.seconds or segment.end > recording.seconds + 0.5:
+        raise ValueError(
+            f"a segment runs from {segment.start:g} to {segment.end:g} s, but {recording.name} lasts "
+            f"{recording.seconds:.3f} s; do the segments belong to it?"
+        )
+    return segment
 
 
 def _rows(
     tracker: EmotionTracker, recording: Recording, segments: Iterable[Segment], longest: float
 ) -> Iterator[TimelineRow]:
+    own = tracker.labels_with_own_scale
     for whole in segments:
-        check_segments([whole], recording.seconds, recording.name)
         for segment in split_segment(whole, longest):
             end = min(segment.end, recording.seconds)
-            waveform = recording.read(segment.start, end)
+            part = (segment.start, end, segment.speaker)
+            waveform = recording.read(segment.start, end) if end - segment.start > MIN_SECONDS / 2 else np.empty(0)
             if waveform.size < MIN_SAMPLES:
-                nothing: dict[str, float | None] = dict.fromkeys(tracker.labels)
-                yield TimelineRow(segment.start, end, segment.speaker, nothing, nothing, False)
+                yield TimelineRow(*part, dict.fromkeys(tracker.labels), dict.fromkeys(own), False)
                 continue
-            try:
-                heard = tracker.update(waveform, speaker=segment.speaker)
-            except InvalidAudioError as error:
-                raise InvalidAudioError(f"{recording.name} at {segment.start:.1f} to {end:.1f} s: {error}") from error
-            yield TimelineRow(
-                segment.start, end, segment.speaker, {**heard.values}, {**heard.label_values}, heard.low_level
-            )
+            heard = tracker.update(waveform, SAMPLING_RATE, segment.speaker)
+            label_values: dict[str, float | None] = {label: heard.label_values[label] for label in own}
+            yield TimelineRow(*part, {**heard.values}, label_values, heard.low_level)
 
 
 class TimelineWriter:
     """Writes rows as they come; the file is complete and valid after every row. A context manager.
 
     Args:
-        path: `.csv`, `.json` (a list of rows) or `.jsonl` (a row a line); a file that is there is replaced.
-        labels: of the rows.
+        path: `.csv`, `.json` (a list of rows) or `.jsonl` (a row a line); an existing file is replaced.
+        columns: of the rows, see [`timeline_columns`].
 
     Raises:
         ValueError: another suffix.
     """
 
-    def __init__(self, path: str | Path, labels: Sequence[str]):
+    def __init__(self, path: str | Path, columns: Sequence[str]):
         path = Path(path)
         self._suffix = path.suffix.lower()
         if self._suffix not in SUFFIXES:
             raise ValueError(f"{path.name} ends in {path.suffix!r}; rows are written as {', '.join(SUFFIXES)}")
         self._file = path.open("w", encoding="utf-8", newline="")
-        columns = ["start", "end", "speaker", *labels, *(f"{label}_value" for label in labels), "low_level"]
         self._csv = csv.DictWriter(self._file, columns)
         self._first = True
         if self._suffix == ".csv":
@@ -126,16 +139,16 @@ class TimelineWriter:
             self._file.write("[]\n")
         self._file.flush()
 
-    def write(self, row: TimelineRow) -> None:
-        fields = row.to_dict()
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Add a row, as `TimelineRow.to_dict` gives it."""
         if self._suffix == ".csv":
-            self._csv.writerow(fields)
+            self._csv.writerow(row)
         elif self._suffix == ".jsonl":
-            self._file.write(json.dumps(fields) + "\n")
+            self._file.write(json.dumps(row) + "\n")
         else:
             # In one write over the closing bracket, so that a reader finds a whole list at any time.
             self._file.seek(self._file.tell() - len("]\n"))
-            self._file.write(("\n" if self._first else ",\n") + json.dumps(fields) + "]\n")
+            self._file.write(("\n" if self._first else ",\n") + json.dumps(row) + "]\n")
         self._first = False
         self._file.flush()
 
@@ -149,4 +162,4 @@ class TimelineWriter:
         self.close()
 
 
-__all__ = ["TimelineRow", "TimelineWriter", "emotion_timeline"]
+__all__ = ["TimelineRow", "TimelineWriter", "emotion_timeline", "timeline_columns"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +10,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
+from ..audio_files import load_audio
 from ..conversation_encoder import ConversationState
+from ..data.atomic_write import atomic_write
 from ..feature_extraction_mamba_ema import SAMPLING_RATE, MambaEMAFeatureExtractor
 from ..modeling_mamba_ema import MambaEMAForRegression
+from ..publishing.checksums import weights_sha256
 from ..speech_encoder import num_frames
-from .audio_input import read_audio
 from .loading import load_model
-from .state_file import read_state, write_state
+
+STATE_FORMAT = "mamba-ema conversation state 1"
+_TURNS = "tracker.num_turns"
 
 
 @dataclass(frozen=True)
@@ -115,30 +122,37 @@ class EmotionTracker:
         return self.model.config.labels
 
     @property
+    def labels_with_own_scale(self) -> list[str]:
+        """Those whose scale is not the unit scale, so that `label_values` says something beside `values`."""
+        return [label for label in self.labels if self.model.config.label_range(label) != (0.0, 1.0)]
+
+    @property
     def num_turns(self) -> int:
         """Turns heard so far."""
         return self._num_turns
 
-    def update(self, audio: Any, sampling_rate: int = SAMPLING_RATE, speaker: str | None = None) -> TurnEmotion:
+    def update(
+        self, audio: Any, sampling_rate: int | None = None, speaker: str | None = None, channel: int | None = None
+    ) -> TurnEmotion:
         """Hear the next turn of the conversation.
 
         Args:
-            audio: mono waveform, (samples,) floats within [-1, 1] or integers, 25 ms to 30 s long; or the path of a
-                local file (needs `soundfile` and `soxr`). URLs are refused.
-            sampling_rate: of a waveform, in Hz; other rates than 16 kHz are resampled (needs `soxr`). Not used for
-                files.
+            audio: mono waveform, (samples,) floats within [-1, 1] or integers, 25 ms to 30 s long; or the path or the
+                bytes of an audio file (formats other than PCM WAV need `soundfile`). URLs are refused.
+            sampling_rate: of a waveform, in Hz, always needed for one; other rates than 16 kHz are resampled (needs
+                `soxr`). A file brings its own.
             speaker: recorded with the result.
+            channel: of a file with several, counted from 1; None for their average.
 
         Raises:
-            InvalidAudioError, AudioFileError, TypeError, ValueError: audio that cannot be used, or a model in training
-                mode. The state is then as it was: the turn can be left out or given again.
+            InvalidAudioError, TypeError, ValueError: audio that cannot be used, or a model in training mode. The state
+                is then as it was: the turn can be left out or given again.
         """
-        waveform, rate = read_audio(audio, sampling_rate)
-        return _update([self], [waveform], [rate], [speaker])[0]
+        return _update([self], [self._read(audio, sampling_rate, channel)], [speaker])[0]
 
     @staticmethod
     def update_batch(
-        turns: Sequence[tuple[EmotionTracker, Any, str | None]], sampling_rate: int = SAMPLING_RATE
+        turns: Sequence[tuple[EmotionTracker, Any, str | None]], sampling_rate: int | None = None
     ) -> list[TurnEmotion]:
         """Hear the next turn of several conversations in one pass of the model.
 
@@ -146,15 +160,15 @@ class EmotionTracker:
 
         Args:
             turns: (tracker, audio, speaker) for each conversation; all trackers share one model, none comes twice.
-            sampling_rate: of waveforms, in Hz.
+            sampling_rate: of waveforms, in Hz; always needed for them.
 
         Returns:
             One result a conversation, in the order given.
 
         Raises:
             ValueError: no turns, a tracker twice, or trackers of different models.
-            InvalidAudioError, AudioFileError, TypeError: as `update`, naming the utterance by its place, from 0; then
-                no conversation has advanced.
+            InvalidAudioError, TypeError: as `update`, naming a waveform by its place, from 0; then no conversation has
+                advanced.
         """
         if not turns:
             raise ValueError("update_batch got no turns; give at least one (tracker, audio, speaker)")
@@ -163,8 +177,8 @@ class EmotionTracker:
             raise ValueError("a tracker comes twice in the batch; the turns of one conversation follow each other")
         if any(tracker.model is not trackers[0].model for tracker in trackers):
             raise ValueError("the trackers of a batch must share one model object")
-        read = [read_audio(audio, sampling_rate) for _, audio, _ in turns]
-        return _update(trackers, [w for w, _ in read], [rate for _, rate in read], [speaker for _, _, speaker in turns])
+        read = [tracker._read(audio, sampling_rate) for tracker, audio, _ in turns]
+        return _update(trackers, read, [speaker for _, _, speaker in turns])
 
     def reset(self) -> None:
         """Begin a new conversation."""
@@ -178,8 +192,16 @@ class EmotionTracker:
         return other
 
     def save(self, path: str | Path) -> None:
-        """Write where the conversation stands to a small safetensors file with JSON metadata; `restore` reads it."""
-        write_state(Path(path), self.model, self._state, self._num_turns)
+        """Write where the conversation stands to a small safetensors file with JSON metadata, no pickle, in one piece.
+
+        A digest of the model's weights is written with it; `restore` reads it.
+        """
+        state = {} if self._state is None else self._state.state_dict()
+        tensors = {name: tensor.cpu() for name, tensor in state.items()}
+        tensors[_TURNS] = torch.tensor(self._num_turns)
+        about = {"format": STATE_FORMAT, "labels": self.labels, "weights_sha256": _digest(self.model)}
+        with atomic_write(path) as unfinished:
+            save_file(tensors, unfinished, metadata={"mamba_ema": json.dumps(about)})
 
     def restore(self, path: str | Path) -> None:
         """Continue the conversation that `save` wrote; what this tracker had heard is forgotten.
@@ -187,24 +209,57 @@ class EmotionTracker:
         Raises:
             ValueError: the file is no state, is damaged, or was written with another model; nothing has changed then.
         """
-        self._state, self._num_turns = read_state(Path(path), self.model)
+        path = Path(path)
+        if not path.is_file():
+            raise ValueError(f"{path.name} does not exist (looked in {path.parent})")
+        try:
+            with safe_open(path, framework="pt", device="cpu") as file:
+                about = json.loads((file.metadata() or {}).get("mamba_ema", "null"))
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+        except (SafetensorError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path.name} is no conversation state, or is damaged: {error}") from error
+        if not isinstance(about, dict) or about.get("format") != STATE_FORMAT or _TURNS not in tensors:
+            raise ValueError(f"{path.name} is no conversation state; give a file that EmotionTracker.save wrote")
+        if about.get("weights_sha256") != _digest(self.model):
+            raise ValueError(
+                f"{path.name} was written with another model (its labels: {about.get('labels')}); a state is valid for "
+                "the weights that made it: load the model it was saved with"
+            )
+        num_turns = int(tensors.pop(_TURNS))
+        if any(not torch.isfinite(tensor).all() for tensor in tensors.values()):
+            raise ValueError(f"{path.name} holds values that are not finite; it is damaged")
+        state = ConversationState.from_state_dict(tensors).to(self.model.device) if tensors else None
+        self._state, self._num_turns = state, num_turns
+
+    def _read(self, audio: Any, sampling_rate: int | None, channel: int | None = None) -> tuple[Any, int | None]:
+        """A waveform and its rate in Hz, from audio as `update` takes it."""
+        if isinstance(audio, (str, Path, bytes, bytearray)):
+            return load_audio(audio, channel=channel, max_seconds=self.feature_extractor.max_seconds), SAMPLING_RATE
+        if channel is not None:
+            raise ValueError("channel chooses a channel of a file; choose that of an array yourself: waveform[:, 0]")
+        return audio, sampling_rate
 
 
 @torch.inference_mode()
 def _update(
-    trackers: Sequence[EmotionTracker], waveforms: Sequence[Any], rates: Sequence[int], speakers: Sequence[str | None]
+    trackers: Sequence[EmotionTracker], audio: Sequence[tuple[Any, int | None]], speakers: Sequence[str | None]
 ) -> list[TurnEmotion]:
-    """One turn for each tracker; states are replaced last, when nothing can fail any more."""
+    """One turn, a waveform and its rate, for each tracker; states are replaced last, when nothing can fail any more."""
     model, extractor = trackers[0].model, trackers[0].feature_extractor
     if model.training:
         raise ValueError("the model is in training mode, where dropout changes the numbers; call model.eval() first")
     for speaker in speakers:
         if speaker is not None and not isinstance(speaker, str):
             raise TypeError(f"speaker is {type(speaker).__name__}; a name or None is needed")
-    if len(set(rates)) > 1:
-        raise ValueError(f"a batch mixes waveforms of {SAMPLING_RATE} Hz and of {max(rates)} Hz; resample them first")
+    rates = list({rate: None for _, rate in audio})
+    if len(rates) > 1 and None not in rates:
+        raise ValueError(f"a batch mixes waveforms of {rates[0]} Hz and of {rates[1]} Hz; resample them first")
     features = extractor(
-        list(waveforms), sampling_rate=rates[0], resample=True, return_low_level=True, return_tensors="pt"
+        [waveform for waveform, _ in audio],
+        sampling_rate=None if None in rates else rates[0],
+        resample=True,
+        return_low_level=True,
+        return_tensors="pt",
     )
     low_level = features.pop("low_level").tolist()
     outputs = model(
@@ -249,6 +304,11 @@ def _stack_states(trackers: Sequence[EmotionTracker]) -> ConversationState | Non
     return ConversationState.stack(
         [encoder.initial_state(1, model.device, model.dtype) if state is None else state for state in states]
     )
+
+
+def _digest(model: MambaEMAForRegression) -> str:
+    """SHA-256 of every weight after the speech encoder; two trained models do not share these."""
+    return weights_sha256(item for item in model.state_dict().items() if ".speech_encoder." not in item[0])
 
 
 __all__ = ["EmotionTracker", "TurnEmotion"]

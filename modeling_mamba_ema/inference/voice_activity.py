@@ -1,4 +1,4 @@
-"""Where somebody speaks, found by Silero VAD (the extra `vad`; its model lies in its package)."""
+"""Where somebody speaks, found by Silero VAD (the extra `vad`, which brings its model along)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..audio_files import Recording
 from ..feature_extraction_mamba_ema import MIN_SAMPLES, SAMPLING_RATE
-from .recording import Recording
 from .segments import Segment
 
 BLOCK = 512  # samples that Silero VAD takes at 16 kHz
@@ -84,7 +84,7 @@ def _changes(blocks: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, dict[st
         from silero_vad import VADIterator, load_silero_vad
     except ImportError as error:
         raise ImportError(
-            "finding speech needs silero-vad and onnxruntime: pip install 'silero-vad[onnx-cpu]'"
+            "finding speech needs silero-vad and onnxruntime (the extra `vad`): pip install 'silero-vad[onnx-cpu]'"
         ) from error
     finally:
         torch.set_num_threads(threads)  # importing it sets them to 1, for the whole process

@@ -35,6 +35,12 @@ def as_array(values: Any, name: str, *dimensions: int) -> np.ndarray:
     return array
 
 
+def short_name(name: str, longest: int = 24) -> str:
+    """A name for a legend: matplotlib hides those that begin with an underscore, and reads $ as mathematics."""
+    shown = name if len(name) <= longest else f"{name[: longest - 1]}…"
+    return shown.replace("$", r"\$").replace("_", "\u02cd") if shown.startswith("_") else shown.replace("$", r"\$")
+
+
 def write_picture(figure: Figure, stem: str | Path) -> tuple[Path, Path]:
     """Write a figure as `<stem>.png` and `<stem>.svg`; folders are made.
 

@@ -9,13 +9,16 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
-from .style import COLOURS, GREY, STYLES
+from .style import COLOURS, GREY, SPEAKER_MARKERS, short_name
 
 STEPS = (30, 60, 120, 300, 600, 1200, 1800, 3600)  # seconds between the marks of the time axis
+MAX_PAUSE = 2.0  # seconds in which nobody speaks; over a longer pause no line is drawn
 
 
 def plot_timeline(segments: Sequence[Mapping[str, Any]], labels: Sequence[str], title: str = "") -> Figure:
-    """Values of segments over the time of a recording; who speaks when stands below.
+    """Values of segments over the time of a recording: a panel a label, a line a speaker; below it who speaks when.
+
+    Where nobody speaks for more than 2 s, the lines have a gap.
 
     Args:
         segments: one mapping a segment: `start` and `end` in seconds, each label's value on the unit scale (None or
@@ -36,32 +39,33 @@ def plot_timeline(segments: Sequence[Mapping[str, Any]], labels: Sequence[str], 
             raise ValueError(
                 f"segment {number} runs from {segment['start']} s to {segment['end']} s; end must be later"
             )
-    names = list(dict.fromkeys(str(segment["speaker"]) for segment in segments if segment.get("speaker") is not None))
+    segments = sorted(segments, key=lambda segment: (segment["start"], segment["end"]))
+    speakers = [None if segment.get("speaker") is None else str(segment["speaker"]) for segment in segments]
+    names = [name for name in dict.fromkeys(speakers) if name is not None]
     end = max(segment["end"] for segment in segments)
+    # Segments without a speaker among those that have one get a line of their own, in grey.
+    looks: dict[str | None, tuple[str, str]] = {None: (GREY if names else COLOURS[0], "")}
+    for number, name in enumerate(names):
+        looks[name] = COLOURS[number % len(COLOURS)], SPEAKER_MARKERS[number % len(SPEAKER_MARKERS)]
 
-    figure = Figure(figsize=(11, 3.8 + 0.28 * len(names)), layout="constrained")
-    rows = figure.subplots(
-        1 + bool(names), 1, sharex=True, squeeze=False, height_ratios=[8, len(names)][: 1 + bool(names)]
-    )
-    axes = rows[0, 0]
-    starts, ends = (np.array([segment[name] for segment in segments], dtype=float) for name in ("start", "end"))
-    pale = np.array([bool(segment.get("low_level")) for segment in segments])
-    order = np.argsort(starts, kind="stable")
-    for index, label in enumerate(labels):
-        colour = COLOURS[index % len(COLOURS)]
-        values = np.array([np.nan if segment[label] is None else segment[label] for segment in segments], dtype=float)
-        middles = (starts + ends)[order] / 2
-        axes.plot(middles, values[order], STYLES[index % 3], color=colour, linewidth=1.2, alpha=0.7, label=label)
-        for rows_drawn, alpha in ((~pale, 1.0), (pale, 0.3)):
-            at = np.flatnonzero(rows_drawn & np.isfinite(values))
-            axes.hlines(values[at], starts[at], ends[at], color=colour, linewidth=3, alpha=alpha)
-    axes.set_ylim(-0.02, 1.02)
-    axes.set_ylabel("0 = low, 1 = high")
-    axes.grid(alpha=0.3)
-    axes.set_title(title, fontsize=12)
+    figure = Figure(figsize=(11, 0.8 + 2.2 * len(labels) + 0.28 * len(names)), layout="constrained")
+    heights = [8.0] * len(labels) + [float(len(names))] * bool(names)
+    panels = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+    stretches = _stretches(segments)
+    for axes, label in zip(panels, labels):
+        for speaker, look in looks.items():
+            own = [number for number, other in enumerate(speakers) if other == speaker]
+            _draw_values(axes, [segments[number] for number in own], [stretches[number] for number in own], label, look)
+        axes.set_ylim(-0.02, 1.02)
+        axes.set_ylabel(f"{label}\n0 = low, 1 = high")
+        axes.grid(alpha=0.3)
+    panels[0].set_title(title, fontsize=12)
     if names:
-        _draw_speakers(rows[1, 0], segments, names)
-    bottom = rows[-1, 0]
+        _draw_speakers(panels[-1], segments, speakers, looks)
+        for name in names:
+            panels[0].plot([], [], f"-{looks[name][1]}", color=looks[name][0], label=short_name(name))
+        panels[0].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9, frameon=False)
+    bottom = panels[-1]
     bottom.set_xlim(0, end)
     if end < 180:
         bottom.set_xlabel("time (s)")
@@ -69,18 +73,53 @@ def plot_timeline(segments: Sequence[Mapping[str, Any]], labels: Sequence[str], 
         bottom.set_xlabel("time (h:mm:ss)" if end >= 3600 else "time (min:s)")
         bottom.xaxis.set_major_locator(MultipleLocator(next((step for step in STEPS if end / step <= 12), end / 8)))
         bottom.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: _clock(seconds, end >= 3600)))
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9, frameon=False)
     return figure
 
 
-def _draw_speakers(axes: Any, segments: Sequence[Mapping[str, Any]], names: list[str]) -> None:
+def _stretches(segments: Sequence[Mapping[str, Any]]) -> list[int]:
+    """For each segment, in the order of their start, the number of its stretch: between stretches nobody speaks."""
+    numbers: list[int] = []
+    covered = segments[0]["end"]
+    for segment in segments:
+        pause = segment["start"] > covered + MAX_PAUSE
+        numbers.append((numbers[-1] if numbers else 0) + pause)
+        covered = max(covered, segment["end"])
+    return numbers
+
+
+def _draw_values(
+    axes: Any, segments: Sequence[Mapping[str, Any]], stretches: Sequence[int], label: str, look: tuple[str, str]
+) -> None:
+    """One speaker's values: a bar a segment, and a line through their middles that ends where a stretch ends."""
+    colour, marker = look
+    starts, ends = (np.array([segment[name] for segment in segments], dtype=float) for name in ("start", "end"))
+    values = np.array([np.nan if segment[label] is None else segment[label] for segment in segments], dtype=float)
+    pale = np.array([bool(segment.get("low_level")) for segment in segments], dtype=bool)
+    middles = (starts + ends) / 2
+    for stretch in dict.fromkeys(stretches):
+        at = np.array(stretches) == stretch
+        axes.plot(middles[at], values[at], "-", color=colour, linewidth=1.2, alpha=0.6)
+    for shown, alpha in ((~pale, 1.0), (pale, 0.3)):
+        at = np.flatnonzero(shown & np.isfinite(values))
+        axes.hlines(values[at], starts[at], ends[at], color=colour, linewidth=3, alpha=alpha)
+        axes.plot(middles[at], values[at], marker=marker, color=colour, markersize=5, alpha=alpha, linestyle="none")
+
+
+def _draw_speakers(
+    axes: Any,
+    segments: Sequence[Mapping[str, Any]],
+    speakers: Sequence[str | None],
+    looks: Mapping[str | None, tuple[str, str]],
+) -> None:
     """A lane a speaker, filled while they speak; pale where they are near silence."""
+    names = [name for name in looks if name is not None]
     for lane, name in enumerate(names):
-        own = [segment for segment in segments if str(segment.get("speaker")) == name]
-        bars = [(segment["start"], segment["end"] - segment["start"]) for segment in own]
-        colours = [GREY if segment.get("low_level") else "#333333" for segment in own]
-        axes.broken_barh(bars, (lane - 0.35, 0.7), facecolors=colours)
-    axes.set_yticks(range(len(names)), [name if len(name) <= 16 else f"{name[:15]}…" for name in names])
+        own = [segment for segment, speaker in zip(segments, speakers) if speaker == name]
+        for segment in own:
+            bar = [(segment["start"], segment["end"] - segment["start"])]
+            alpha = 0.3 if segment.get("low_level") else 1.0
+            axes.broken_barh(bar, (lane - 0.35, 0.7), facecolors=looks[name][0], alpha=alpha)
+    axes.set_yticks(range(len(names)), [short_name(name, 16) for name in names])
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.tick_params(left=False)
 

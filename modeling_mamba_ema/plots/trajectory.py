@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from .style import COLOURS, GREY, SPEAKER_MARKERS, STYLES, as_array
+from .style import COLOURS, GREY, SPEAKER_MARKERS, STYLES, as_array, short_name
 
 # Words of the four corners, after the circumplex of Russell 1980: (valence, arousal), word.
 CORNERS = (
@@ -62,7 +62,7 @@ def plot_trajectory(
         if label in truth:
             axes.plot(turns, truth[label], "--", color=colour, linewidth=1.2, label=f"{label}, label of the corpus")
     for marker, name in _markers(names):
-        axes.plot([], [], marker, color="black", label=_short(name))
+        axes.plot([], [], marker, color="black", label=short_name(name))
     axes.set_xlabel("turn")
     axes.set_ylabel("0 = low, 1 = high")
     axes.set_xticks(turns[:: 1 + (count - 1) // 20])
@@ -99,7 +99,7 @@ def plot_circumplex(valence: Any, arousal: Any, speakers: Sequence[str] | None =
         colour = COLOURS[index % len(COLOURS)]
         own = [turn for turn in range(len(valence)) if name == "" or (speakers or [])[turn] == name]
         x, y = valence[own], arousal[own]
-        axes.plot(x, y, marker, color=colour, markersize=8, label=_short(name) or None, zorder=3)
+        axes.plot(x, y, marker, color=colour, markersize=8, label=short_name(name) or None, zorder=3)
         for start in range(len(own) - 1):
             axes.annotate(
                 "",
@@ -138,9 +138,3 @@ def _speaker_names(speakers: Sequence[str] | None, count: int) -> list[str]:
 
 def _markers(names: Sequence[str]) -> list[tuple[str, str]]:
     return [(SPEAKER_MARKERS[index % len(SPEAKER_MARKERS)], name) for index, name in enumerate(names)]
-
-
-def _short(name: str) -> str:
-    """A name for the legend: matplotlib hides those that begin with an underscore, and reads $ as mathematics."""
-    shown = name if len(name) <= 24 else f"{name[:23]}…"
-    return shown.replace("$", r"\$").replace("_", "\u02cd") if shown.startswith("_") else shown.replace("$", r"\$")

@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from ..ccc_loss import MISSING_LABEL
 from ..configuration_mamba_ema import MambaEMAConfig
-from ..data.bad_audio import describe_bad_audio, save_bad_audio, scan_audio, without
+from ..data.bad_audio import describe_bad_audio, drop_bad_audio, save_bad_audio, scan_audio
 from ..data.dataset import ConversationDataset, load_emotion_dataset
 from ..data.frame_cache import FrameCache, utterances_of
 from ..data.sources import read_label_ranges
@@ -102,7 +102,7 @@ def load_splits(
         save_bad_audio(bad_audio, output / "skipped_audio.jsonl")
     if bad_audio:
         logger.warning("%s\nThey are left out.", describe_bad_audio(bad_audio, splits))
-        splits = without(splits, bad_audio)
+        splits = drop_bad_audio(splits, bad_audio)
     for split, rows in splits.items():
         if not len(rows):
             raise ValueError(f"no utterance of the split {split} is left; is the disk with its audio there?")

@@ -12,7 +12,7 @@ from datasets import Dataset
 from tqdm import tqdm
 from transformers import TrainingArguments
 
-from ..data.audio import load_audio
+from ..audio_files import load_audio
 from ..data.frame_cache import DTYPE, FrameCache, FrameCacheError, Utterance, utterances_of
 from ..feature_extraction_mamba_ema import SAMPLING_RATE, InvalidAudioError, MambaEMAFeatureExtractor
 from ..modeling_mamba_ema import MambaEMAForRegression
@@ -118,7 +118,7 @@ def cache_frames(
 @torch.inference_mode()
 def _encode(encoder: SpeechEncoder, extractor: MambaEMAFeatureExtractor, utterance: Utterance) -> torch.Tensor:
     """(layers, frames, hidden) of one utterance: alone, they are the same to the bit whatever else is computed."""
-    waveform = load_audio(utterance.file_name, utterance.start, utterance.end, downmix=True)
+    waveform = load_audio(utterance.file_name, utterance.start, utterance.end)
     try:
         features = extractor(waveform, sampling_rate=SAMPLING_RATE, return_tensors="pt")
     except InvalidAudioError as error:

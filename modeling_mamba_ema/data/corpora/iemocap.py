@@ -8,9 +8,10 @@ from pathlib import Path
 import pandas as pd
 
 from ..categories import CorpusError, refuse_crema_d
-from .prepared import Corpus, leave_one_session_out, listed, visible
+from ..prepared_corpus import Corpus, leave_one_session_out, enumerated, visible
 
 SESSIONS = (1, 2, 3, 4, 5)
+FOLDS = len(SESSIONS)
 # [6.2901 - 8.2357]	Ses01F_impro01_F000	neu	[2.5000, 2.5000, 2.5000]: mean ratings in the order V, A, D. The lines
 # that follow in a block are single raters and self reports, and begin otherwise.
 _NUMBER = r"-?\d+(?:\.\d+)?"
@@ -21,7 +22,7 @@ _TURN = re.compile(
 _TURN_NUMBER = 5  # characters at the end of a turn's name, "_F000"; before them is its dialog
 
 
-def read_iemocap(folder: Path, fold: int = 1) -> Corpus:
+def read(folder: Path, fold: int = 1) -> Corpus:
     """Read the release's folder, which holds Session1 to Session5.
 
     The speaker is the session with the letter before the turn's number (`Ses01F_impro01_M003` is the man): the letter
@@ -38,7 +39,7 @@ def read_iemocap(folder: Path, fold: int = 1) -> Corpus:
     if missing:
         if len(missing) == len(SESSIONS):
             refuse_crema_d(folder)
-        raise CorpusError(listed(f"{folder} is not all of IEMOCAP; missing", missing))
+        raise CorpusError(enumerated(f"{folder} is not all of IEMOCAP; missing", missing))
     rows: list[dict] = []
     skipped: list[tuple[str, str]] = []
     for session in SESSIONS:

@@ -8,9 +8,10 @@ from pathlib import Path
 import pandas as pd
 
 from ..categories import CorpusError, refuse_crema_d
-from .prepared import Corpus, leave_one_session_out, listed, visible
+from ..prepared_corpus import Corpus, leave_one_session_out, enumerated, visible
 
 SESSIONS = (1, 2, 3, 4, 5, 6)
+FOLDS = len(SESSIONS)
 _LABEL_FILES = ("Evaluation.txt", "Evalution.txt")
 # S01A-F01-P-FM01: sentence and intended emotion, speaker (with the number of the session), kind of recording, who is
 # with whom and number.
@@ -20,7 +21,7 @@ _LABELS = {"A": "arousal", "V": "valence", "D": "dominance"}
 _LOW, _HIGH = 1, 5
 
 
-def read_msp_improv(folder: Path, fold: int = 1) -> Corpus:
+def read(folder: Path, fold: int = 1) -> Corpus:
     """Read the release's folder, which holds Evaluation.txt and session1 to session6 (or Audio/session1 ...).
 
     A line of ratings is `UTD-IMPROV-S01A-F01-P-FM01.avi; N; A:2.6; V:3.0; D:2.8; N:4.0;`: the consensus emotion, then
@@ -51,7 +52,7 @@ def read_msp_improv(folder: Path, fold: int = 1) -> Corpus:
     sessions = {row["session"] for row in rows}
     if sessions != set(SESSIONS):
         missing = [f"session {number}" for number in SESSIONS if number not in sessions]
-        raise CorpusError(listed(f"{labels} is not all of MSP-Improv's; it has no ratings of", missing))
+        raise CorpusError(enumerated(f"{labels} is not all of MSP-Improv's; it has no ratings of", missing))
     rated = {Path(row["file_name"]).stem for row in rows}
     skipped = [(name, "it has no label") for name in wavs if name not in rated]
     table = pd.DataFrame(rows)

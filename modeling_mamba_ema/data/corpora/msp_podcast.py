@@ -7,8 +7,9 @@ from pathlib import Path
 import pandas as pd
 
 from ..categories import CorpusError, refuse_categories, refuse_crema_d
-from .prepared import Corpus, listed, visible
+from ..prepared_corpus import Corpus, enumerated, visible
 
+FOLDS = 1
 # Releases differ in how they spell both.
 _LABEL_FILES = ("labels_consensus.csv", "labels_concensus.csv")
 _AUDIO_FOLDERS = ("Audios", "Audio")
@@ -24,23 +25,24 @@ _COLUMNS = {"EmoVal": "valence", "EmoAct": "arousal", "EmoDom": "dominance"}
 _HIDDEN = "it has no label (those of Test3 are hidden)"
 
 
-def read_msp_podcast(folder: Path) -> Corpus:
+def read(folder: Path, fold: int = 1) -> Corpus:
     """Read the release's folder, which holds Labels/ and Audios/ (or Audio/).
 
     Every turn is a conversation of its own: they were rated without their context.
 
     Args:
         folder: as delivered.
+        fold: not used: the release has splits of its own.
 
     Raises:
         CorpusError: something else, or labels whose columns or splits are not known.
     """
-    labels = next((path for place in (folder / "Labels", folder) for path in _there(place, _LABEL_FILES)), None)
-    audio = next(iter(_there(folder.absolute(), _AUDIO_FOLDERS)), None)
+    labels = next((path for place in (folder / "Labels", folder) for path in _existing(place, _LABEL_FILES)), None)
+    audio = next(iter(_existing(folder.absolute(), _AUDIO_FOLDERS)), None)
     if labels is None or audio is None:
         refuse_crema_d(folder)
         missing = [f"Labels/{' or '.join(_LABEL_FILES)}"] * (labels is None) + [" or ".join(_AUDIO_FOLDERS)] * (not audio)
-        raise CorpusError(listed(f"{folder} is not all of MSP-Podcast; missing", missing))
+        raise CorpusError(enumerated(f"{folder} is not all of MSP-Podcast; missing", missing))
     table = pd.read_csv(labels, dtype=str, keep_default_na=False, skipinitialspace=True)
     absent = [name for name in ("FileName", "Split_Set", *_COLUMNS) if name not in table.columns]
     if absent:
@@ -73,7 +75,7 @@ def read_msp_podcast(folder: Path) -> Corpus:
     return Corpus("MSP-Podcast", (1, 7), rows[rated].reset_index(drop=True), skipped, remarks)
 
 
-def _there(place: Path, names: tuple[str, ...]) -> list[Path]:
+def _existing(place: Path, names: tuple[str, ...]) -> list[Path]:
     return [place / name for name in names if (place / name).exists()]
 
 

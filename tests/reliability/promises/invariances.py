@@ -153,7 +153,7 @@ PROMISES = [
         "test_pipeline.py::test_every_form_of_the_same_audio_gives_the_same_numbers",
         "test_tracker.py::test_turn_by_turn_gives_the_numbers_and_attention_of_the_whole_conversation",
         "test_page.py::test_a_conversation_gets_the_numbers_of_the_python_api_and_is_drawn",
-        "test_score_conversation.py::test_files_are_scored_turn_by_turn_with_the_numbers_of_the_whole_conversation",
+        "test_command_line.py::test_files_are_separate_unless_they_are_a_conversation",
     ),
     promise(
         "B-20",

@@ -1,4 +1,4 @@
-"""One visitor's conversation, and reading the turns they send. Nothing here knows the page."""
+"""One visitor's conversation, and reading the turns they send, without anything of the page."""
 
 from __future__ import annotations
 
@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile as sf
 
-from ..data.audio import AudioFileError, audio_seconds, load_audio
+from ..audio_files import AudioFileError, load_audio
 from ..feature_extraction_mamba_ema import SAMPLING_RATE, InvalidAudioError
 from ..inference import EmotionTracker, TurnEmotion
 
 MAX_TURNS = 500  # a visitor's numbers are kept in memory
-MAX_CHANNELS = 2
 MAX_NAME = 40  # characters of a speaker's name
 SPEAKERS = ("speaker A", "speaker B")
 
@@ -61,7 +59,7 @@ class Conversation:
 
 
 def read_turn(path: str | None, max_seconds: float) -> np.ndarray:
-    """The audio of an uploaded file, bounded before anything is decoded.
+    """The audio of an uploaded file, whose header is checked before anything is decoded.
 
     Args:
         path: of the uploaded file; None where nothing was sent.
@@ -71,23 +69,13 @@ def read_turn(path: str | None, max_seconds: float) -> np.ndarray:
         (samples,) float32 at 16 kHz.
 
     Raises:
-        TurnError: no file, or one that is damaged, too long, or out of bounds; the message holds no path.
+        TurnError: no file, or one that cannot be used; the message holds no path.
     """
     if not path:
         raise TurnError("Record or upload a turn first.")
-    file = Path(path)
-    name = file.name if len(file.name) <= 60 else f"{file.name[:40]}…{file.suffix[:10]}"
-    if not file.is_file():
+    if not Path(path).is_file():
         raise TurnError("The file is no longer on the server. Upload it again.")
     try:
-        seconds = audio_seconds(file)
-        if seconds > max_seconds:
-            raise TurnError(f"{name} lasts {seconds:.0f} s; a turn may last {max_seconds:g} s. Cut it into turns.")
-        channels = sf.info(file).channels
-        if channels > MAX_CHANNELS:
-            raise TurnError(f"{name} has {channels} channels; mono or stereo is needed.")
-        return load_audio(file, downmix=True)
+        return load_audio(path, max_seconds=max_seconds)
     except AudioFileError as error:
-        # The decoder's own words repeat the path.
-        sentence = str(error).replace(f"Error opening {str(file)!r}: ", "").replace(str(file), name)
-        raise TurnError(f"{sentence.replace(file.name, name).rstrip('.')}.") from error
+        raise TurnError(f"{error}.") from error

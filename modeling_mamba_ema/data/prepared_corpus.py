@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +10,12 @@ from typing import Any
 
 import pandas as pd
 
-from ...feature_extraction_mamba_ema import SAMPLING_RATE
-from ..audio import AudioFileError, checked_header
-from ..categories import CorpusError
-from ..sources import CORPUS_FILE
-from ..threads import map_in_threads
-
-logger = logging.getLogger(__name__)
+from ..audio_files import AudioFileError, Recording
+from ..feature_extraction_mamba_ema import SAMPLING_RATE
+from .atomic_write import atomic_write
+from .categories import CorpusError
+from .sources import CORPUS_FILE
+from .threads import map_in_threads
 
 LABELS = ("valence", "arousal", "dominance")
 SPLITS = ("train", "validation", "test", "test1", "test2", "test3")
@@ -27,7 +24,7 @@ SKIPPED_FILE = "skipped.jsonl"
 # Rounding puts a mean of ratings a little off its scale; a whole point off, the column was misread.
 _CLIPPED = 1.0
 USUAL_MAX_SECONDS = 30.0  # data.max_seconds where it is not set
-_LISTED = 20  # names in a message
+_ENUMERATED = 20  # names in a message
 
 
 @dataclass
@@ -68,23 +65,27 @@ def write_corpus(corpus: Corpus, output: Path) -> None:
         raise CorpusError(f"{corpus.name} has no labelled utterance here")
     doubled = rows.duplicated(["conversation_id", "turn"])
     if doubled.any():
-        raise CorpusError(listed(f"{corpus.name} has utterances twice", rows["file_name"][doubled]))
+        raise CorpusError(enumerated(f"{corpus.name} has utterances twice", rows["file_name"][doubled]))
     rows = _with_times(corpus, rows)
     for label in LABELS:
         rows[label] = _clipped(corpus, rows, label)
     first = ["file_name", "start", "end", "conversation_id", "turn", "speaker", "split", *LABELS]
     corpus.rows = rows[[*first, *(column for column in rows.columns if column not in first)]]
 
-    output.mkdir(parents=True, exist_ok=True)
     facts = {
         "name": corpus.name,
         "label_ranges": {label: list(corpus.scale) for label in LABELS},
         "remarks": corpus.remarks,
     }
-    _write(output / SKIPPED_FILE, "".join(_line({"name": name, "reason": why}) for name, why in corpus.skipped))
-    _write(output / CORPUS_FILE, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
     records = corpus.rows.astype(object).where(corpus.rows.notna(), None).to_dict("records")
-    _write(output / METADATA_FILE, "".join(_line(record) for record in records))
+    files = {
+        SKIPPED_FILE: "".join(_line({"name": name, "reason": why}) for name, why in corpus.skipped),
+        CORPUS_FILE: json.dumps(facts, indent=2, ensure_ascii=False) + "\n",
+        METADATA_FILE: "".join(map(_line, records)),
+    }
+    for name, text in files.items():
+        with atomic_write(output / name) as unfinished:
+            unfinished.write_text(text, encoding="utf-8")
 
 
 def describe_corpus(corpus: Corpus) -> str:
@@ -125,35 +126,37 @@ def visible(paths: Iterable[Path]) -> list[Path]:
     return sorted(path for path in paths if not path.name.startswith("."))
 
 
-def listed(what: str, names: Sequence[Any] | pd.Series) -> str:
+def enumerated(what: str, names: Sequence[Any] | pd.Series) -> str:
     """A sentence and the names it is about, one a line, not more than a screen takes."""
-    more = [f"and {len(names) - _LISTED} more"] if len(names) > _LISTED else []
-    return "\n  ".join([f"{what} ({len(names)}):", *(str(name) for name in list(names)[:_LISTED]), *more])
+    more = [f"and {len(names) - _ENUMERATED} more"] if len(names) > _ENUMERATED else []
+    return "\n  ".join([f"{what} ({len(names)}):", *(str(name) for name in list(names)[:_ENUMERATED]), *more])
 
 
 def _with_times(corpus: Corpus, rows: pd.DataFrame) -> pd.DataFrame:
-    """Add `start` and `end` from the headers of the files, all of which must be there and be audio."""
+    """Add `start` and `end` from the headers of the files, all of which must exist and be audio."""
 
-    def header(name: str) -> Any:
+    def facts(name: str) -> Any:
         try:
-            return checked_header(name)
+            with Recording(name) as recording:
+                return recording.channels, recording.sampling_rate, recording.seconds
         except AudioFileError as error:
             return error
 
-    headers = map_in_threads(header, list(rows["file_name"]))
-    faults = [str(found) for found in headers if isinstance(found, AudioFileError)]
+    found = map_in_threads(facts, list(rows["file_name"]))
+    faults = [str(error) for error in found if isinstance(error, AudioFileError)]
     if faults:
-        raise CorpusError(listed(f"{corpus.name} has labels for audio files that are missing or damaged", faults))
+        raise CorpusError(enumerated(f"{corpus.name} has labels for audio files that are missing or damaged", faults))
     kinds: dict[tuple[int, int], list[str]] = {}
-    for name, found in zip(rows["file_name"], headers):
-        kinds.setdefault((found.channels, found.samplerate), []).append(Path(name).name)
+    seconds = []
+    for name, (channels, rate, length) in zip(rows["file_name"], found):
+        kinds.setdefault((channels, rate), []).append(Path(name).name)
+        seconds.append(length)
     kinds.pop((1, SAMPLING_RATE), None)
     corpus.remarks += [
         f"{len(names)} files have {channels} channel(s) at {rate} Hz and are averaged and resampled when they are read: "
         f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
         for (channels, rate), names in kinds.items()
     ]
-    seconds = [found.frames / found.samplerate for found in headers]
     if max(seconds) > USUAL_MAX_SECONDS:
         corpus.remarks.append(
             f"{sum(length > USUAL_MAX_SECONDS for length in seconds)} turns are longer than {USUAL_MAX_SECONDS:g} s, the "
@@ -169,20 +172,13 @@ def _clipped(corpus: Corpus, rows: pd.DataFrame, label: str) -> pd.Series:
     far = (values < low - _CLIPPED) | (values > high + _CLIPPED)
     if far.any():
         outside = [name for name, is_far in zip(names, far) if is_far]
-        raise CorpusError(listed(f"{label} lies outside the scale {low:g} to {high:g} of {corpus.name}", outside))
+        raise CorpusError(enumerated(f"{label} lies outside the scale {low:g} to {high:g} of {corpus.name}", outside))
     near = (values < low) | (values > high)
     if near.any():
         outside = [name for name, is_near in zip(names, near) if is_near]
-        corpus.remarks.append(listed(f"{label} lay slightly outside {low:g} to {high:g} and was clipped", outside))
+        corpus.remarks.append(enumerated(f"{label} lay slightly outside {low:g} to {high:g} and was clipped", outside))
     return values.clip(low, high)
 
 
 def _line(record: dict[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False) + "\n"
-
-
-def _write(path: Path, text: str) -> None:
-    """In one piece, so that a table that is there is whole."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

@@ -113,7 +113,7 @@ def trajectory(turns: Sequence[TurnEmotion]) -> str:
 
 
 def _image(figure: Figure, description: str, width: str = "100%") -> str:
-    figure.set_dpi(100)  # whatever rcParams say
+    figure.set_dpi(100)  # independent of rcParams
     picture, canvas = io.BytesIO(), FigureCanvasAgg(figure)
     # savefig would draw a figure with a layout twice. Little compression: a tenth more bytes, a tenth less waiting.
     canvas.draw()

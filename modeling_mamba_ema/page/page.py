@@ -9,7 +9,6 @@ from typing import Any
 
 import gradio as gr
 import numpy as np
-from gradio import processing_utils
 
 from ..feature_extraction_mamba_ema import MambaEMAFeatureExtractor
 from ..inference import EmotionTracker, TurnEmotion
@@ -35,14 +34,10 @@ anybody. Uploads are deleted after a few minutes and nothing is sent anywhere.
 """
 
 
-async def _fetch_nothing(url: str) -> Any:
-    raise ValueError("this page fetches no addresses; upload the file")
-
-
 def build_page(
     model: MambaEMAForRegression, feature_extractor: MambaEMAFeatureExtractor, queue_size: int = QUEUE_SIZE
 ) -> gr.Blocks:
-    """The page over a model, not started yet; `launch` starts it.
+    """The page over a model, not started yet; `launch` starts one, with the limits of its server.
 
     Visitors share the model and nothing else: each one's conversation lies in their session.
 
@@ -51,8 +46,6 @@ def build_page(
         feature_extractor: of the model.
         queue_size: requests that may wait; the next one is answered 503.
     """
-    # Gradio fetches what a request names by URL before any handler sees it, asking a public name server first.
-    processing_utils.async_ssrf_protected_get = _fetch_nothing
     start = Conversation(EmotionTracker(model, feature_extractor))
     scales = {name: model.config.label_range(name) for name in model.config.labels}
     max_seconds = feature_extractor.max_seconds
@@ -119,7 +112,7 @@ def _plain(turn: TurnEmotion) -> dict[str, Any]:
 
 
 def _in_words(handler: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
-    """A visitor reads a sentence whatever goes wrong; what is not their doing is logged for who runs the page."""
+    """Errors as sentences for the visitor; one that is not the visitor's fault is logged for the operator."""
 
     def answer(path: str | None, speaker: str, conversation: Conversation | None) -> tuple[Any, ...]:
         try:

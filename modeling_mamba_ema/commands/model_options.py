@@ -1,0 +1,33 @@
+"""The options by which commands name a model, and loading it."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ..inference import EmotionTracker
+
+
+def add_model_options(parser: argparse.ArgumentParser, device: bool = True) -> None:
+    parser.add_argument("--model", required=True, help="folder or Hub name of a Mamba-EMA model; its code is not run")
+    parser.add_argument("--revision", default="main", help="commit, tag or branch of a model on the Hub")
+    if device:
+        parser.add_argument("--device", default="cpu", help="where the model runs, e.g. cuda")
+
+
+def add_channel_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--channel", type=int, metavar="N", help="of files with several, counted from 1; default: their average"
+    )
+
+
+def load_tracker(options: argparse.Namespace) -> EmotionTracker:
+    """The model that was named, as `EmotionTracker.from_pretrained` loads it; transformers prints nothing meanwhile."""
+    from transformers.utils import logging
+
+    from ..inference import EmotionTracker
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    return EmotionTracker.from_pretrained(options.model, options.revision, getattr(options, "device", "cpu"))

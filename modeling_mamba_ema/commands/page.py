@@ -1,0 +1,21 @@
+"""Serve a page in the browser over a model, on this machine only, until it is stopped by Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+
+from .model_options import add_model_options, load_tracker
+
+HELP = "a page in the browser, on this machine only"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_options(parser)
+    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..page import launch
+
+    launch(load_tracker(options), server_port=options.port)
+    return 0

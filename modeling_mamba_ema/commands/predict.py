@@ -1,0 +1,186 @@
+"""Emotion of utterances, values from 0 to 1: of audio files, or of the turns of a corpus beside its labels.
+
+A label whose own scale is another has a second column, such as valence_value. Near silence is below -70 dBFS, where the
+values say nothing about a voice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .model_options import add_channel_option, add_model_options, load_tracker
+from .terminal import Table, check_output, complain
+
+if TYPE_CHECKING:
+    from ..inference import EmotionTracker, TurnEmotion
+
+HELP = "emotion of audio files, or of the turns of a corpus"
+TABLES = (".csv", ".json", ".jsonl", ".parquet")
+
+
+@dataclass
+class Turn:
+    """An utterance to predict; of a corpus with its place in its conversation, and its labels on the unit scale."""
+
+    file_name: str
+    speaker: str | None = None
+    start: float | None = None
+    end: float | None = None
+    conversation: str | None = None
+    number: int | None = None
+    labels: dict[str, float | None] = field(default_factory=dict)
+    salient: tuple[float, float] | None = None  # the stretch that carries the emotion, of a synthetic corpus
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    chosen = parser.add_mutually_exclusive_group(required=True)
+    chosen.add_argument(
+        "sources", nargs="*", default=[], type=Path, metavar="FILE", help="audio files of up to 30 s, or one corpus"
+    )
+    chosen.add_argument("--sample", action="store_true", help="the conversation that ships with the package")
+    add_model_options(parser)
+    parser.add_argument("--conversation", action="store_true", help="the files are one conversation's turns, in order")
+    add_channel_option(parser)
+    parser.add_argument("--split", help="of a corpus: only this split")
+    parser.add_argument("--conversation-id", metavar="ID", help="of a corpus: only this conversation")
+    parser.add_argument(
+        "--plots", type=Path, metavar="FOLDER", help="draw the conversation: trajectory.png, attention.png"
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace existing pictures")
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line instead of a table")
+
+
+def run(options: argparse.Namespace) -> int:
+    pictures = [] if options.plots is None else [options.plots / "trajectory.png", options.plots / "attention.png"]
+    for path in pictures:
+        check_output(path, options.overwrite)
+    of_corpus = len(options.sources) == 1 and (options.sources[0].is_dir() or options.sources[0].suffix in TABLES)
+    if not of_corpus and (options.split or options.conversation_id):
+        raise ValueError("--split and --conversation-id choose from a corpus; give its folder or its table")
+
+    from ..audio_files import AudioFileError, load_audio
+    from ..feature_extraction_mamba_ema import SAMPLING_RATE
+
+    tracker = load_tracker(options)
+    conversations = _of_corpus(options, tracker) if of_corpus else _of_files(options)
+    if pictures and len(conversations) > 1:
+        raise ValueError(
+            "--plots draws one conversation: give --conversation for files, --conversation-id for a corpus"
+        )
+    table = Table(options.json, _widths(list(itertools.chain(*conversations))))
+    longest, code = tracker.feature_extractor.max_seconds, 0
+    drawn: list[tuple[Turn, TurnEmotion]] = []
+    for conversation in conversations:
+        tracker.reset()
+        for turn in conversation:
+            try:
+                waveform = load_audio(turn.file_name, turn.start, turn.end, options.channel, longest)
+            except AudioFileError as error:  # the others can be answered for all the same
+                complain(str(error))
+                code = 1
+                continue
+            heard = tracker.update(waveform, SAMPLING_RATE, turn.speaker)
+            table.print(_row(turn, heard, tracker, options.json))
+            if pictures:
+                drawn.append((turn, heard))
+    if drawn:
+        _draw(drawn, pictures[0], pictures[1], options.channel)
+        if not options.json:
+            print(f"pictures: {', '.join(map(str, pictures))}")
+    return code
+
+
+def _of_files(options: argparse.Namespace) -> list[list[Turn]]:
+    """Audio files, each a conversation of its own unless they are one."""
+    if options.sample:
+        from ..sample import load_sample_conversation
+
+        return [[Turn(turn["file_name"], turn["speaker"]) for turn in load_sample_conversation()]]
+    turns = [Turn(str(path)) for path in options.sources]
+    return [turns] if options.conversation else [[turn] for turn in turns]
+
+
+def _of_corpus(options: argparse.Namespace, tracker: EmotionTracker) -> list[list[Turn]]:
+    """The conversations of a corpus that were chosen, turns in order."""
+    from ..data.dataset import load_emotion_dataset
+
+    source, config = options.sources[0], tracker.model.config
+    scales = {label: config.label_range(label) for label in tracker.labels}
+    splits = load_emotion_dataset(source, tracker.labels, scales, labels_optional=True)
+    if options.split is not None and options.split not in splits:
+        raise ValueError(f"{source} has no split {options.split}; there are {', '.join(splits)}")
+    chosen = splits.values() if options.split is None else [splits[options.split]]
+    conversations = []
+    for split in chosen:
+        turns = [_turn(row, tracker.labels) for row in split.to_list()]
+        conversations += [list(group) for _, group in itertools.groupby(turns, key=lambda turn: turn.conversation)]
+    if options.conversation_id is None:
+        return conversations
+    found = [turns for turns in conversations if turns[0].conversation == options.conversation_id]
+    if not found:
+        names = ", ".join(str(turns[0].conversation) for turns in conversations[:5])
+        raise ValueError(f"{source} has no conversation {options.conversation_id}; there are {names} ...")
+    return found
+
+
+def _turn(row: dict[str, Any], labels: list[str]) -> Turn:
+    given = {label: row[label] if row[label] >= 0 else None for label in labels if label in row}
+    stretch = (row["salient_start"], row["salient_end"]) if row.get("salient_start") is not None else None
+    speaker = None if row.get("speaker") is None else str(row["speaker"])
+    place = (str(row["conversation_id"]), row["turn"])
+    return Turn(row["file_name"], speaker, row.get("start"), row.get("end"), *place, given, stretch)
+
+
+def _widths(turns: list[Turn]) -> dict[str, int]:
+    texts: dict[str, list[str | None]] = {
+        "conversation": [turn.conversation for turn in turns],
+        "file": [Path(turn.file_name).name for turn in turns],
+        "speaker": [turn.speaker for turn in turns],
+    }
+    return {name: max(len(text or "") for text in column) for name, column in texts.items()}
+
+
+def _row(turn: Turn, heard: TurnEmotion, tracker: EmotionTracker, as_json: bool) -> dict[str, Any]:
+    place = {} if turn.conversation is None else {"conversation": turn.conversation, "turn": turn.number}
+    file = turn.file_name if as_json else Path(turn.file_name).name
+    values = {
+        **heard.values,
+        **{f"{label}_value": heard.label_values[label] for label in tracker.labels_with_own_scale},
+        **{f"{label}_label": value for label, value in turn.labels.items()},
+    }
+    return {
+        **place,
+        "file": file,
+        "speaker": turn.speaker,
+        "seconds": round(heard.seconds, 3),
+        **{name: None if value is None else round(value, 4) for name, value in values.items()},
+        "low_level": heard.low_level,
+    }
+
+
+def _draw(drawn: list[tuple[Turn, TurnEmotion]], trajectory: Path, attention: Path, channel: int | None) -> None:
+    """The path over the turns, and the attention of one: of a turn whose emotional stretch is known if there is one,
+    of those the one farthest from mean pooling, by its largest weight over the mean weight."""
+    from ..audio_files import load_audio
+    from ..plots import plot_attention, plot_trajectory
+
+    trajectory.parent.mkdir(parents=True, exist_ok=True)
+    turns = [turn for turn, _ in drawn]
+    plot_trajectory(
+        {label: [heard.values[label] for _, heard in drawn] for label in drawn[0][1].values},
+        speakers=[turn.speaker or "speaker" for turn in turns],
+        references={
+            label: [float("nan") if turn.labels[label] is None else turn.labels[label] for turn in turns]
+            for label in turns[0].labels
+        },
+        title="Emotion over the conversation",
+    ).savefig(trajectory, dpi=90)
+    sharpness = [(turn.salient is not None, heard.attention.max() * heard.attention.shape[-1]) for turn, heard in drawn]
+    turn, heard = drawn[max(range(len(drawn)), key=lambda number: sharpness[number])]
+    waveform = load_audio(turn.file_name, turn.start, turn.end, channel)
+    title = f"Where the model listened: turn {heard.turn}"
+    plot_attention(waveform, heard.attention, salient=turn.salient, title=title).savefig(attention, dpi=90)

@@ -1,0 +1,71 @@
+"""What commands print: rows as a table or as JSON lines on standard output, complaints on standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+TEXT_COLUMNS = ("conversation", "file", "speaker", "note")
+
+
+def complain(message: str) -> None:
+    """One line on standard error, and a line for each name that the message lists."""
+    parts = (" ".join(part.split()) for part in message.split("\n  "))
+    print("mamba-ema: " + "\n  ".join(parts), file=sys.stderr, flush=True)
+
+
+def check_output(path: Path | None, overwrite: bool) -> None:
+    """Refuse a file that would be replaced.
+
+    Raises:
+        FileExistsError: it exists, and `--overwrite` was not given.
+    """
+    if path is not None and path.exists() and not overwrite:
+        raise FileExistsError(f"{path} exists; --overwrite replaces it")
+
+
+class Table:
+    """Prints rows as they come: as a table for people, whose header comes with the first row, or as JSON lines.
+
+    Args:
+        as_json: one JSON object a line.
+        widths: of columns with text whose widest entry is known; others take the width of their name.
+    """
+
+    def __init__(self, as_json: bool, widths: Mapping[str, int] | None = None):
+        self._as_json = as_json
+        self._widths = dict(widths or {})
+        self._begun = False
+
+    def print(self, row: Mapping[str, Any]) -> None:
+        """
+        Args:
+            row: its keys are the columns, the same for every row; `low_level` is shown in words.
+        """
+        if self._as_json:
+            print(json.dumps(row), flush=True)
+            return
+        cells = {**row, "note": "near silence" if row["low_level"] else ""}
+        del cells["low_level"]
+        widths = {name: max(len(name), 8, self._widths.get(name, 0)) for name in cells}
+        if not self._begun:
+            print(_line({name: name.replace("_", " ") for name in cells}, widths))
+            self._begun = True
+        print(_line({name: _cell(value) for name, value in cells.items()}, widths), flush=True)
+
+
+def _line(cells: Mapping[str, str], widths: Mapping[str, int]) -> str:
+    """Text begins where its column does, numbers end where theirs does."""
+    aligned = [
+        cell.ljust(widths[name]) if name in TEXT_COLUMNS else cell.rjust(widths[name]) for name, cell in cells.items()
+    ]
+    return "  ".join(aligned).rstrip()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)

@@ -1,0 +1,70 @@
+"""Starting the page, with the limits of its server."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import gradio as gr
+from gradio import processing_utils
+
+from ..inference import EmotionTracker
+from .page import QUEUE_SIZE, build_page
+
+MAX_FILE_SIZE = 10 * 1024 * 1024  # bytes of an upload
+MAX_SESSIONS = 64  # the one unused for longest is forgotten; a session holds its last pictures
+
+# The page is reached on the loopback address only, reports to nobody that it runs, and loads nothing from elsewhere.
+LAUNCH_OPTIONS: dict[str, Any] = {
+    "share": False,
+    "max_file_size": MAX_FILE_SIZE,
+    "state_session_capacity": MAX_SESSIONS,
+    "show_error": False,
+    "enable_monitoring": False,
+    "run_history": False,
+    "ssr_mode": False,
+    "mcp_server": False,
+    "footer_links": ["api"],
+}
+
+
+async def _fetch_nothing(url: str) -> Any:
+    raise ValueError("this page fetches no addresses; upload the file")
+
+
+def launch(
+    tracker: EmotionTracker,
+    server_name: str | None = None,
+    server_port: int | None = None,
+    queue_size: int = QUEUE_SIZE,
+    **options: Any,
+) -> tuple[gr.Blocks, str]:
+    """Serve the page over a model until it is interrupted.
+
+    The process belongs to the page from then on: gradio fetches no address that a request names, in this page or any
+    other of the process, and what is in memory is no longer looked through for garbage.
+
+    Args:
+        tracker: a new one, whose model and feature extractor are used.
+        server_name: address to listen on; None: `GRADIO_SERVER_NAME` (a Hugging Face Space sets it), else the loopback
+            address, which no other machine reaches.
+        server_port: None: `GRADIO_SERVER_PORT`, else the first free port from 7860.
+        queue_size: requests that may wait; the next one is answered 503.
+        options: of gradio's `launch`, such as `prevent_thread_lock=True`, with which the page is served in a thread.
+
+    Returns:
+        The page and its address, once it is closed or, with `prevent_thread_lock=True`, started.
+    """
+    # Gradio fetches what a request names by URL before any handler sees it, asking a public name server first.
+    processing_utils.async_ssrf_protected_get = _fetch_nothing
+    page = build_page(tracker.model, tracker.feature_extractor, queue_size)
+    gc.collect()
+    gc.freeze()  # these objects live as long as the page: collecting the figures of a turn takes 25 ms
+    settings = {**LAUNCH_OPTIONS, "server_name": server_name, "server_port": server_port, "theme": theme(), **options}
+    _, url, _ = page.launch(**settings)
+    return page, url
+
+
+def theme() -> gr.themes.Base:
+    """Gradio's own look with fonts that are on the visitor's machine, so that none is fetched."""
+    return gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
