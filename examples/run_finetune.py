@@ -14,6 +14,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import datasets
 import transformers
 from huggingface_hub import get_token
 from transformers import set_seed
@@ -50,6 +51,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()  # of loading and saving
+    datasets.disable_progress_bars()
     # WavLM gives torch masks of two types, which a reader of this log can do nothing about.
     warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask and attn_mask")
     run = load_run_configuration(options.configuration, options.overrides)
@@ -62,8 +64,8 @@ def main() -> int:
     # 2. model and data: whole conversations, or windows of them for training where asked for
     model, extractor = build_model(run)
     splits = load_splits(run.data, model.config, output)
-    datasets = build_datasets(run.data, splits, model.config.labels)
-    train, validation = datasets[run.data.train_split], datasets[run.data.validation_split]
+    parts = build_datasets(run.data, splits, model.config.labels)
+    train, validation = parts[run.data.train_split], parts[run.data.validation_split]
 
     # 3. trainer, and the checkpoint of this run that it goes on from
     stop = StopOnSignal()
@@ -83,7 +85,7 @@ def main() -> int:
         logger.info("beginning anew" if checkpoint is None else f"going on from {checkpoint}")
     if run.data.cache_frames:
         cache = cache_frames(model, extractor, splits.values(), run.data.cache_folder, arguments)
-        for dataset in datasets.values():
+        for dataset in parts.values():
             dataset.frame_cache = cache
 
     # 4. training; the best evaluation's weights are loaded at its end
@@ -103,7 +105,7 @@ def main() -> int:
     results = {}
     for name in (run.data.validation_split, run.data.test_split):
         if name is not None:
-            results[name], table = measure(trainer, datasets[name], model.config)
+            results[name], table = measure(trainer, parts[name], model.config)
             if trainer.is_world_process_zero():
                 save_predictions(table, output / f"predictions_{name}.csv")
                 logger.info("%s", describe_metrics(name, results[name], model.config.labels))

@@ -5,10 +5,10 @@ import pytest
 import soundfile as sf
 import torch
 from datasets import Dataset
-from modeling_mamba_ema.audio_files import AudioFileError, Recording, load_audio
 from transformers import pipeline
 
 from modeling_mamba_ema import MambaEMAFeatureExtractor, MambaEMAPipeline
+from modeling_mamba_ema.audio_files import AudioFileError, Recording, load_audio
 from modeling_mamba_ema.data.bad_audio import scan_audio
 from modeling_mamba_ema.data.dataset import ConversationDataset
 from modeling_mamba_ema.inference import EmotionTracker, Segment, emotion_timeline

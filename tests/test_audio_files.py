@@ -8,6 +8,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import soundfile as sf
+
 from modeling_mamba_ema.audio_files import AudioFileError, Recording, audio_seconds, load_audio
 
 RATE = 16_000

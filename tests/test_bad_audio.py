@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import soundfile as sf
 from datasets import Dataset
-from modeling_mamba_ema.audio_files import AudioFileError, check_audio, load_audio
 
+from modeling_mamba_ema.audio_files import AudioFileError, check_audio, load_audio
 from modeling_mamba_ema.data.bad_audio import describe_bad_audio, drop_bad_audio, save_bad_audio, scan_audio
 from modeling_mamba_ema.training import load_run_configuration
 from tests.tiny_corpus import ROOT, environment, write_corpus, write_run

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
-from modeling_mamba_ema.audio_files import AudioFileError
 from transformers import TrainerCallback
 
+from modeling_mamba_ema.audio_files import AudioFileError
 from modeling_mamba_ema.data import dataset as dataset_module
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
 from modeling_mamba_ema.training import (

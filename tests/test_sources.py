@@ -269,7 +269,7 @@ def test_a_model_is_measured_on_a_corpus_with_its_own_columns_and_without_its_ba
     command = ("evaluate", "--model", tmp_path / "model", folder / "ratings.csv", "--output", tmp_path / "out")
     command += ("--split", "train", "--columns", "valence=EmoVal")
     assert call_command(*command) == 1
-    assert "gone.wav is not there" in capsys.readouterr().err
+    assert "gone.wav does not exist" in capsys.readouterr().err
     assert call_command(*command, "--on-bad-audio", "skip") == 0
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["num_turns"] == 3
     assert "gone.wav does not exist" in (tmp_path / "out" / "skipped_audio.jsonl").read_text()

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
-from modeling_mamba_ema.audio_files import AudioFileError, Recording
 
 from modeling_mamba_ema import MambaEMAFeatureExtractor
+from modeling_mamba_ema.audio_files import AudioFileError, Recording
 from modeling_mamba_ema.inference import (
     EmotionTracker,
     Segment,

@@ -15,6 +15,14 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 # Of `metric_for_best_model`: a lower value of these is better.
 _ERRORS = ("loss", "rmse", "mae")
+_LOWEST = {
+    "gradient_accumulation_steps": 1,
+    "turns_per_chunk": 1,
+    "early_stopping_patience": 1,
+    "max_seconds_per_batch": 1,
+    "worker_timeout": 1,
+    "mixup_alpha": 0,
+}
 
 
 @dataclass
@@ -50,7 +58,7 @@ class MambaEMATrainingArguments(TrainingArguments):
     )
 
     # Defaults that differ from those of TrainingArguments:
-    output_dir: str | None = "outputs/run"
+    output_dir: str = "outputs/run"
     # The same command goes on from the newest complete checkpoint; null starts again.
     resume_from_checkpoint: str | None = "auto"
     # Pooling, updater and head start from random weights: a higher rate, some steps to reach it, and more epochs.
@@ -86,9 +94,12 @@ class MambaEMATrainingArguments(TrainingArguments):
         if self.disable_tqdm is None:
             self.disable_tqdm = False  # transformers ties it to how much its own logger says
         super().__post_init__()
-        for name, lowest in (("gradient_accumulation_steps", 1), ("turns_per_chunk", 1), ("mixup_alpha", 0)):
-            if getattr(self, name) < lowest:
-                raise ValueError(f"{name} is {getattr(self, name)}, but must be at least {lowest}")
+        for name, lowest in _LOWEST.items():
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise ValueError(f"{name} is {value}, but must be at least {lowest}")
+        if self.early_stopping_patience is not None and self.eval_strategy == IntervalStrategy.NO:
+            raise ValueError("early_stopping_patience counts evaluations, but eval_strategy is no")
         missing = sorted(set(self.report_to or ()) - set(get_available_reporting_integrations()))
         if missing:
             available = ", ".join(get_available_reporting_integrations()) or "none"

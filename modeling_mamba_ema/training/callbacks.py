@@ -141,9 +141,9 @@ class SealCheckpoints(TrainerCallback):
         if args.world_size > 1:
             dist.barrier()  # every process has written its random state
         if args.should_save:
-            seal_checkpoint(Path(str(args.output_dir)) / f"checkpoint-{state.global_step}")
+            seal_checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}")
             rotate_checkpoints(
-                output_dir=str(args.output_dir),
+                output_dir=args.output_dir,
                 save_total_limit=self.save_total_limit,
                 best_model_checkpoint=state.best_model_checkpoint,
             )

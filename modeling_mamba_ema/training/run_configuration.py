@@ -108,6 +108,8 @@ class DataSection:
                 "data.validation_split is null, but a validation split chooses the best weights: name one, or let "
                 "data.split_by=speaker make one"
             )
+        if (self.turns_per_item is not None and self.turns_per_item < 1) or self.context_turns < 0:
+            raise ValueError("data.turns_per_item must be at least 1, and data.context_turns at least 0")
         if self.context_turns and self.turns_per_item is None:
             raise ValueError("data.context_turns come before windows; set data.turns_per_item, the length of a window")
         if self.cache_frames and self.changes_audio:

@@ -60,12 +60,11 @@ class MambaEMATrainer(Trainer):
         super().__init__(model=cast(Any, model), args=args, **kwargs)
         self.args: MambaEMATrainingArguments = args
         self.get_optimizer_cls_and_kwargs(args, cast(Any, model))  # refuses now what the first step would
-        for callback in (PrinterCallback, ProgressCallback):
-            self.remove_callback(callback)
+        self.remove_callback(PrinterCallback)
+        if self.pop_callback(ProgressCallback) is not None:
+            self.add_callback(Progress())
         self.add_callback(SealCheckpoints(self.save_total_limit))
         self.add_callback(EvaluationLog())
-        if not args.disable_tqdm:
-            self.add_callback(Progress())
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         self.degenerate_batches = DegenerateBatches()
@@ -82,7 +81,7 @@ class MambaEMATrainer(Trainer):
             if self.state.best_model_checkpoint is not None:
                 self._load_best_model()
             return TrainOutput(self.state.global_step, float("nan"), {})
-        folder = Path(str(self.args.output_dir))
+        folder = Path(self.args.output_dir)
         if self.args.should_save and self.args.save_strategy != "no":
             # While one is written, those that stay are still there: the best and the newest.
             count = max(1, (self.save_total_limit or 1) + 1 - len(checkpoints_in(folder)))
@@ -176,7 +175,7 @@ class MambaEMATrainer(Trainer):
             seconds_of_turns(cast(ConversationDataset, dataset)),
             self.args.max_seconds_per_batch,
             num_processes=self.args.world_size,
-            seed=self.args.seed,
+            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
         )
         by_epoch.append(sampler)
         workers = self.args.dataloader_num_workers

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import soundfile as sf
+
 from modeling_mamba_ema.audio_files import AudioFileError, Recording, audio_seconds, check_audio, load_audio
 
 RATE = 16_000
