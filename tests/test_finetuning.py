@@ -181,6 +181,8 @@ def test_a_frozen_encoder_is_in_no_optimizer_group_and_a_model_without_anything_
         ("training.report_to=tensorbord", "training: report_to names tensorbord; the trackers installed here are"),
         ("training.eval_steps=50", "training.eval_steps needs training.eval_strategy=steps"),
         ("training.mixup_alpha=-1", "mixup_alpha is -1, but must be at least 0"),
+        ("training.neftune_noise_alpha=5", "neftune_noise_alpha is for models of classes or of tokens; leave it out"),
+        ("training.output_dir=null", "training.output_dir is None, but must be str"),
         ("model.params.hidden_size=1.5", "model.params.hidden_size is 1.5, but must be int"),
         ("model.params.speech_encoder_config.layerdrop=x", "speech_encoder_config.layerdrop is 'x', but must be float"),
         ("data.validation_split=null", "a validation split chooses the best weights"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, cast
 
@@ -33,29 +33,12 @@ class MambaEMATrainingArguments(TrainingArguments):
         ValueError: a value that is not allowed, a schedule that cannot be made, or a tracker that is not installed.
     """
 
-    encoder_learning_rate: float | None = field(
-        default=None, metadata={"help": "learning rate of the speech encoder; null: learning_rate"}
-    )
-    max_seconds_per_batch: float | None = field(
-        default=None,
-        metadata={
-            "help": "fill training batches by seconds of audio, over all processes together; null: by "
-            "per_device_train_batch_size"
-        },
-    )
-    mixup_alpha: float = field(
-        default=0.0, metadata={"help": "alpha of mixup between conversations of a batch, such as 0.2; 0: no mixup"}
-    )
-    turns_per_chunk: int = field(
-        default=32,
-        metadata={"help": "turns of a conversation that are evaluated at once; bounds memory, changes no result"},
-    )
-    early_stopping_patience: int | None = field(
-        default=None, metadata={"help": "stop after this many evaluations without a better result; null: never"}
-    )
-    worker_timeout: float = field(
-        default=300.0, metadata={"help": "seconds after which a data loader's process that sends no batch ends the run"}
-    )
+    encoder_learning_rate: float | None = None  # of the speech encoder; None: learning_rate
+    max_seconds_per_batch: float | None = None  # of audio, over all processes; None: per_device_train_batch_size counts
+    mixup_alpha: float = 0.0  # of mixup between conversations of a batch, such as 0.2; 0: no mixup
+    turns_per_chunk: int = 32  # of a conversation, evaluated at once; bounds memory, changes no result
+    early_stopping_patience: int | None = None  # stop after this many evaluations without a better one; None: never
+    worker_timeout: float = 300.0  # seconds after which a data loader's process that sends no batch ends the run
 
     # Defaults that differ from those of TrainingArguments:
     output_dir: str = "outputs/run"
@@ -98,6 +81,9 @@ class MambaEMATrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise ValueError(f"{name} is {value}, but must be at least {lowest}")
+        for name in ("label_smoothing_factor", "neftune_noise_alpha"):
+            if getattr(self, name):
+                raise ValueError(f"{name} is for models of classes or of tokens; leave it out")
         if self.early_stopping_patience is not None and self.eval_strategy == IntervalStrategy.NO:
             raise ValueError("early_stopping_patience counts evaluations, but eval_strategy is no")
         missing = sorted(set(self.report_to or ()) - set(get_available_reporting_integrations()))

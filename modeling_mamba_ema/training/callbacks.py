@@ -153,15 +153,10 @@ class SealCheckpoints(TrainerCallback):
 
 class KeepBestWeights(TrainerCallback):
     """Copies the trainable parameters whenever an evaluation is the best so far, by mean CCC: for trainings that take
-    less time than saving a checkpoint does.
-
-    Attributes:
-        best: the best mean CCC; None while no evaluation gave a number.
-        weights: the trainable parameters of that evaluation, by name.
-    """
+    less time than saving a checkpoint does."""
 
     def __init__(self) -> None:
-        self.best: float | None = None
+        self.best: float | None = None  # mean CCC; None while no evaluation gave a number
         self.weights: dict[str, torch.Tensor] = {}
 
     def on_evaluate(

@@ -97,31 +97,24 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted((path for path in found if path.is_dir()), key=lambda path: int(path.name.split("-")[1]))
 
 
-def require_free_space(folder: Path, needed: int, what: str) -> None:
+def require_space_for_checkpoints(folder: Path, model: nn.Module, count: int) -> None:
     """
     Args:
-        folder: where it will be written; may be missing.
-        needed: bytes.
-        what: is to be written, for the message.
+        folder: where they will be written; may be missing.
+        model: what they hold, with AdamW's two moments of what is trained.
+        count: how many.
 
     Raises:
         OSError: less is free.
     """
-    existing = folder
-    while not existing.exists():
-        existing = existing.parent
+    weights = sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in model.parameters())
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    if free < needed:
+    if free < count * weights:
         raise OSError(
-            f"{folder} has {free / 1e9:.3f} GB free, but {what} need {needed / 1e9:.3f} GB. Free some, or choose "
-            "another training.output_dir"
+            f"{folder} has {free / 1e9:.3f} GB free, but {count} checkpoints need {count * weights / 1e9:.3f} GB. Free "
+            "some, or choose another training.output_dir"
         )
-
-
-def checkpoint_bytes(model: nn.Module) -> int:
-    """Bytes of a checkpoint: the weights, and AdamW's two moments of what is trained."""
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    return weights + sum(2 * p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
 
 
 # the run that a checkpoint belongs to
@@ -147,7 +140,8 @@ def choose_checkpoint(run: RunConfiguration, manifest: Mapping[str, Any], main_p
         if main_process:
             _keep_aside(folder)
         return None
-    changes = _differences(_load_manifest(folder), manifest)
+    saved = folder / MANIFEST_FILE
+    changes = _differences(json.loads(saved.read_text(encoding="utf-8")) if saved.is_file() else {}, manifest)
     if wanted == "auto":
         checkpoint = newest_complete_checkpoint(folder)
         if checkpoint is None:
@@ -235,11 +229,6 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         flat.update(_flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value})
     return flat
-
-
-def _load_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
 def _code_hash() -> str:

@@ -29,17 +29,12 @@ _PRETRAINED_CONFIG = {"id2label": dict, "num_labels": int, "attn_implementation"
 
 @dataclass
 class ModelSection:
-    params: dict[str, Any] = field(
-        default_factory=dict,
-        metadata={"help": "arguments of MambaEMAConfig; speech_encoder_config takes those of WavLMConfig"},
-    )
-    pretrained_speech_encoder: str | None = field(
-        default=None, metadata={"help": "folder or Hub name of a WavLM to start from; null: random weights"}
-    )
-    pretrained_model: str | None = field(
-        default=None, metadata={"help": "folder or Hub name of a Mamba-EMA to continue from; params must be empty then"}
-    )
-    revision: str = field(default="main", metadata={"help": "commit, tag or branch of what is pretrained"})
+    """What a run starts from."""
+
+    params: dict[str, Any] = field(default_factory=dict)  # of MambaEMAConfig; speech_encoder_config: of WavLMConfig
+    pretrained_speech_encoder: str | None = None  # folder or Hub name of a WavLM; None: random weights
+    pretrained_model: str | None = None  # folder or Hub name of a Mamba-EMA to continue from; params must be empty then
+    revision: str = "main"  # commit, tag or branch of what is pretrained
 
     def __post_init__(self) -> None:
         if self.pretrained_model and (self.pretrained_speech_encoder or self.params):
@@ -56,49 +51,24 @@ class ModelSection:
 
 @dataclass
 class DataSection:
-    source: str = field(
-        default="",
-        metadata={
-            "help": "folder with metadata.jsonl/.csv/.parquet, such a file, an audiofolder, or a name on the Hub"
-        },
-    )
-    columns: dict[str, str] = field(
-        default_factory=dict, metadata={"help": "what the corpus calls its columns, such as {valence: EmoVal}"}
-    )
-    train_split: str = field(default="train", metadata={"help": "split to learn from"})
-    validation_split: str | None = field(
-        default="validation", metadata={"help": "split that chooses the best checkpoint"}
-    )
-    test_split: str | None = field(default="test", metadata={"help": "split measured once, at the end; null: none"})
-    split_by: str | None = field(
-        default=None,
-        metadata={
-            "help": "a column such as speaker: each split that the corpus lacks gets 20 % of the turns of train_split, "
-            "and no speaker is in two splits"
-        },
-    )
-    turns_per_item: int | None = field(
-        default=None, metadata={"help": "cut training conversations into windows of this many turns; null: whole"}
-    )
-    context_turns: int = field(
-        default=0,
-        metadata={"help": "turns before a window that make the state it starts from, without gradient; 0: empty state"},
-    )
-    noise_snr_db: list[float] | None = field(
-        default=None, metadata={"help": "add white noise to training audio, [lowest, highest] ratio in dB; null: none"}
-    )
-    speed_factors: list[float] | None = field(
-        default=None,
-        metadata={"help": "play training audio faster or slower, one of these factors an item; null: as it is"},
-    )
-    max_seconds: float = field(default=30.0, metadata={"help": "longest utterance in seconds"})
-    on_bad_audio: str = field(
-        default="abort", metadata={"help": "files that cannot be used: abort before training, or skip and record them"}
-    )
-    cache_frames: bool = field(
-        default=False, metadata={"help": "compute the frames of a frozen encoder once and train from the disk"}
-    )
-    cache_folder: str = field(default=".cache/frames", metadata={"help": "where cached frames are kept"})
+    """What a run learns from and is measured on."""
+
+    source: str = ""  # folder with metadata.jsonl, .csv or .parquet, such a file, an audiofolder, or a name on the Hub
+    columns: dict[str, str] = field(default_factory=dict)  # what the corpus calls them, such as {valence: EmoVal}
+    train_split: str = "train"
+    validation_split: str | None = "validation"  # chooses the best checkpoint
+    test_split: str | None = "test"  # measured once, at the end; None: no test
+    # A column such as speaker: each split that the corpus lacks gets 20 % of the turns of train_split; no speaker is in
+    # two of them.
+    split_by: str | None = None
+    turns_per_item: int | None = None  # cut training conversations into windows of this many turns; None: whole
+    context_turns: int = 0  # turns before a window that make the state it starts from, without gradient
+    noise_snr_db: list[float] | None = None  # add white noise to training audio, [lowest, highest] ratio in dB
+    speed_factors: list[float] | None = None  # play training audio faster or slower, one of these factors an item
+    max_seconds: float = 30.0  # longest utterance
+    on_bad_audio: str = "abort"  # files that cannot be used: abort before training, or skip and record them
+    cache_frames: bool = False  # compute the frames of a frozen encoder once and train from the disk
+    cache_folder: str = ".cache/frames"
 
     def __post_init__(self) -> None:
         if self.on_bad_audio not in ("abort", "skip"):
@@ -218,7 +188,7 @@ def load_run_configuration(path: str | Path, overrides: Sequence[str] = ()) -> R
         for name, section in (("model", ModelSection), ("data", DataSection), ("training", MambaEMATrainingArguments))
     )
     for what in ("eval", "save", "logging"):
-        if f"{what}_steps" in training and str(training.get(f"{what}_strategy", "epoch")) != "steps":
+        if f"{what}_steps" in training and training.get(f"{what}_strategy", "epoch") == "epoch":
             raise ValueError(f"training.{what}_steps needs training.{what}_strategy=steps; without it, epochs count")
     run = RunConfiguration(ModelSection(**model), DataSection(**data), training)
     try:

@@ -30,7 +30,7 @@ from .arguments import MambaEMATrainingArguments
 from .augmentation import mixed_conversations
 from .batch_sampler import AudioSecondsBatchSampler, seconds_of_turns
 from .callbacks import EvaluationLog, Progress, SealCheckpoints, SetEpoch
-from .checkpoints import checkpoint_bytes, checkpoints_in, require_free_space
+from .checkpoints import checkpoints_in, require_space_for_checkpoints
 from .evaluation import ccc_of_predictions, predict_in_chunks, start_from_context
 from .optimizer import check_parameter_groups, parameter_groups, require_finite_gradient
 
@@ -67,7 +67,7 @@ class MambaEMATrainer(Trainer):
         self.add_callback(EvaluationLog())
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
-        self.degenerate_batches = DegenerateBatches()
+        self._degenerate: list[torch.Tensor] = []  # since the last log; read there, as a GPU is waited for then
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trainer's, after a look at the disk. Errors name what was read or saved when they arose.
@@ -85,7 +85,7 @@ class MambaEMATrainer(Trainer):
         if self.args.should_save and self.args.save_strategy != "no":
             # While one is written, those that stay are still there: the best and the newest.
             count = max(1, (self.save_total_limit or 1) + 1 - len(checkpoints_in(folder)))
-            require_free_space(folder, count * checkpoint_bytes(cast(nn.Module, self.model)), f"{count} checkpoints")
+            require_space_for_checkpoints(folder, cast(nn.Module, self.model), count)
         try:
             with self._naming_files(self.train_dataset, self.eval_dataset):
                 return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -205,7 +205,7 @@ class MambaEMATrainer(Trainer):
             plain = self.accelerator.unwrap_model(model)
             inputs = start_from_context(plain, inputs, context_turns, self.args.turns_per_chunk)
         if model.training and "labels" in inputs:
-            self.degenerate_batches.count(inputs["labels"])
+            self._degenerate.append(has_degenerate_label(inputs["labels"]))
         try:
             with self._mixed(model, inputs):
                 result = super().compute_loss(model, inputs, *args, **kwargs)
@@ -246,8 +246,9 @@ class MambaEMATrainer(Trainer):
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Trainer's, with the share of batches from which some label learned nothing."""
-        if "loss" in logs:
-            logs["degenerate_batches"] = self.degenerate_batches.take_share()
+        if "loss" in logs and self._degenerate:
+            logs["degenerate_batches"] = float(torch.stack(self._degenerate).float().mean())
+            self._degenerate = []
         super().log(logs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
@@ -279,30 +280,21 @@ class MambaEMATrainer(Trainer):
             self.args.dataloader_drop_last = drop_last
 
 
-class DegenerateBatches:
-    """Counts training batches in which a label is missing or the same in all turns: its CCC is 0, and so is what can be
-    learned from it."""
+def has_degenerate_label(labels: torch.Tensor) -> torch.Tensor:
+    """Whether some label is missing or the same in all turns of the batch, so that its CCC is 0 and teaches nothing.
 
-    def __init__(self) -> None:
-        self.found: list[torch.Tensor] = []
+    Args:
+        labels: (batch, turns, labels) of this process, -100 where missing. The batch of all processes counts.
 
-    def count(self, labels: torch.Tensor) -> None:
-        """
-        Args:
-            labels: (batch, turns, labels) of this process, -100 where missing. The batch of all processes counts.
-        """
-        values = labels.detach().flatten(0, -2).float()  # (turns, labels)
-        missing = values == MISSING_LABEL
-        lowest = values.masked_fill(missing, torch.inf).amin(dim=0)
-        highest = values.masked_fill(missing, -torch.inf).amax(dim=0)
-        bounds = torch.cat([lowest, -highest])
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(bounds, op=dist.ReduceOp.MIN)
-        lowest, highest = bounds.chunk(2)
-        self.found.append((-highest <= lowest).any())  # not read here: a GPU would be waited for in every step
-
-    def take_share(self) -> float:
-        """The share of them since this was last asked."""
-        share = float(torch.stack(self.found).float().mean()) if self.found else 0.0
-        self.found = []
-        return share
+    Returns:
+        Scalar bool, on the labels' device.
+    """
+    values = labels.detach().flatten(0, -2).float()  # (turns, labels)
+    missing = values == MISSING_LABEL
+    lowest = values.masked_fill(missing, torch.inf).amin(dim=0)
+    highest = values.masked_fill(missing, -torch.inf).amax(dim=0)
+    bounds = torch.cat([lowest, -highest])
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(bounds, op=dist.ReduceOp.MIN)
+    lowest, highest = bounds.chunk(2)
+    return (-highest <= lowest).any()
