@@ -304,9 +304,13 @@ def test_ctrl_c_keeps_the_rows_that_were_finished_and_says_where_it_stopped(mode
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(TimelineWriter, "write", interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
     rows, picture = tmp_path / "rows.json", tmp_path / "out.svg"
     options = ["--window", "1", "--output", str(rows), "--plot", str(picture)]
-    assert main(["timeline", "--model", model, call(tmp_path / "call.wav"), *options]) == 130
+    try:
+        assert main(["timeline", "--model", model, call(tmp_path / "call.wav"), *options]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert "stopped at 5.0 of 30.0 s; what was finished is kept" in capsys.readouterr().err
     assert [row["start"] for row in json.loads(rows.read_text())] == [0, 1, 2, 3, 4]
     assert picture.stat().st_size > 5_000
