@@ -16,27 +16,24 @@ import yaml
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerControl, TrainerState
 
-from modeling_mamba_ema.metrics import concordance_cc, paired_bootstrap_difference
-from modeling_mamba_ema.pooling import WITH_STANDARD_DEVIATION
-from modeling_mamba_ema.training import load_run_configuration
-from modeling_mamba_ema.training.best_weights import KeepBestWeights
-from modeling_mamba_ema.training.comparison_runs import check_comparable
-from modeling_mamba_ema.training.pooling_comparison import (
+from modeling_mamba_ema.comparison import (
     MEAN,
     Cell,
     Difference,
+    Measured,
     PoolingResult,
-    cell_ccc,
+    check_comparable,
     compare_poolings,
+    comparison_page,
+    verdict,
 )
-from modeling_mamba_ema.training.pooling_costs import EncoderCost, PoolingCost, pooling_costs, pooling_flops
-from modeling_mamba_ema.training.pooling_report import Measured, comparison_page, verdict
+from modeling_mamba_ema.comparison.costs import EncoderCost, PoolingCost, encoder_cost, pooling_costs
+from modeling_mamba_ema.comparison.statistics import cell_ccc
+from modeling_mamba_ema.metrics import concordance_cc, paired_bootstrap_difference
+from modeling_mamba_ema.pooling import POOLINGS
+from modeling_mamba_ema.training import KeepBestWeights, load_run_configuration
 from tests.helpers import tiny_config, tiny_model
-from tests.tiny_corpus import ROOT, call_program, environment, write_corpus, write_run
-
-LABELS = ["valence", "arousal"]
-POOLINGS = ("mean", "attention", "multihead_attention", "statistics", "attentive_statistics")
-
+from tests.tiny_corpus import LABELS, ROOT, call_command, call_program, environment, write_corpus, write_run
 
 # statistics
 
@@ -188,7 +185,7 @@ def test_the_verdict_names_which_differences_exclude_zero_and_which_still_do_whe
     first, correction, caveat = verdict(results, measured())
     assert "`attention` is better than mean pooling by 0.100 (+0.050 to +0.150)" in first
     assert "`statistics` is worse than mean pooling by 0.060 (-0.110 to -0.010)" in first
-    assert "Not told apart from mean pooling: `attentive_statistics` (-0.050 to +0.050)." in first
+    assert "Not distinguishable from mean pooling: `attentive_statistics` (-0.050 to +0.050)." in first
     assert "3 comparisons, of which 0.15 would exclude zero by chance" in correction
     assert "1 of 3 still does" in correction
     assert (
@@ -230,8 +227,8 @@ def test_operations_are_those_that_torch_counts_and_the_elementwise_ones_that_it
         encoder.pool(torch.randn(1, 1, frames, hidden), torch.ones(1, frames, dtype=torch.bool))
     elementwise = 5 * frames * (4 if pooling == "multihead_attention" else 1)
     elementwise += 2 * frames * hidden if pooling == "multihead_attention" else 0  # its scores are no matrix product
-    elementwise += 2 * frames * hidden + 2 * hidden if pooling in WITH_STANDARD_DEVIATION else 0
-    assert pooling_flops(pooling, frames, hidden, num_heads=4) == counter.get_total_flops() + elementwise
+    elementwise += 2 * frames * hidden if POOLINGS[pooling].sizes == 2 else 0  # difference and square
+    assert POOLINGS[pooling].flops(frames, hidden, num_heads=4) == counter.get_total_flops() + elementwise
 
 
 def test_costs_name_the_parameters_of_each_pooling():
@@ -244,6 +241,17 @@ def test_costs_name_the_parameters_of_each_pooling():
         "attentive_statistics": 33,
     }
     assert all(cost.milliseconds > 0 and cost.flops > 0 for cost in costs.values())
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_operations_of_the_encoder_are_those_of_wavlm_whether_it_is_trained_or_not(frozen):
+    model = tiny_model(freeze_speech_encoder=frozen).train()
+    cost = encoder_cost(model, seconds=1.0, repeats=1)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.speech_encoder.wavlm.eval()(torch.randn(1, 16_000))
+    assert cost.flops == counter.get_total_flops()
+    assert cost.milliseconds > 0
+    assert model.speech_encoder.training
 
 
 # best weights
@@ -267,8 +275,6 @@ def test_without_a_ccc_that_is_a_number_there_are_no_best_weights():
 
 # program
 
-PROGRAM = "examples/compare_pooling.py"
-
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
@@ -285,20 +291,29 @@ def prepared(tmp_path_factory):
     run["model"]["params"].update(freeze_speech_encoder=True, speech_encoder_layers=[1, 2])
     run["model"]["pretrained_speech_encoder"] = str(folder / "encoder")
     run["data"]["cache_folder"] = str(folder / "cache")
-    run["training"].update(epochs=2, save_steps=None, learning_rate=2e-2)
+    steps = [name for name in run["training"] if name.endswith(("_steps", "_strategy"))]
+    run["training"] = {name: value for name, value in run["training"].items() if name not in steps}
+    run["training"].update(num_train_epochs=2, learning_rate=2e-2, output_dir=str(folder / "run"))
     (folder / "run.yaml").write_text(yaml.safe_dump(run))
     return folder
 
 
 def options(prepared, output, *more, overrides=()):
-    return [str(prepared / "run.yaml"), *overrides, "--output", str(output), "--poolings", "mean", "attention", *more]
+    chosen = ("--poolings", "mean", "attention")
+    return [
+        "compare",
+        str(prepared / "run.yaml"),
+        *overrides,
+        *chosen,
+        *more,
+        *(("--output", str(output)) if output else ()),
+    ]
 
 
 @pytest.fixture(scope="module")
 def compared(prepared):
-    output = prepared / "compared"
-    assert call_program(PROGRAM, *options(prepared, output, "--seeds", "2", "--contexts", "none", "mamba_ema")) == 0
-    return output
+    assert call_command(*options(prepared, None, "--seeds", "2", "--contexts", "none", "mamba_ema")) == 0
+    return prepared / "run" / "comparison"  # in the output folder of the configuration
 
 
 def test_a_comparison_leaves_tables_words_and_pictures(compared):
@@ -316,7 +331,7 @@ def test_a_comparison_leaves_tables_words_and_pictures(compared):
 
 
 def test_a_training_of_the_comparison_is_that_of_the_training_program(prepared, compared, tmp_path):
-    overrides = ["data.cache_features=true", f"training.output_dir={tmp_path}", "training.seed=1"]
+    overrides = ["data.cache_frames=true", f"training.output_dir={tmp_path}", "training.seed=1"]
     overrides += ["model.params.context=none", "model.params.speech_encoder_pooling=attention"]
     assert call_program("examples/run_finetune.py", str(prepared / "run.yaml"), *overrides) == 0
     expected = pd.read_csv(tmp_path / "predictions_test.csv")
@@ -329,7 +344,7 @@ def test_a_training_of_the_comparison_is_that_of_the_training_program(prepared, 
 def test_a_comparison_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(prepared, compared, tmp_path):
     more = ("--seeds", "2", "--contexts", "none", "mamba_ema")
     process = subprocess.Popen(
-        [sys.executable, PROGRAM, *options(prepared, tmp_path, *more)],
+        [sys.executable, "-m", "modeling_mamba_ema", *options(prepared, tmp_path, *more)],
         cwd=ROOT,
         env=environment(),
         stderr=subprocess.DEVNULL,
@@ -343,14 +358,14 @@ def test_a_comparison_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(pre
     done = list(tmp_path.glob("trainings/*/finished.json"))
     assert 0 < len(done) < 8
     times = {path: path.stat().st_mtime_ns for path in done}
-    assert call_program(PROGRAM, *options(prepared, tmp_path, *more)) == 0
+    assert call_command(*options(prepared, tmp_path, *more)) == 0
     assert {path: path.stat().st_mtime_ns for path in done} == times
     pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "comparison.csv"), pd.read_csv(compared / "comparison.csv"))
 
 
 def test_folds_come_from_columns_that_hold_the_split(prepared, tmp_path, capsys):
     more = ("--seeds", "1", "--contexts", "none", "--folds", "split_fold1", "split_fold2")
-    assert call_program(PROGRAM, *options(prepared, tmp_path, *more)) == 0
+    assert call_command(*options(prepared, tmp_path, *more)) == 0
     trainings = pd.read_csv(tmp_path / "comparison.csv")
     assert sorted(trainings["fold"]) == ["split_fold1"] * 2 + ["split_fold2"] * 2
     page = (tmp_path / "comparison.md").read_text()
@@ -359,13 +374,13 @@ def test_folds_come_from_columns_that_hold_the_split(prepared, tmp_path, capsys)
 
 def test_other_settings_or_another_corpus_in_the_same_folder_are_refused(prepared, compared, capsys):
     more = ("--seeds", "2", "--contexts", "none", "mamba_ema")
-    assert call_program(PROGRAM, *options(prepared, compared, *more, overrides=["training.epochs=1"])) == 2
-    assert "other settings: training.epochs: 2.0 -> 1.0" in capsys.readouterr().err
+    assert call_command(*options(prepared, compared, *more, overrides=["training.num_train_epochs=1"])) == 1
+    assert "other settings: training.num_train_epochs: 2 -> 1" in capsys.readouterr().err
     metadata = prepared / "corpus" / "metadata.jsonl"
     before = metadata.read_text()
     try:
         metadata.write_text(before.replace('"arousal": 0.', '"arousal": 0.0'))
-        assert call_program(PROGRAM, *options(prepared, compared, *more)) == 2
+        assert call_command(*options(prepared, compared, *more)) == 1
     finally:
         metadata.write_text(before)
     assert "was trained on another corpus" in capsys.readouterr().err
@@ -379,12 +394,13 @@ def test_other_settings_or_another_corpus_in_the_same_folder_are_refused(prepare
         ([], ["attention", "statistics"], "compared with mean"),
         ([], ["mean", "mean"], "another one"),
         (["model.pretrained_model=x", "model.params={}"], ["mean", "attention"], "needs a new head"),
+        ([], ["mean", "atention"], "--poolings names atention; allowed are mean, attention"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_any_training(tmp_path, overrides, poolings, message):
     run = load_run_configuration(write_run(tmp_path / "run.yaml", tmp_path, tmp_path), overrides)
     with pytest.raises(ValueError, match=message):
-        check_comparable(run, poolings, 1, "test")
+        check_comparable(run, poolings, ["none"], 1, "test")
 
 
 def test_the_page_gives_costs_in_relation_to_the_encoder():

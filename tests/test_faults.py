@@ -17,23 +17,22 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import TrainerCallback
 
 from modeling_mamba_ema.audio_files import AudioFileError
 from modeling_mamba_ema.data import dataset as dataset_module
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
-from modeling_mamba_ema.training import RunConfiguration, newest_complete_checkpoint, run_manifest, save_manifest
-from modeling_mamba_ema.training.preflight import check_labels_vary, check_speech_encoder, require_free_space
-from modeling_mamba_ema.training.resume import CONFIGURATION_FILE, choose_checkpoint
+from modeling_mamba_ema.training import (
+    RunConfiguration,
+    choose_checkpoint,
+    newest_complete_checkpoint,
+    run_manifest,
+    save_run,
+)
+from modeling_mamba_ema.training.building import check_labels_vary, check_speech_encoder
 from tests.helpers import tiny_config
 from tests.test_checkpoints import assert_same_run, make_checkpoint, start, wait_for_checkpoint
-from tests.test_training import LABELS, make_trainer
-from tests.tiny_corpus import ROOT, environment, run_program, write_corpus, write_run
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
+from tests.tiny_corpus import LABELS, ROOT, environment, make_trainer, run_program, write_corpus, write_run
 
 
 @pytest.fixture
@@ -53,9 +52,9 @@ def program(monkeypatch, *arguments):
 
 
 def test_a_disk_without_room_for_the_checkpoints_is_told_before_the_first_step(tmp_path, train_split, monkeypatch):
-    with pytest.raises(OSError, match="GB free, but 3 checkpoints need"):
-        require_free_space(tmp_path / "not" / "there", 2 * shutil.disk_usage(tmp_path).free, "3 checkpoints")
-    trainer = make_trainer(tmp_path, train_split, save_strategy="steps", save_steps=1, save_total_limit=2)
+    folder = tmp_path / "not" / "there"
+    trainer = make_trainer(folder, train_split, save_strategy="steps", save_steps=1, save_total_limit=2)
+    folder.rmdir()
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9, 1000))
     with pytest.raises(OSError, match="3 checkpoints need 0.00"):
         trainer.train()
@@ -72,13 +71,13 @@ def test_a_disk_that_fills_up_while_saving_costs_nothing_but_the_steps_since_the
     wait_for_checkpoint(process, run, 2)
     # No file may grow beyond this any more; to the program a write fails as on a full disk.
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2_000, resource.RLIM_INFINITY))
-    _, log = process.communicate(timeout=60)
+    _, log = process.communicate(timeout=150)
     assert process.returncode == 1
     assert "could not be saved" in log
     assert "the same command goes on from the newest" in log
-    assert newest_complete_checkpoint(run / "checkpoints") is not None
-    assert not list((run / "checkpoints").glob("tmp-*"))
-    assert not list((run / "checkpoints").glob("broken-*"))
+    there = sorted(path.name for path in run.glob("*checkpoint*"))
+    assert newest_complete_checkpoint(run) is not None
+    assert sorted(path.name for path in run.glob("*checkpoint*")) == there  # nothing incomplete was left
     run_program("examples/run_finetune.py", str(configuration))
     assert_same_run(run, tmp_path / "whole")
 
@@ -106,23 +105,18 @@ def test_a_worker_that_dies_or_freezes_ends_the_run_with_the_name_of_its_file(
     tmp_path, train_split, monkeypatch, number, what
 ):
     name = instead_of_reading(monkeypatch, tmp_path, lambda: os.kill(os.getpid(), number))
-    trainer = make_trainer(tmp_path, train_split, dataloader_num_workers=1)
-    trainer.worker_timeout = 3.0
-    began = time.monotonic()
+    trainer = make_trainer(tmp_path, train_split, dataloader_num_workers=1, worker_timeout=3.0)
     with pytest.raises(RuntimeError, match=f"a process that reads audio {what} while it was reading train_") as caught:
         trainer.train()
-    assert time.monotonic() - began < 30
     assert name() in str(caught.value)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_file_that_hangs_ends_the_run_with_its_name(tmp_path, train_split, monkeypatch, workers):
-    name = instead_of_reading(monkeypatch, tmp_path, lambda: time.sleep(60))
+    name = instead_of_reading(monkeypatch, tmp_path, lambda: time.sleep(3600))
     monkeypatch.setattr("modeling_mamba_ema.data.watched_reading.READ_SECONDS", 0.5)
-    began = time.monotonic()
     with pytest.raises(AudioFileError, match="could not be read within 0.5 s") as caught:
         make_trainer(tmp_path, train_split, dataloader_num_workers=workers).train()
-    assert time.monotonic() - began < 30
     assert workers or name() in str(caught.value)  # two workers come to two files
 
 
@@ -153,7 +147,8 @@ def test_when_one_of_two_processes_is_killed_or_frozen_the_other_ends(tmp_path, 
     configuration = write_run(tmp_path / "run.yaml", corpus, run)
     command = [sys.executable, "-m", "accelerate.commands.launch"]
     command += ["--config_file", "configuration/accelerate/cpu_two_processes.yaml", "--main_process_port", "0"]
-    command += ["examples/run_finetune.py", str(configuration), "training.epochs=2000", "training.process_timeout=15"]
+    options = ["training.num_train_epochs=2000", "training.ddp_timeout=15"]
+    command += ["examples/run_finetune.py", str(configuration), *options]
     launcher = subprocess.Popen(
         command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -161,12 +156,12 @@ def test_when_one_of_two_processes_is_killed_or_frozen_the_other_ends(tmp_path, 
         wait_for_checkpoint(launcher, run, 4)
         first, second = ranks_of(launcher)
         os.kill(second, number)
-        assert wait_for_end(first, seconds=30)
+        assert wait_for_end(first, seconds=150)
         if number == signal.SIGSTOP:
             os.kill(second, signal.SIGKILL)  # what the launcher does after 30 s
-        launcher.communicate(timeout=60)
+        launcher.communicate(timeout=150)
         assert launcher.returncode != 0
-        assert newest_complete_checkpoint(run / "checkpoints") is not None
+        assert newest_complete_checkpoint(run) is not None
     finally:
         launcher.kill()
         launcher.communicate()
@@ -199,12 +194,6 @@ def test_audio_with_nan_stops_the_run_naming_the_file(tmp_path):
         make_trainer(tmp_path / "run", train_split, max_steps=20).train()
 
 
-def test_clipping_cannot_be_turned_off_because_it_finds_nan(tmp_path, corpus, monkeypatch, capsys):
-    with pytest.raises(SystemExit):
-        program(monkeypatch, write_run(tmp_path / "run.yaml", corpus, tmp_path / "run"), "training.max_grad_norm=0")
-    assert "training.max_grad_norm must be positive" in capsys.readouterr().err
-
-
 # a metric that is no number
 
 
@@ -220,7 +209,7 @@ class Metric:
 
 def test_an_evaluation_without_a_number_is_never_the_best(tmp_path, train_split):
     options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
-    options.update(metric_for_best_model="ccc", greater_is_better=True, load_best_model_at_end=True)
+    options["load_best_model_at_end"] = True
     trainer = make_trainer(tmp_path / "some", train_split, **options)
     trainer.compute_metrics = Metric(math.nan, 0.1, math.nan)
     trainer.train()
@@ -233,9 +222,9 @@ def test_an_evaluation_without_a_number_is_never_the_best(tmp_path, train_split)
 
 def test_a_run_whose_evaluations_gave_no_number_ends_with_an_error_and_no_model(tmp_path, corpus, monkeypatch):
     metric = Metric(*[math.nan] * 100)
-    monkeypatch.setattr("modeling_mamba_ema.training.building.ccc_of_predictions", lambda *_: metric)
+    monkeypatch.setattr("modeling_mamba_ema.training.trainer.ccc_of_predictions", lambda *_: metric)
     with pytest.raises(SystemExit, match="no evaluation gave a CCC that is a number"):
-        program(monkeypatch, write_run(tmp_path / "run.yaml", corpus, tmp_path / "run"), "training.epochs=1")
+        program(monkeypatch, write_run(tmp_path / "run.yaml", corpus, tmp_path / "run"), "training.num_train_epochs=1")
     assert not (tmp_path / "run" / "model").exists()
     assert not (tmp_path / "run" / "results.json").exists()
 
@@ -246,9 +235,9 @@ def test_labels_that_do_not_vary_are_refused_before_training(tmp_path, corpus, v
     rows = [{**row, "arousal": value if row["split"] == "validation" else row["arousal"]} for row in rows]
     (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     splits = load_emotion_dataset(tmp_path, LABELS)
-    check_labels_vary("train", ConversationDataset(splits["train"], LABELS))
+    check_labels_vary("train", splits["train"], LABELS)
     with pytest.raises(ValueError, match=f"arousal is {what} in the split validation"):
-        check_labels_vary("validation", ConversationDataset(splits["validation"], LABELS))
+        check_labels_vary("validation", splits["validation"], LABELS)
 
 
 # unusual batches
@@ -273,10 +262,10 @@ def test_unusual_batches_train_to_finite_weights_and_are_counted(tmp_path):
         Unusual(),
         per_device_train_batch_size=2,
         dataloader_drop_last=True,  # as the program does: the fifth conversation alone would be a batch without a CCC
+        max_seconds_per_batch=None,
         max_steps=4,
         logging_steps=2,
     )
-    trainer.max_seconds_per_batch = None
     trainer.train()
     assert all(bool(torch.isfinite(p).all()) for p in trainer.model.parameters())
     shares = [entry["degenerate_batches"] for entry in trainer.state.log_history if "loss" in entry]
@@ -292,75 +281,93 @@ def test_usual_batches_do_not_count_as_degenerate(tmp_path, train_split):
 # settings that cannot work
 
 
-def test_layer_drop_with_several_processes_and_spec_augment_with_short_utterances_are_refused():
+def test_layer_drop_with_several_processes_and_spec_augment_with_short_utterances_are_refused(corpus):
+    rows = load_emotion_dataset(corpus, LABELS)["train"]  # utterances of 0.3 to 0.7 s
+    long = rows.map(lambda row: {"start": 0.0, "end": 1.1})
     dropping = tiny_config(speech_encoder_config={"layerdrop": 0.1})
-    check_speech_encoder(dropping, world_size=1, shortest_seconds=0.3)
+    check_speech_encoder(dropping, 1, rows)
     with pytest.raises(ValueError, match="layerdrop is 0.1 with 2 processes"):
-        check_speech_encoder(dropping, world_size=2, shortest_seconds=0.3)
+        check_speech_encoder(dropping, 2, rows)
     hiding = tiny_config(speech_encoder_config={"apply_spec_augment": True})
-    check_speech_encoder(hiding, world_size=2, shortest_seconds=1.0)
-    with pytest.raises(ValueError, match="the shortest utterance lasts 0.30 s"):
-        check_speech_encoder(hiding, world_size=1, shortest_seconds=0.3)
+    check_speech_encoder(hiding, 2, long)
+    with pytest.raises(ValueError, match=r"the shortest utterance lasts 0\.3\d s"):
+        check_speech_encoder(hiding, 1, rows)
     frozen = tiny_config(speech_encoder_config={"apply_spec_augment": True}, freeze_speech_encoder=True)
-    check_speech_encoder(frozen, world_size=2, shortest_seconds=0.3)
+    check_speech_encoder(frozen, 2, rows)
 
 
-def test_the_program_refuses_them_before_it_writes_anything(tmp_path, corpus, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.params.speech_encoder_config.apply_spec_augment=true", "SpecAugment hides most of an utterance"),
+        ("training.metric_for_best_model=cccc", "metric_for_best_model is cccc; evaluations give ccc, pearson"),
+        ("training.optim=galore_adamw", "galore_torch"),
+        ("data.test_split=null", None),
+    ],
+)
+def test_the_program_refuses_what_cannot_work_before_it_writes_anything(
+    tmp_path, corpus, monkeypatch, override, message
+):
     configuration = write_run(tmp_path / "run.yaml", corpus, tmp_path / "run")
+    options = [override, "training.num_train_epochs=0.01", "training.optim_target_modules=all-linear"]
     with pytest.raises(SystemExit) as ended:
-        program(monkeypatch, configuration, "model.params.speech_encoder_config.apply_spec_augment=true")
-    assert ended.value.code == 2
-    assert "SpecAugment hides most of an utterance under 1 s" in capsys.readouterr().err
-    assert not (tmp_path / "run" / "run_configuration.yaml").exists()
+        program(monkeypatch, configuration, *options)
+    assert (message is None) == (ended.value.code == 0)
+    assert message is None or message in ended.value.code
+    assert (tmp_path / "run" / "run_configuration.yaml").exists() == (message is None)
 
 
 # going on with something else
 
 
 @pytest.fixture
-def interrupted(tmp_path, train_split):
-    """A run's folder with a checkpoint, as `choose_checkpoint` sees it."""
-    run = RunConfiguration()
-    run.data.max_seconds_per_batch = 10.0
-    (tmp_path / "checkpoints").mkdir()
-    make_checkpoint(tmp_path / "checkpoints", 2)
-    run.save(tmp_path / CONFIGURATION_FILE)
-    manifest = run_manifest({"train": train_split}, world_size=1)
-    save_manifest(tmp_path, manifest)
-    return run, tmp_path / "checkpoints", manifest
+def interrupted(tmp_path, corpus):
+    """A run that has left a checkpoint, and its manifest."""
+    run = RunConfiguration(training={"output_dir": str(tmp_path), "max_seconds_per_batch": 10.0})
+    make_checkpoint(tmp_path, 2)
+    manifest = run_manifest({"train": load_emotion_dataset(corpus, LABELS)["train"]}, world_size=1)
+    save_run(run, manifest)
+    return run, manifest
 
 
-def test_the_same_run_goes_on_without_a_word(interrupted, caplog):
-    run, folder, manifest = interrupted
-    assert choose_checkpoint(run, folder, manifest).name == "checkpoint-2"
+def test_the_same_run_goes_on_without_a_warning(interrupted, caplog):
+    assert choose_checkpoint(*interrupted).name == "checkpoint-2"
     assert not caplog.text
 
 
-def test_other_data_or_another_order_of_them_are_refused(interrupted, corpus, tmp_path):
-    run, folder, _ = interrupted
+def test_other_data_or_another_order_of_them_are_refused(interrupted, corpus):
+    run, _ = interrupted
     rows = load_emotion_dataset(corpus, LABELS)["train"]
     for other in (rows.select(range(len(rows) - 1)), rows.select([1, 0, *range(2, len(rows))])):
         with pytest.raises(ValueError, match=r"data.train.sha256: .* -> "):
-            choose_checkpoint(run, folder, run_manifest({"train": ConversationDataset(other, LABELS)}, 1))
+            choose_checkpoint(run, run_manifest({"train": other}, 1))
 
 
 def test_another_number_of_processes_is_refused_where_it_changes_the_batch_and_warned_of_elsewhere(interrupted, caplog):
-    run, folder, manifest = interrupted
-    assert choose_checkpoint(run, folder, {**manifest, "world_size": 2}).name == "checkpoint-2"
+    run, manifest = interrupted
+    assert choose_checkpoint(run, {**manifest, "world_size": 2}).name == "checkpoint-2"
     assert "written by 1 processes, this run has 2" in caplog.text
-    run.data.max_seconds_per_batch = None
-    run.save(folder.parent / CONFIGURATION_FILE)
+    run.training["max_seconds_per_batch"] = None
+    save_run(run, manifest)
     with pytest.raises(ValueError, match="world_size: 1 -> 2"):
-        choose_checkpoint(run, folder, {**manifest, "world_size": 2})
+        choose_checkpoint(run, {**manifest, "world_size": 2})
 
 
 def test_another_batch_size_is_refused_and_other_code_is_warned_of(interrupted, caplog):
-    run, folder, manifest = interrupted
-    assert choose_checkpoint(run, folder, {**manifest, "code": {"version": "9.9", "sha256": "0"}}) is not None
+    run, manifest = interrupted
+    assert choose_checkpoint(run, {**manifest, "code": {"version": "9.9", "sha256": "0"}}) is not None
     assert "WARNING: since checkpoint-2 was written, code.version changed: " in caplog.text
-    run.training.conversations_per_batch += 1
-    with pytest.raises(ValueError, match="training.conversations_per_batch: 8 -> 9"):
-        choose_checkpoint(run, folder, manifest)
+    run.training["per_device_train_batch_size"] = 9
+    with pytest.raises(ValueError, match="training.per_device_train_batch_size: default -> 9"):
+        choose_checkpoint(run, manifest)
+
+
+def test_a_run_that_begins_anew_keeps_the_checkpoints_before_it_aside(interrupted, tmp_path):
+    run, manifest = interrupted
+    run.training["resume_from_checkpoint"] = None
+    assert choose_checkpoint(run, manifest) is None
+    assert not list(tmp_path.glob("checkpoint-*"))
+    assert newest_complete_checkpoint(tmp_path / "earlier-run").name == "checkpoint-2"
 
 
 def test_a_run_killed_between_its_early_stop_and_its_results_trains_no_further(tmp_path, train_split):
@@ -371,10 +378,9 @@ def test_a_run_killed_between_its_early_stop_and_its_results_trains_no_further(t
             max_steps=9,
             learning_rate=1e-3,
             **{"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1},
-            **{"metric_for_best_model": "ccc", "greater_is_better": True, "load_best_model_at_end": True},
-            restore_callback_states_from_checkpoint=True,
+            load_best_model_at_end=True,
+            early_stopping_patience=1,
         )
-        made.add_callback(EarlyStoppingCallback(1))
         made.compute_metrics = Metric(0.5, 0.6, 0.1, *[0.9] * 9)
         return made
 

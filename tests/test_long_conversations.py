@@ -6,15 +6,9 @@ import torch
 from modeling_mamba_ema import MambaEMAFeatureExtractor
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
 from modeling_mamba_ema.training import ConversationCollator, load_run_configuration
-from modeling_mamba_ema.training.long_conversations import predict_in_chunks, start_from_context
+from modeling_mamba_ema.training.evaluation import predict_in_chunks, start_from_context
 from tests.helpers import tiny_model
-from tests.test_training import LABELS, make_trainer
-from tests.tiny_corpus import write_corpus, write_run
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
+from tests.tiny_corpus import LABELS, make_trainer, write_run
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +36,7 @@ def test_chunk_by_chunk_predicts_as_whole(rows, context, turns_per_chunk):
 def test_an_evaluation_in_chunks_measures_as_one_of_whole_conversations(tmp_path, rows):
     results = []
     for turns_per_chunk in (32, 2):
-        trainer = make_trainer(tmp_path, ConversationDataset(rows, LABELS))
-        trainer.turns_per_chunk = turns_per_chunk
+        trainer = make_trainer(tmp_path, ConversationDataset(rows, LABELS), turns_per_chunk=turns_per_chunk)
         results.append(trainer.predict(ConversationDataset(rows, LABELS)))
     whole, chunked = results
     assert chunked.predictions == pytest.approx(whole.predictions, abs=1e-6, nan_ok=True)

@@ -1,18 +1,15 @@
 """The metrics of a predictions file are those of the run that wrote it."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
-from modeling_mamba_ema.metrics.__main__ import metrics_of_table
-from modeling_mamba_ema.training import ccc_of_predictions, prediction_table, save_predictions
-from tests.test_training import LABELS, make_trainer
-from tests.tiny_corpus import ROOT, environment, write_corpus
+from modeling_mamba_ema.metrics.tables import metrics_of_table
+from modeling_mamba_ema.training import measure, save_predictions
+from tests.tiny_corpus import LABELS, call_command, make_trainer, write_corpus
 
 
 @pytest.fixture(scope="module")
@@ -26,26 +23,34 @@ def measured(tmp_path_factory):
     (corpus / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
     dataset = ConversationDataset(load_emotion_dataset(corpus, LABELS)["train"], LABELS)
     trainer = make_trainer(folder, dataset)
-    trainer.compute_metrics = ccc_of_predictions(LABELS, intervals=True)
-    predicted = trainer.predict(dataset)
-    table = prediction_table(predicted.predictions, dataset)
+    trainer.model.config.label_ranges = {"arousal": [1, 7]}
+    metrics, table = measure(trainer, dataset, trainer.model.config)
     for name in ("predictions.csv", "predictions.parquet"):
         save_predictions(table, folder / name)
-    return folder, predicted.metrics
+    return folder, metrics
 
 
 @pytest.mark.parametrize("name", ["predictions.csv", "predictions.parquet"])
-def test_the_command_line_gives_the_numbers_of_trainer(measured, name):
+def test_the_command_line_gives_the_numbers_of_trainer(measured, name, capsys):
     folder, metrics = measured
-    done = subprocess.run(
-        [sys.executable, "-m", "modeling_mamba_ema.metrics", str(folder / name)],
-        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    printed = json.loads(done.stdout)
+    assert call_command("metrics", folder / name) == 0
+    printed = json.loads(capsys.readouterr().out)
     assert {"ccc", "ccc_valence_low", "pearson_arousal", "rmse", "mae_valence", "num_conversations"} <= set(printed)
     for key, value in printed.items():
-        assert value == pytest.approx(metrics[f"test_{key}"], abs=1e-6), key
+        assert value == pytest.approx(metrics[key], abs=1e-6), key
+
+
+def test_predictions_name_their_file_and_are_on_the_unit_scale_and_on_the_labels_own(measured):
+    table = pd.read_csv(measured[0] / "predictions.csv")
+    assert table["prediction"].between(0, 1).all()
+    arousal, valence = table[table["label"] == "arousal"], table[table["label"] == "valence"]
+    assert (set(arousal["scale"]), set(valence["scale"])) == ({"1 to 7"}, {"0 to 1"})
+    np.testing.assert_allclose(arousal["prediction_value"], 1 + 6 * arousal["prediction"], rtol=1e-8)
+    np.testing.assert_allclose(arousal["reference_value"], 1 + 6 * arousal["reference"], rtol=1e-8)
+    np.testing.assert_array_equal(valence["prediction_value"], valence["prediction"])
+    rows = [json.loads(line) for line in (measured[0] / "corpus" / "metadata.jsonl").read_text().splitlines()]
+    files = {(row["conversation_id"], row["turn"]): row["file_name"] for row in rows}
+    assert all(row.file_name.endswith(files[row.conversation_id, row.turn]) for row in table.itertuples())
 
 
 def table():

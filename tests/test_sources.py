@@ -2,7 +2,6 @@
 
 import json
 import logging
-import runpy
 import subprocess
 import sys
 
@@ -12,16 +11,14 @@ import pytest
 import soundfile as sf
 from datasets import Audio, Dataset, DatasetDict
 
-from modeling_mamba_ema import MambaEMAFeatureExtractor
 from modeling_mamba_ema.ccc_loss import MISSING_LABEL
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
 from modeling_mamba_ema.data.sources import read_label_ranges
 from tests.helpers import tiny_model
 from tests.local_hub import hub_with_dataset
 from tests.miniature_corpora import write_crema_d
-from tests.tiny_corpus import ROOT, environment, write_run
+from tests.tiny_corpus import LABELS, ROOT, call_command, call_program, environment, write_run
 
-LABELS = ["valence", "arousal"]
 ROWS = [
     {"file_name": "a.wav", "conversation_id": "c1", "turn": 1, "valence": 0.1, "arousal": 0.9, "speaker": "ann"},
     {"file_name": "b.wav", "conversation_id": "c1", "turn": 0, "valence": 0.2, "arousal": 0.8, "speaker": "bob"},
@@ -252,45 +249,27 @@ def test_crema_d_and_tables_of_categories_are_no_regression_target(folder, tmp_p
         load_emotion_dataset(folder, LABELS)
 
 
-@pytest.mark.parametrize("program", ["run_finetune", "evaluate_checkpoint"])
-def test_the_programs_end_with_that_sentence_and_without_a_traceback(tmp_path, program, monkeypatch, capsys):
+@pytest.mark.parametrize("program", ["run_finetune", "evaluate"])
+def test_the_programs_end_with_that_sentence_and_without_a_traceback(tmp_path, program, capsys):
     crema = write_crema_d(tmp_path / "crema")
     if program == "run_finetune":
-        arguments = [str(write_run(tmp_path / "run.yaml", crema, tmp_path / "run"))]
+        code = call_program("examples/run_finetune.py", str(write_run(tmp_path / "run.yaml", crema, tmp_path / "run")))
     else:
         tiny_model().save_pretrained(tmp_path / "model")
-        MambaEMAFeatureExtractor().save_pretrained(tmp_path / "model")
-        arguments = [str(tmp_path / "model"), str(crema), "--output", str(tmp_path / "out")]
-    monkeypatch.setattr(sys, "argv", [f"{program}.py", *arguments])
-    with pytest.raises(SystemExit) as end:
-        runpy.run_path(str(ROOT / "examples" / f"{program}.py"), run_name="__main__")
-    assert end.value.code == 2
+        code = call_command("evaluate", "--model", tmp_path / "model", crema, "--output", tmp_path / "out")
+    assert code == 1
     assert "no regression target" in capsys.readouterr().err
 
 
-def test_a_model_is_measured_on_a_corpus_with_its_own_columns_and_without_its_bad_files(
-    tmp_path, folder, monkeypatch, capsys
-):
+def test_a_model_is_measured_on_a_corpus_with_its_own_columns_and_without_its_bad_files(tmp_path, folder, capsys):
     rows = [{**row, "conversation_id": "c", "turn": number} for number, row in enumerate([*ROWS, ROWS[0]])]
     rows[3]["file_name"] = "gone.wav"
     write_table(folder / "ratings.csv", [{"EmoVal": row.pop("valence"), **row} for row in rows])
     tiny_model().save_pretrained(tmp_path / "model")
-    MambaEMAFeatureExtractor().save_pretrained(tmp_path / "model")
-
-    def evaluate(*options):
-        command = [
-            str(tmp_path / "model"),
-            str(folder / "ratings.csv"),
-            "--split",
-            "train",
-            "--columns",
-            "valence=EmoVal",
-        ]
-        monkeypatch.setattr(sys, "argv", ["evaluate", *command, "--output", str(tmp_path / "out"), *options])
-        runpy.run_path(str(ROOT / "examples" / "evaluate_checkpoint.py"), run_name="__main__")
-
-    with pytest.raises(SystemExit, match="--on-bad-audio skip"):
-        evaluate()
-    evaluate("--on-bad-audio", "skip")
+    command = ("evaluate", "--model", tmp_path / "model", folder / "ratings.csv", "--output", tmp_path / "out")
+    command += ("--split", "train", "--columns", "valence=EmoVal")
+    assert call_command(*command) == 1
+    assert "gone.wav does not exist" in capsys.readouterr().err
+    assert call_command(*command, "--on-bad-audio", "skip") == 0
     assert json.loads((tmp_path / "out" / "metrics.json").read_text())["num_turns"] == 3
     assert "gone.wav does not exist" in (tmp_path / "out" / "skipped_audio.jsonl").read_text()

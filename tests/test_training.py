@@ -14,46 +14,18 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainerCallback, TrainingArguments
 
-from modeling_mamba_ema import MambaEMAFeatureExtractor
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
-from modeling_mamba_ema.metrics.__main__ import metrics_of_table
-from modeling_mamba_ema.training import ConversationCollator, MambaEMATrainer, StopOnSigterm, why_incomplete
+from modeling_mamba_ema.metrics.tables import metrics_of_table
+from modeling_mamba_ema.training import MambaEMATrainer, StopOnSignal, why_incomplete
 from modeling_mamba_ema.training.batch_sampler import AudioSecondsBatchSampler, seconds_of_turns
-from modeling_mamba_ema.training.trainer import check_parameter_groups, parameter_groups
+from modeling_mamba_ema.training.optimizer import check_parameter_groups, parameter_groups, require_finite_gradient
 from tests.helpers import tiny_model
-from tests.tiny_corpus import ROOT, environment, write_corpus, write_run
-
-LABELS = ["valence", "arousal"]
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
+from tests.tiny_corpus import LABELS, ROOT, environment, make_trainer, write_run
 
 
 @pytest.fixture(scope="module")
 def train_split(corpus):
     return ConversationDataset(load_emotion_dataset(corpus, LABELS)["train"], LABELS)
-
-
-def make_trainer(tmp_path, dataset, model=None, **arguments):
-    return MambaEMATrainer(
-        model=tiny_model() if model is None else model,
-        args=TrainingArguments(
-            output_dir=str(tmp_path),
-            use_cpu=True,
-            remove_unused_columns=False,
-            dataloader_pin_memory=False,
-            label_names=["labels"],
-            logging_nan_inf_filter=False,
-            disable_tqdm=True,
-            **{"save_strategy": "no", "max_steps": 2, "report_to": "none", **arguments},
-        ),
-        train_dataset=dataset,
-        eval_dataset=dataset,
-        data_collator=ConversationCollator(MambaEMAFeatureExtractor()),
-        max_seconds_per_batch=6.0,
-    )
 
 
 # batches
@@ -187,39 +159,80 @@ def test_nan_weights_stop_training(tmp_path, train_split):
         make_trainer(tmp_path, train_split, model).train()
 
 
-def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path, train_split):
+@pytest.mark.parametrize("max_grad_norm", [1.0, 0.0], ids=["clipping", "no clipping"])
+def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path, train_split, max_grad_norm):
     model = tiny_model()
-    weight = model.speech_encoder.attention.weight
-    weight.register_hook(lambda gradient: gradient * torch.nan)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    model.speech_encoder.attention.weight.register_hook(lambda gradient: gradient * torch.nan)
     with pytest.raises(ValueError, match="the gradient's norm is nan"):
-        make_trainer(tmp_path, train_split, model).train()
-    assert bool(torch.isfinite(weight).all())
+        make_trainer(tmp_path, train_split, model, max_grad_norm=max_grad_norm).train()
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
-class SendSigterm(TrainerCallback):
-    def __init__(self):
+@pytest.mark.parametrize("fused", [False, True])
+def test_in_half_precision_the_scaler_skips_a_gradient_that_is_not_finite(fused):
+    weight = torch.nn.Parameter(torch.ones(3))
+    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=fused)
+    optimizer.register_step_pre_hook(lambda optimizer, *_: require_finite_gradient(optimizer, 1))
+    scaler = torch.amp.GradScaler("cpu")
+    for factor in (torch.inf, 1.0):
+        optimizer.zero_grad()
+        scaler.scale((factor * weight).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert torch.equal(weight, torch.ones(3)) == (factor == torch.inf)
+
+
+def test_a_corpus_smaller_than_a_batch_is_one_batch(tmp_path, train_split):
+    options = {"max_seconds_per_batch": None, "dataloader_drop_last": True, "per_device_train_batch_size": 64}
+    assert len(make_trainer(tmp_path, train_split, **options).get_train_dataloader()) == 1
+    options["per_device_train_batch_size"] = 4
+    assert len(make_trainer(tmp_path, train_split, **options).get_train_dataloader()) == 2  # of 10 conversations
+
+
+class SendSignal(TrainerCallback):
+    def __init__(self, number):
+        self.number = number
         self.evaluations = 0
 
     def on_step_begin(self, args, state, control, **kwargs):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), self.number)
 
     def on_evaluate(self, args, state, control, **kwargs):
         self.evaluations += 1
 
 
-def test_sigterm_within_an_epoch_saves_one_complete_checkpoint_and_evaluates_nothing(tmp_path, train_split):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_within_an_epoch_saves_one_complete_checkpoint_and_evaluates_nothing(
+    tmp_path, train_split, number, code
+):
     trainer = make_trainer(tmp_path, train_split, save_strategy="epoch", eval_strategy="epoch", max_steps=10)
-    stop, sender = StopOnSigterm(), SendSigterm()
+    stop, sender = StopOnSignal(), SendSignal(number)
     trainer.add_callback(stop)
     trainer.add_callback(sender)
-    before = signal.getsignal(signal.SIGTERM)
+    before = signal.getsignal(number)
     trainer.train()
-    assert stop.interrupted
+    assert (stop.received, stop.exit_code) == (number, code)
     assert trainer.state.global_step == 1
     assert sender.evaluations == 0
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["checkpoint-1"]
     assert why_incomplete(tmp_path / "checkpoint-1") is None
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(number) == before
+
+
+def test_ctrl_c_a_second_time_ends_at_once(tmp_path, train_split):
+    trainer = make_trainer(tmp_path, train_split, max_steps=10)
+    before = signal.getsignal(signal.SIGINT)
+    for callback in (StopOnSignal(), SendSignal(signal.SIGINT), SendSignal(signal.SIGINT)):
+        trainer.add_callback(callback)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert signal.getsignal(signal.SIGINT) == before
+
+
+def test_other_arguments_than_those_of_this_package_are_refused(tmp_path):
+    with pytest.raises(TypeError, match="TrainingArguments, but must be MambaEMATrainingArguments"):
+        MambaEMATrainer(tiny_model(), TrainingArguments(output_dir=str(tmp_path), use_cpu=True))
 
 
 # whole runs, as a user starts them
@@ -246,7 +259,8 @@ def one_and_two_processes(tmp_path_factory, corpus):
         # Dropout draws its own numbers in each process; everything else is to be the same.
         encoder = "model.params.speech_encoder_config"
         dropouts = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
-        overrides = ["model.params.dropout=0.0", "training.epochs=2", *(f"{encoder}.{name}=0.0" for name in dropouts)]
+        overrides = ["model.params.dropout=0.0", "training.num_train_epochs=2"]
+        overrides += [f"{encoder}.{name}=0.0" for name in dropouts]
         launch(processes, "examples/run_finetune.py", str(configuration), *overrides)
         runs[processes] = folder / "run"
     return runs
@@ -266,15 +280,36 @@ def test_a_run_leaves_what_is_promised(one_and_two_processes):
         assert {"run_configuration.yaml", "results.json", "learning_curve.png", "model"} <= names
         assert not list((run / "model").glob("*.bin"))
         table = pd.read_csv(run / "predictions_test.csv")
-        assert list(table.columns) == ["conversation_id", "turn", "position", "label", "reference", "prediction"]
+        columns = ["file_name", "conversation_id", "turn", "position", "label", "reference", "prediction"]
+        assert list(table.columns) == columns
+        assert all(os.path.isfile(name) for name in table["file_name"])
         assert len(table) == 10 * len(LABELS)
         assert table["prediction"].between(0, 1).all()
 
 
-def test_a_saved_model_is_measured_on_two_processes_as_in_its_run_on_one(one_and_two_processes, corpus, tmp_path):
+# The command, with the items that each process reads written down.
+WATCHED_EVALUATION = """
+import os, sys
+from modeling_mamba_ema.__main__ import main
+from modeling_mamba_ema.data.dataset import ConversationDataset
+read = ConversationDataset.__getitem__
+def watched(self, index):
+    open(os.environ["READ"], "a").write(f"{os.environ['RANK']} {index}\\n")
+    return read(self, index)
+ConversationDataset.__getitem__ = watched
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_saved_model_is_measured_by_two_processes_each_its_share_as_in_its_run_by_one(
+    one_and_two_processes, corpus, tmp_path, monkeypatch
+):
     run = one_and_two_processes[1]
-    launch(2, "examples/evaluate_checkpoint.py", str(run / "model"), str(corpus), "--output", str(tmp_path),
-           "--format", "parquet", "--conversations-per-batch", "1")  # fmt: skip
+    monkeypatch.setenv("READ", str(tmp_path / "read"))
+    (tmp_path / "watched.py").write_text(WATCHED_EVALUATION)
+    launch(2, str(tmp_path / "watched.py"), "evaluate", "--model", str(run / "model"), str(corpus), "--output",
+           str(tmp_path), "--format", "parquet", "--batch-size", "1")  # fmt: skip
+    assert sorted((tmp_path / "read").read_text().splitlines()) == ["0 0", "0 2", "1 1", "1 3"]
     table, before = pd.read_parquet(tmp_path / "predictions.parquet"), pd.read_csv(run / "predictions_test.csv")
     pd.testing.assert_frame_equal(table, before, atol=1e-6, rtol=0)
     metrics = json.loads((tmp_path / "metrics.json").read_text())

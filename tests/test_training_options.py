@@ -5,20 +5,12 @@ import pytest
 import torch
 
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
-from modeling_mamba_ema.training import RunConfiguration, build_trainer, load_run_configuration, training_arguments
-from modeling_mamba_ema.training.augmentation import AugmentedDataset, add_noise, change_speed
-from modeling_mamba_ema.training.building import build_model
-from modeling_mamba_ema.training.mixup import mixed_conversations
+from modeling_mamba_ema.training import RunConfiguration, build_model, build_trainer, load_run_configuration
+from modeling_mamba_ema.training.augmentation import AugmentedDataset, add_noise, change_speed, mixed_conversations
 from tests.helpers import tiny_model
-from tests.test_training import LABELS, make_trainer
-from tests.tiny_corpus import write_corpus, write_run
+from tests.tiny_corpus import LABELS, make_trainer, write_run
 
 RATE = 16_000
-
-
-@pytest.fixture(scope="module")
-def corpus(tmp_path_factory):
-    return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 
 @pytest.fixture(scope="module")
@@ -147,9 +139,8 @@ def losses(tmp_path, dataset, steps=2, model=None, mixup=0.0, **arguments):
         dataset,
         tiny_model() if model is None else model,
         max_steps=steps,
-        **{"logging_steps": 1, "eval_strategy": "steps", "eval_steps": 1, **arguments},
+        **{"logging_steps": 1, "eval_strategy": "steps", "eval_steps": 1, "mixup_alpha": mixup, **arguments},
     )
-    trainer.mixup_alpha = mixup
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], trainer
 
@@ -172,8 +163,8 @@ def test_label_weights_and_the_mse_share_reach_training_from_a_configuration(tmp
         model, extractor = build_model(run)
         assert model.config.loss_mse_weight == params.get("loss_mse_weight", 0.0)
         parts = [ConversationDataset(splits[split], LABELS) for split in ("train", "validation")]
-        arguments = training_arguments(run, max_steps=1, logging_steps=1, eval_strategy="no", save_strategy="no",
-                                       load_best_model_at_end=False, disable_tqdm=True)  # fmt: skip
+        arguments = run.training_arguments(max_steps=1, logging_steps=1, eval_strategy="no", save_strategy="no",
+                                           load_best_model_at_end=False, disable_tqdm=True)  # fmt: skip
         trainer = build_trainer(run, model, extractor, *parts, arguments)
         trainer.train()
         first[name] = trainer.state.log_history[0]["loss"]
@@ -181,22 +172,22 @@ def test_label_weights_and_the_mse_share_reach_training_from_a_configuration(tmp
 
 
 def test_the_options_of_a_configuration_reach_the_trainer_and_only_the_training_split(tmp_path, corpus, splits):
-    overrides = ["data.noise_snr_db=[5, 30]", "data.speed_factors=[0.9, 1.1]", "training.mixup=0.2"]
-    overrides += ["training.gradient_accumulation=3"]
+    overrides = ["data.noise_snr_db=[5, 30]", "data.speed_factors=[0.9, 1.1]", "training.mixup_alpha=0.2"]
+    overrides += ["training.gradient_accumulation_steps=3"]
     run = load_run_configuration(write_run(tmp_path / "run.yaml", corpus, tmp_path / "run"), overrides)
     model, extractor = build_model(run)
     parts = [ConversationDataset(splits[split], LABELS) for split in ("train", "validation")]
-    trainer = build_trainer(run, model, extractor, *parts, training_arguments(run))
+    trainer = build_trainer(run, model, extractor, *parts, run.training_arguments())
     assert isinstance(trainer.train_dataset, AugmentedDataset)
     assert (trainer.train_dataset.noise_snr_db, trainer.train_dataset.speed_factors) == ([5, 30], [0.9, 1.1])
     assert trainer.eval_dataset is parts[1]
-    assert (trainer.mixup_alpha, trainer.args.gradient_accumulation_steps) == (0.2, 3)
+    assert (trainer.args.mixup_alpha, trainer.args.gradient_accumulation_steps) == (0.2, 3)
 
 
 def test_all_options_are_off_by_default():
     run = RunConfiguration()
-    assert (run.data.noise_snr_db, run.data.speed_factors, run.training.mixup) == (None, None, 0.0)
-    assert run.training.gradient_accumulation == 1
+    assert (run.data.noise_snr_db, run.data.speed_factors) == (None, None)
+    assert run.training_arguments().mixup_alpha == 0.0
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -205,9 +196,8 @@ def test_a_resumed_run_with_all_options_goes_on_to_the_same_weights(tmp_path, tr
         dataset = AugmentedDataset(train_split, 3, noise_snr_db=(5, 30), speed_factors=(0.9, 1.0, 1.1))
         # Five steps are more than an epoch; the resume is in the middle of the second.
         trainer = make_trainer(folder, dataset, tiny_model(dropout=0.1), max_steps=5, save_strategy="steps",
-                               save_steps=1, save_total_limit=9, dataloader_num_workers=workers)  # fmt: skip
-        trainer.max_seconds_per_batch = 9.0
-        trainer.mixup_alpha = 0.4
+                               save_steps=1, save_total_limit=9, dataloader_num_workers=workers,
+                               max_seconds_per_batch=9.0, mixup_alpha=0.4)  # fmt: skip
         trainer.train(resume_from_checkpoint=resume)
         return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
 

@@ -13,6 +13,12 @@ import soundfile as sf
 import transformers
 import yaml
 
+from modeling_mamba_ema import MambaEMAFeatureExtractor
+from modeling_mamba_ema.__main__ import main
+from modeling_mamba_ema.training import ConversationCollator, MambaEMATrainer, MambaEMATrainingArguments
+from tests.helpers import tiny_model
+
+LABELS = ["valence", "arousal"]
 ROOT = Path(__file__).parents[1]
 SPLITS = {"train": 10, "validation": 5, "test": 4}
 
@@ -36,8 +42,14 @@ TINY_RUN = {
             },
         }
     },
-    "data": {"max_seconds_per_batch": 4.0},
-    "training": {"epochs": 4, "learning_rate": 2e-3, "save_steps": 2},
+    "training": {
+        "num_train_epochs": 4,
+        "max_seconds_per_batch": 4.0,
+        "learning_rate": 2e-3,
+        "seed": 0,
+        **{f"{what}_strategy": "steps" for what in ("eval", "save", "logging")},
+        **{f"{what}_steps": 2 for what in ("eval", "save", "logging")},
+    },
 }
 
 
@@ -60,10 +72,27 @@ def write_corpus(folder: Path) -> Path:
 
 
 def write_run(path: Path, corpus: Path, output: Path) -> Path:
-    run = {**TINY_RUN, "data": {**TINY_RUN["data"], "source": str(corpus)}}
+    run = {**TINY_RUN, "data": {"source": str(corpus)}}
     run["training"] = {**TINY_RUN["training"], "output_dir": str(output)}
     path.write_text(yaml.safe_dump(run), encoding="utf-8")
     return path
+
+
+def make_trainer(tmp_path, dataset, model=None, **arguments):
+    """A trainer for two steps of a tiny model; `arguments` are those of MambaEMATrainingArguments."""
+    quiet = {"save_strategy": "no", "eval_strategy": "no", "logging_strategy": "steps", "load_best_model_at_end": False}
+    usual = {"max_steps": 2, "max_seconds_per_batch": 6.0, "seed": 0, "dataloader_drop_last": False}
+    # What these tests were made with: no decay, no warm-up, a constant fall.
+    plain = {"learning_rate": 5e-5, "weight_decay": 0.0, "warmup_steps": 0, "lr_scheduler_type": "linear"}
+    return MambaEMATrainer(
+        model=tiny_model() if model is None else model,
+        args=MambaEMATrainingArguments(
+            output_dir=str(tmp_path), disable_tqdm=True, **{**quiet, **usual, **plain, **arguments}
+        ),
+        train_dataset=dataset,
+        eval_dataset=dataset,
+        data_collator=ConversationCollator(MambaEMAFeatureExtractor()),
+    )
 
 
 def environment() -> dict[str, str]:
@@ -89,8 +118,20 @@ def call_program(path: str, *arguments: str) -> int:
         with warnings.catch_warnings():
             runpy.run_path(str(ROOT / path), run_name="__main__")
     except SystemExit as end:
+        if isinstance(end.code, str):  # as Python itself would end
+            print(end.code, file=sys.stderr)
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     finally:
         sys.argv = argv
         transformers.utils.logging.set_verbosity(verbosity)
     return 0
+
+
+def call_command(*arguments: str) -> int:
+    """A command of `mamba-ema` in this process."""
+    verbosity = transformers.utils.logging.get_verbosity()
+    try:
+        with warnings.catch_warnings():
+            return main([str(argument) for argument in arguments])
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)

@@ -9,12 +9,11 @@ import zipfile
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModel, TrainingArguments
+from transformers import AutoConfig, AutoModel, default_data_collator
 
 from modeling_mamba_ema import MambaEMAFeatureExtractor, MambaEMAForRegression
-from modeling_mamba_ema.training import load_run_configuration
+from modeling_mamba_ema.training import MambaEMATrainer, MambaEMATrainingArguments, load_run_configuration
 from modeling_mamba_ema.training.checkpoints import seal_checkpoint
-from modeling_mamba_ema.training.trainer import MambaEMATrainer
 from tests.helpers import tiny_model
 from tests.reliability.audio_cases import RATE, noise
 
@@ -94,16 +93,17 @@ class Turns(torch.utils.data.Dataset):
 
 
 def trainer(folder, steps):
-    arguments = TrainingArguments(
+    arguments = MambaEMATrainingArguments(
         output_dir=str(folder),
         max_steps=steps,
+        save_strategy="steps",
         save_steps=1,
+        eval_strategy="no",
+        load_best_model_at_end=False,
         per_device_train_batch_size=1,
-        report_to="none",
-        use_cpu=True,
         disable_tqdm=True,
     )
-    return MambaEMATrainer(model=tiny_model(), args=arguments, train_dataset=Turns())
+    return MambaEMATrainer(tiny_model(), arguments, train_dataset=Turns(), data_collator=default_data_collator)
 
 
 @pickles
@@ -111,8 +111,7 @@ def test_pickles_in_a_checkpoint_run_nothing_on_resume(tmp_path, write):
     trainer(tmp_path / "run", 1).train()
     checkpoint = tmp_path / "run" / "checkpoint-1"
     write(checkpoint / "training_args.bin", tmp_path / "witness")
-    shutil.copytree(checkpoint, tmp_path / "staging")
-    seal_checkpoint(tmp_path / "staging", checkpoint)
+    seal_checkpoint(checkpoint)
     trainer(tmp_path / "run", 2).train(resume_from_checkpoint=str(checkpoint))  # training_args.bin is never read
     for name in ("rng_state.pth", "optimizer.pt", "scheduler.pt"):
         shutil.copytree(checkpoint, tmp_path / "evil" / name)
@@ -176,7 +175,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("model: " + "x" * 100_000, "model must be a section"),
         ("modle: {}", "unknown key modle; did you mean model?"),
         ("training: {learning_rat: 1}", "did you mean training.learning_rate?"),
-        ("training: {epochs: [1, 2]}", "training.epochs is"),
+        ("training: {seed: [1, 2]}", "training.seed is"),
         ("\x00", "no plain YAML"),
     ],
     ids=range(13),

@@ -75,12 +75,13 @@ class PoolingResult:
 
 @dataclass(frozen=True)
 class _Runs:
-    """Predictions (seeds, turns, labels) of one pooling in one context, folds one after the other."""
+    """Predictions (seeds, turns, labels) of one pooling in one context, folds one after the other, and their CCC."""
 
     predictions: np.ndarray
     references: np.ndarray
     conversations: np.ndarray
     folds: np.ndarray
+    ccc: np.ndarray  # (seeds, folds, labels + 1)
 
 
 def compare_poolings(tables: Mapping[Cell, pd.DataFrame], labels: Sequence[str]) -> list[PoolingResult]:
@@ -121,13 +122,14 @@ def cell_ccc(table: pd.DataFrame, labels: Sequence[str]) -> dict[str, float]:
 def _gather(tables: Mapping[Cell, pd.DataFrame], pooling: str, context: str, labels: Sequence[str]) -> _Runs:
     cells = [cell for cell in tables if (cell.pooling, cell.context) == (pooling, context)]
     seeds, folds = (list(dict.fromkeys(values)) for values in zip(*((cell.seed, cell.fold) for cell in cells)))
-    by_seed, references, conversations, fold_of = [], [], [], []
+    by_seed, references, conversations, fold_of, ccc = [], [], [], [], []
     for seed in seeds:
         parts = []
         for fold in folds:
             cell = Cell(pooling, context, seed, fold)
             if cell not in tables:
                 raise ValueError(f"the comparison lacks {cell.name}")
+            ccc.append(list(cell_ccc(tables[cell], labels).values()))
             wide = tables[cell].pivot(
                 index=["conversation_id", "turn"], columns="label", values=["prediction", "reference"]
             )
@@ -137,30 +139,21 @@ def _gather(tables: Mapping[Cell, pd.DataFrame], pooling: str, context: str, lab
                 conversations.append(wide.index.get_level_values("conversation_id").astype(str))
                 fold_of.append(np.full(len(wide), str(fold)))
         by_seed.append(np.concatenate(parts))
-    return _Runs(np.stack(by_seed), np.concatenate(references), np.concatenate(conversations), np.concatenate(fold_of))
-
-
-def _ccc_by_seed_and_fold(runs: _Runs) -> np.ndarray:
-    """(seeds, folds, labels + 1)"""
-    values = []
-    for predictions in runs.predictions:
-        for fold in dict.fromkeys(runs.folds):
-            by_label = []
-            for column in range(predictions.shape[1]):
-                given = (runs.folds == fold) & (runs.references[:, column] != MISSING_LABEL)
-                by_label.append(concordance_cc(predictions[given, column], runs.references[given, column]))
-            values.append([*by_label, np.mean(by_label)])
-    return np.array(values).reshape(len(runs.predictions), -1, runs.references.shape[1] + 1)
+    return _Runs(
+        predictions=np.stack(by_seed),
+        references=np.concatenate(references),
+        conversations=np.concatenate(conversations),
+        folds=np.concatenate(fold_of),
+        ccc=np.array(ccc).reshape(len(seeds), len(folds), -1),
+    )
 
 
 def _result(
     pooling: str, context: str, runs: _Runs, baseline: _Runs, labels: Sequence[str], comparisons: int
 ) -> PoolingResult:
-    names = [*labels, MEAN]
-    ccc = _ccc_by_seed_and_fold(runs)
-    difference = None
+    names, difference = [*labels, MEAN], None
     if pooling != BASELINE:
-        values = (ccc - _ccc_by_seed_and_fold(baseline)).mean(axis=(0, 1))
+        values = (runs.ccc - baseline.ccc).mean(axis=(0, 1))
         intervals = [
             paired_bootstrap_difference(
                 runs.predictions,
@@ -175,11 +168,11 @@ def _result(
         ]
         columns = np.stack([values, *(bound for interval in intervals for bound in interval)], axis=1)
         difference = {name: Difference(*map(float, row)) for name, row in zip(names, columns)}
-    by_seed, by_fold = ccc.mean(axis=1), ccc.mean(axis=0)
+    by_seed, by_fold = runs.ccc.mean(axis=1), runs.ccc.mean(axis=0)
     return PoolingResult(
         pooling=pooling,
         context=context,
-        ccc=_named(names, ccc.mean(axis=(0, 1))),
+        ccc=_named(names, runs.ccc.mean(axis=(0, 1))),
         std_over_seeds=_named(names, _std(by_seed)),
         std_over_folds=None if len(by_fold) == 1 else _named(names, _std(by_fold)),
         by_seed={name: by_seed[:, column].tolist() for column, name in enumerate(names)},

@@ -1,15 +1,6 @@
-"""The `ccc` metric of a predictions file.
+"""The `ccc` metric of a table of predictions."""
 
-    python -m modeling_mamba_ema.metrics outputs/evaluation/predictions.csv
-
-Takes what training and evaluate_checkpoint.py write, or any CSV or Parquet with the columns conversation_id, turn,
-label, reference (empty where missing) and prediction, one row a turn and label. Prints the metrics as JSON.
-"""
-
-import argparse
-import json
-import sys
-from pathlib import Path
+from __future__ import annotations
 
 import numpy as np
 import pandas as pd
@@ -26,7 +17,7 @@ def metrics_of_table(table: pd.DataFrame) -> dict[str, float]:
 
     Returns:
         CCC, Pearson, RMSE and MAE for each label and as means, with 95 % intervals over conversations: the same numbers
-        as training and evaluate_checkpoint.py give.
+        as training gives.
 
     Raises:
         ValueError: columns or rows that are missing or doubled, or a prediction that is not finite.
@@ -53,24 +44,3 @@ def metrics_of_table(table: pd.DataFrame) -> dict[str, float]:
         label_names=labels,
         conversation_ids=conversations[labelled].tolist(),
     )
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m modeling_mamba_ema.metrics",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("predictions", type=Path, help="a .csv or .parquet file")
-    path = parser.parse_args().predictions
-    if path.suffix not in (".csv", ".parquet"):
-        parser.error(f"{path.name} must end with .csv or .parquet")
-    try:
-        table = pd.read_parquet(path) if path.suffix == ".parquet" else pd.read_csv(path)
-        print(json.dumps(metrics_of_table(table), indent=2))
-    except (ValueError, OSError) as error:
-        sys.exit(f"{path}: {error}")
-
-
-if __name__ == "__main__":
-    main()

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from .pooling_comparison import BASELINE, MEAN, Difference, PoolingResult
-from .pooling_costs import EncoderCost, PoolingCost
+import numpy as np
+import pandas as pd
+
+from ..data.frame_cache import utterances_of
+from ..plots import plot_pooling_comparison, write_picture
+from .costs import EncoderCost, PoolingCost, encoder_cost, pooling_costs
+from .runs import Trainings
+from .statistics import BASELINE, MEAN, Difference, PoolingResult, cell_ccc
 
 # Below this, intervals over conversations are known to be too narrow: in simulations with 40 turns each, 95 % intervals
 # held the truth 88 times of 100 with 8 conversations, 91 times with 30, and 95 times with 60.
@@ -35,26 +44,70 @@ class Measured:
     folds: int
 
 
+def write_comparison(
+    output: Path,
+    trainings: Trainings,
+    results: Sequence[PoolingResult],
+    split: str,
+    chose_the_epoch: bool,
+    command: str,
+) -> str:
+    """Write comparison.md, .json, .csv (a row a training), .png and .svg; returns the page.
+
+    Args:
+        output: folder of the comparison.
+        trainings, results: of every pooling and context.
+        split: that the trainings predicted.
+        chose_the_epoch: whether the split also chose each training's best epoch.
+        command: what a reader runs to get the page.
+    """
+    config, tables = trainings.model.config, trainings.tables
+    rows = [splits[split] for splits in trainings.folds.values()]
+    named = all("speaker" in part.column_names for part in rows)
+    measured = Measured(
+        split=split,
+        chose_the_epoch=chose_the_epoch,
+        turns=sum(map(len, rows)),
+        conversations=sum(len(set(part["conversation_id"])) for part in rows),
+        speakers=len({speaker for part in rows for speaker in part["speaker"]}) if named else None,
+        seeds=len({cell.seed for cell in tables}),
+        folds=len(rows),
+    )
+    seconds = float(np.median([utterance.seconds for part in rows for utterance in utterances_of(part)]))
+    costs = pooling_costs(config, list(dict.fromkeys(result.pooling for result in results)), seconds)
+    encoder = encoder_cost(trainings.model, seconds)
+    page = comparison_page(results, costs, encoder, measured, seconds, command)
+    everything = {
+        "command": command,
+        "measured": dataclasses.asdict(measured),
+        "verdict": verdict(results, measured),
+        "results": [dataclasses.asdict(result) for result in results],
+        "utterance_seconds": seconds,
+        "encoder_cost": dataclasses.asdict(encoder),
+        "pooling_costs": {pooling: dataclasses.asdict(cost) for pooling, cost in costs.items()},
+    }
+    (output / "comparison.md").write_text(page, encoding="utf-8")
+    (output / "comparison.json").write_text(json.dumps(everything, indent=2) + "\n", encoding="utf-8")
+    lines = [{**dataclasses.asdict(cell), **cell_ccc(table, config.labels)} for cell, table in tables.items()]
+    pd.DataFrame.from_records(lines).to_csv(output / "comparison.csv", index=False)
+    title = f"{split}: {measured.conversations} conversations, {measured.seeds} seeds"
+    write_picture(plot_pooling_comparison(results, MEAN, title), output / "comparison")
+    return page
+
+
 def verdict(results: Sequence[PoolingResult], measured: Measured) -> list[str]:
     """One sentence a context, then what the reader must know to trust them."""
-    contexts = list(dict.fromkeys(result.context for result in results))
-    compared = [result for result in results if result.difference is not None]
+    compared = [(result, result.difference[MEAN]) for result in results if result.difference is not None]
     sentences = []
-    for context in contexts:
-        told: list[str] = []
-        untold: list[str] = []
-        for result in compared:
-            if result.context == context and result.difference is not None:
-                difference = result.difference[MEAN]
-                (told if difference.excludes_zero else untold).append(_about(result.pooling, difference))
-        if not told:
-            told = ["no difference to mean pooling excludes zero"]
-        said = f"With context `{context}`, {'; '.join(told)}."
-        if untold:
-            said += f" Not told apart from mean pooling: {', '.join(untold)}."
-        sentences.append(said)
-    held = sum(result.difference[MEAN].excludes_zero_corrected for result in compared if result.difference is not None)
-    count = len(compared)
+    for context in dict.fromkeys(result.context for result in results):
+        own = [(result.pooling, difference) for result, difference in compared if result.context == context]
+        clear = [_about(*each) for each in own if each[1].excludes_zero]
+        unclear = [_about(*each) for each in own if not each[1].excludes_zero]
+        sentence = f"With context `{context}`, {'; '.join(clear) or 'no difference to mean pooling excludes zero'}."
+        if unclear:
+            sentence += f" Not distinguishable from mean pooling: {', '.join(unclear)}."
+        sentences.append(sentence)
+    held, count = sum(difference.excludes_zero_corrected for _, difference in compared), len(compared)
     if count > 1:
         sentences.append(
             f"These are {count} comparisons, of which {0.05 * count:.2g} would exclude zero by chance if no pooling "
@@ -83,7 +136,8 @@ def comparison_page(
     """
     labels = list(results[0].ccc)
     titles = [name if name == MEAN else f"CCC {name}" for name in labels]
-    lines = ["# Poolings compared", "", f"From `{command}`.", "", *_listed(verdict(results, measured))]
+    sentences = [f"- {sentence}" for sentence in verdict(results, measured)]
+    lines = ["# Poolings compared", "", f"From `{command}`.", "", *sentences, ""]
     for context in dict.fromkeys(result.context for result in results):
         lines += [
             f"## context `{context}`",
@@ -119,7 +173,7 @@ def _caveats(measured: Measured) -> list[str]:
         f"Measured on `{measured.split}`: {measured.turns} turns in {measured.conversations} conversations of {who}, "
         f"with {runs} each. Intervals draw conversations"
         + (" and seeds anew." if measured.seeds > 1 else " anew; with one seed, chance in training is not in them.")
-        + " A pooling that is not told apart from mean pooling is not shown to be equal to it."
+        + " A pooling that is not distinguishable from mean pooling is not shown to be equal to it."
     ]
     if measured.chose_the_epoch:
         caveats.append(
@@ -132,10 +186,6 @@ def _caveats(measured: Measured) -> list[str]:
     if measured.speakers is not None and measured.speakers < FEW_SPEAKERS:
         caveats.append(f"What holds for {measured.speakers} speakers need not hold for others.")
     return caveats
-
-
-def _listed(sentences: Sequence[str]) -> list[str]:
-    return [*(f"- {sentence}" for sentence in sentences), ""]
 
 
 def _with_spread(result: PoolingResult, name: str) -> str:

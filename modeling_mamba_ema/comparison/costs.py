@@ -16,7 +16,7 @@ from ..configuration_mamba_ema import MambaEMAConfig
 from ..feature_extraction_mamba_ema import SAMPLING_RATE
 from ..modeling_mamba_ema import MambaEMAForRegression
 from ..pooling import POOLINGS
-from ..speech_encoder import SpeechEncoder, num_frames
+from ..speech_encoder import SpeechEncoder, num_frames, wavlm_hidden_states
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,8 @@ def pooling_costs(
     values = torch.randn(1, layers, frames, hidden)
     mask = torch.ones(1, frames, dtype=torch.bool)
     encoders = {pooling: _without_wavlm(config, pooling, layers) for pooling in poolings}
-    times = median_milliseconds(
-        {pooling: partial(encoder.pool, values, mask) for pooling, encoder in encoders.items()}, repeats
-    )
+    with torch.inference_mode():
+        times = interleaved({name: partial(encoder.pool, values, mask) for name, encoder in encoders.items()}, repeats)
     costs = {}
     for pooling, encoder in encoders.items():
         attention = getattr(encoder, "attention", None)
@@ -69,7 +68,7 @@ def pooling_costs(
         costs[pooling] = PoolingCost(
             parameters=0 if attention is None else sum(p.numel() for p in attention.parameters()),
             flops=POOLINGS[pooling].flops(frames, hidden, config.speech_encoder_pooling_heads) + projection,
-            milliseconds=times[pooling],
+            milliseconds=1000 * times[pooling],
         )
     return costs
 
@@ -81,28 +80,35 @@ def encoder_cost(model: MambaEMAForRegression, seconds: float, repeats: int = 3)
     samples = torch.randn(1, round(seconds * SAMPLING_RATE), device=device)
     lengths = torch.tensor([samples.shape[1]], device=device)
 
-    def encode() -> Any:
-        return encoder.hidden_states(samples, lengths, encoder.layers)
-
     was_training = encoder.training
     encoder.eval()
+    # Counted in the plain form, because torch does not count the fused products of the fast one; and not in inference
+    # mode, where counting fails on parameters that require a gradient.
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        encode()
-    milliseconds = median_milliseconds({"encoder": encode}, repeats)["encoder"]
+        wavlm_hidden_states(encoder.wavlm, samples, lengths, encoder.layers)
+    encode = partial(encoder.hidden_states, samples, lengths, encoder.layers)
+    with torch.inference_mode():
+        seconds_taken = interleaved({"encoder": encode}, repeats)["encoder"]
     encoder.train(was_training)
-    return EncoderCost(counter.get_total_flops(), milliseconds)
+    return EncoderCost(counter.get_total_flops(), 1000 * seconds_taken)
 
 
-@torch.inference_mode()
-def median_milliseconds(functions: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Median times of functions that are called in turn, after one round that is not counted."""
+def interleaved(
+    functions: dict[str, Callable[[], Any]], rounds: int, warm_up: dict[str, Callable[[], Any]] | None = None
+) -> dict[str, float]:
+    """Median seconds of each function, run in turn (A B C A B C ...).
+
+    Before the counted rounds everything runs once: the functions themselves, or `warm_up`, which has one for each.
+    """
+    warm_up = functions if warm_up is None else warm_up
+    for name in functions:
+        warm_up[name]()
     times: dict[str, list[float]] = {name: [] for name in functions}
-    for round_number in range(repeats + 1):
+    for _ in range(rounds):
         for name, function in functions.items():
             started = time.perf_counter()
             function()
-            if round_number:
-                times[name].append(1000 * (time.perf_counter() - started))
+            times[name].append(time.perf_counter() - started)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
