@@ -248,7 +248,7 @@ def test_operations_of_the_encoder_are_those_of_wavlm_whether_it_is_trained_or_n
     model = tiny_model(freeze_speech_encoder=frozen).train()
     cost = encoder_cost(model, seconds=1.0, repeats=1)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.speech_encoder.wavlm.eval()(torch.randn(1, 16_000))
+        model.speech_encoder.backbone.eval()(torch.randn(1, 16_000))
     assert cost.flops == counter.get_total_flops()
     assert cost.milliseconds > 0
     assert model.speech_encoder.training

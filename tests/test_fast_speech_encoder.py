@@ -319,7 +319,7 @@ def test_an_adapter_in_the_encoder_changes_the_predictions():
     model = tiny_model().eval()
     inputs = {"input_values": torch.randn(1, 8_000)}
     before = model(**inputs).logits
-    feed_forward = model.mamba_ema.speech_encoder.wavlm.encoder.layers[0].feed_forward
+    feed_forward = model.mamba_ema.speech_encoder.backbone.encoder.layers[0].feed_forward
     feed_forward.output_dense = Doubled(feed_forward.output_dense)
     assert (model(**inputs).logits - before).abs().max() > 1e-5
 

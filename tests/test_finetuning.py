@@ -148,7 +148,7 @@ def test_every_trainable_parameter_is_in_exactly_one_optimizer_group():
     assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
     rates = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
     assert rates[id(model.speech_encoder.attention.weight)] == (1e-3, 0.1)
-    assert rates[id(model.speech_encoder.wavlm.encoder.layers[0].feed_forward.output_dense.weight)] == (1e-5, 0.1)
+    assert rates[id(model.speech_encoder.backbone.encoder.layers[0].feed_forward.output_dense.weight)] == (1e-5, 0.1)
     mixer = model.mamba_ema.conversation_encoder.layers[0].mixer
     assert all(rates[id(p)] == (1e-3, 0.0) for p in (mixer.A_log, mixer.D, mixer.dt_bias))
 
@@ -157,7 +157,7 @@ def test_a_frozen_encoder_is_in_no_optimizer_group_and_a_model_without_anything_
     model = tiny_model(freeze_speech_encoder=True)
     options = {"weight_decay": 0.0, "learning_rate": 1e-3, "encoder_learning_rate": 1e-3}
     grouped = {id(p) for group in parameter_groups(model, **options) for p in group["params"]}
-    assert not grouped & {id(p) for p in model.speech_encoder.wavlm.parameters()}
+    assert not grouped & {id(p) for p in model.speech_encoder.backbone.parameters()}
     with pytest.raises(ValueError, match="no trainable parameter"):
         parameter_groups(model.requires_grad_(False), **options)
 

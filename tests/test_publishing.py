@@ -298,7 +298,7 @@ def test_a_pretrained_wavlm_gives_its_weights_and_normalisation(tmp_path, norm):
         tmp_path, speech_encoder_pooling="attention", hidden_size=32, head_dim=16
     )
     for name, tensor in wavlm.state_dict().items():
-        assert torch.equal(model.speech_encoder.wavlm.state_dict()[name], tensor), name
+        assert torch.equal(model.speech_encoder.backbone.state_dict()[name], tensor), name
     assert model.config.speech_encoder_config.layerdrop == 0.0
     assert model.config.speech_encoder_config.apply_spec_augment is False
     assert model.config.do_normalize is False
@@ -311,8 +311,8 @@ def test_a_mamba_ema_gives_its_encoder_to_another(tmp_path):
     model = MambaEMAForRegression.from_pretrained_speech_encoder(
         tmp_path, speech_encoder_pooling="attention", hidden_size=16, head_dim=16
     )
-    for name, tensor in donor.speech_encoder.wavlm.state_dict().items():
-        assert torch.equal(model.speech_encoder.wavlm.state_dict()[name], tensor), name
+    for name, tensor in donor.speech_encoder.backbone.state_dict().items():
+        assert torch.equal(model.speech_encoder.backbone.state_dict()[name], tensor), name
     assert (model.config.speech_encoder_pooling, model.config.hidden_size) == ("attention", 16)
     assert model.config.do_normalize is False
 

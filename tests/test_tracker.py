@@ -299,6 +299,6 @@ def test_what_is_no_model_or_no_device_is_refused_with_a_reason(tmp_path):
         EmotionTracker.from_pretrained(tmp_path / "model")
     with pytest.raises(OSError, match="neither an existing folder nor a name on the Hub"):
         EmotionTracker.from_pretrained(tmp_path / "absent")
-    tiny_model().speech_encoder.wavlm.save_pretrained(tmp_path / "wavlm")
+    tiny_model().speech_encoder.backbone.save_pretrained(tmp_path / "wavlm")
     with pytest.raises(ValueError, match="type 'wavlm'; a 'mamba_ema' is needed"):
         EmotionTracker.from_pretrained(tmp_path / "wavlm")

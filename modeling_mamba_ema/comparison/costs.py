@@ -16,7 +16,7 @@ from ..configuration_mamba_ema import MambaEMAConfig
 from ..feature_extraction_mamba_ema import SAMPLING_RATE
 from ..modeling_mamba_ema import MambaEMAForRegression
 from ..pooling import POOLINGS
-from ..speech_encoder import SpeechEncoder, num_frames, wavlm_hidden_states
+from ..speech_encoder import SpeechEncoder, hidden_states_one_by_one, num_frames
 
 
 @dataclass(frozen=True)
@@ -76,16 +76,16 @@ def pooling_costs(
 def encoder_cost(model: MambaEMAForRegression, seconds: float, repeats: int = 3) -> EncoderCost:
     """Cost of the speech encoder for an utterance, without pooling, where the model is."""
     encoder: SpeechEncoder = model.speech_encoder
-    device = encoder.wavlm.device
+    device = encoder.backbone.device
     samples = torch.randn(1, round(seconds * SAMPLING_RATE), device=device)
     lengths = torch.tensor([samples.shape[1]], device=device)
 
     was_training = encoder.training
     encoder.eval()
-    # Counted in the plain form, because torch does not count the fused products of the fast one; and not in inference
+    # Counted in the reference, because torch does not count the fused products of the fast one; and not in inference
     # mode, where counting fails on parameters that require a gradient.
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        wavlm_hidden_states(encoder.wavlm, samples, lengths, encoder.layers)
+        hidden_states_one_by_one(encoder.backbone, samples, lengths, encoder.layers)
     encode = partial(encoder.hidden_states, samples, lengths, encoder.layers)
     with torch.inference_mode():
         seconds_taken = interleaved({"encoder": encode}, repeats)["encoder"]

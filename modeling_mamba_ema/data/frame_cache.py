@@ -172,14 +172,14 @@ def encoder_key(encoder: SpeechEncoder, extractor: MambaEMAFeatureExtractor) -> 
     """Hash of what frames depend on besides the audio: weights, settings, layers, preprocessing."""
     settings = {
         "version": VERSION,
-        "wavlm": {
-            name: value for name, value in encoder.wavlm.config.to_dict().items() if name not in _IRRELEVANT_FIELDS
+        "backbone": {
+            name: value for name, value in encoder.backbone.config.to_dict().items() if name not in _IRRELEVANT_FIELDS
         },
         "layers": encoder.layers,
         "sampling_rate": extractor.sampling_rate,
         "do_normalize": extractor.do_normalize,
     }
-    weights = [item for item in encoder.wavlm.state_dict().items() if item[0] not in _IRRELEVANT_WEIGHTS]
+    weights = [item for item in encoder.backbone.state_dict().items() if item[0] not in _IRRELEVANT_WEIGHTS]
     return weights_sha256(weights, start=json.dumps(settings, sort_keys=True, default=str))
 
 

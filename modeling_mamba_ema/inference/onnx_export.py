@@ -31,7 +31,7 @@ RUNNER = "mamba_ema_onnx.py"
 
 
 class EncoderForExport(nn.Module):
-    """Waveforms without padding -> pooled frames and attention, through transformers' own forward of WavLM."""
+    """Waveforms without padding -> pooled frames and attention."""
 
     def __init__(self, model: MambaEMAForRegression):
         super().__init__()
@@ -39,13 +39,8 @@ class EncoderForExport(nn.Module):
 
     def forward(self, input_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(batch, samples) -> (batch, pooled_size), (batch, heads, frames)"""
-        encoder = self.speech_encoder
-        outputs = encoder.wavlm(input_values, output_hidden_states=True)
-        # The last of transformers' hidden states lacks the norm that `last_hidden_state` has.
-        states = [*outputs.hidden_states[:-1], outputs.last_hidden_state]
-        frames = torch.stack([states[layer] for layer in encoder.layers], dim=1)  # (batch, layers, frames, hidden)
-        frame_mask = torch.ones(frames.shape[0], frames.shape[2], dtype=torch.bool, device=frames.device)
-        return encoder.pool(frames, frame_mask)
+        pooled, attention, _ = self.speech_encoder(input_values)
+        return pooled, attention
 
 
 class ConversationStepForExport(nn.Module):

@@ -123,12 +123,12 @@ def _encode(encoder: SpeechEncoder, extractor: MambaEMAFeatureExtractor, utteran
         features = extractor(waveform, sampling_rate=SAMPLING_RATE, return_tensors="pt")
     except InvalidAudioError as error:
         raise InvalidAudioError(f"{utterance}: {error}") from error
-    samples = features["input_values"].to(encoder.wavlm.device, encoder.wavlm.dtype)  # (1, samples)
+    samples = features["input_values"].to(encoder.backbone.device, encoder.backbone.dtype)  # (1, samples)
     lengths = torch.tensor([samples.shape[1]], device=samples.device)
     return torch.cat(encoder.hidden_states(samples, lengths, encoder.layers))  # of one (1, frames, hidden) a layer
 
 
 def _entry_bytes(encoder: SpeechEncoder, seconds: float) -> int:
-    config = encoder.wavlm.config
+    config = encoder.backbone.config
     frames = max(num_frames(round(seconds * SAMPLING_RATE), config), 0)
     return len(encoder.layers) * frames * config.hidden_size * DTYPE.itemsize + HEADER_BYTES

@@ -8,14 +8,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..speech_encoder import BACKBONES
+
 
 def parameter_groups(
     model: nn.Module, weight_decay: float, learning_rate: float, encoder_learning_rate: float
 ) -> list[dict[str, Any]]:
     """Optimizer groups that hold every trainable parameter exactly once.
 
-    WavLM's parameters get their own learning rate. Vectors (biases, norms) and what is marked `_no_weight_decay` (the
-    decay rates and step sizes of Mamba-2) are not decayed.
+    The speech encoder's parameters get their own learning rate. Vectors (biases, norms) and what is marked
+    `_no_weight_decay` (the decay rates and step sizes of Mamba-2) are not decayed.
 
     Raises:
         ValueError: nothing to train.
@@ -23,7 +25,7 @@ def parameter_groups(
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            in_encoder = ".wavlm." in f".{name}"
+            in_encoder = any(f".speech_encoder.{backbone}." in f".{name}" for backbone in BACKBONES)
             decayed = parameter.dim() > 1 and not getattr(parameter, "_no_weight_decay", False)
             groups.setdefault((in_encoder, decayed), []).append(parameter)
     if not groups:
