@@ -97,7 +97,8 @@ def cache_frames(
 
     # 3. each process its share of every length, the longest first: memory that is too small shows at once
     missing.sort(key=lambda utterance: -seconds[utterance])
-    encoder.to(arguments.device).wavlm.eval()
+    encoder.to(arguments.device)
+    encoder.backbone.eval()
     together = UTTERANCES_BETWEEN_MEETINGS * processes
     with tqdm(total=len(missing), desc="encoding", unit=" utterances", disable=quiet or not missing) as progress:
         for first in range(0, len(missing), together):
