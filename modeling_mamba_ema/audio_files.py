@@ -203,7 +203,7 @@ class Recording:
         return f"{self.name} at {first / self.sampling_rate:.3f} to {last / self.sampling_rate:.3f} s"
 
     def _samples(self, file: Any, frames: int, first: int | None = None) -> np.ndarray:
-        """Frames from the first on, or the next ones, as (samples,) float32 of one channel; fewer where the file ends."""
+        """Frames from the first on, or the next ones, (samples,) float32 of one channel; fewer where the file ends."""
         try:
             if first is not None and file.seekable():
                 file.seek(first)

@@ -30,7 +30,7 @@ except ImportError:
     def use_kernel_forward_from_hub(name):  # type: ignore[misc]
         return lambda function: function
 
-    use_kernelized_func = use_kernel_forward_from_hub
+    use_kernelized_func = use_kernel_forward_from_hub  # type: ignore[assignment]
 
 
 # Initial ranges of the decay rates and of the step sizes, and the smallest step size (mamba_ssm's values).

@@ -57,7 +57,7 @@ class MambaEMAModelOutput(ModelOutput):
         last_hidden_state: (batch, turns, features), the observation z_t and, beside it where there is context, c_t.
         pooled_output: (batch, turns, pooled_size), the speech encoder's frames pooled to one vector a turn.
         pooling_attentions: (batch, turns, heads, frames), weights over time that sum to 1; uniform without attention.
-        turn_mask: (batch, turns) bool, which turns are there.
+        turn_mask: (batch, turns), 1 at turns that are there.
         conversation_state: what to pass to the next call; only with `use_conversation_state=True`.
         hidden_states: the speech encoder's, `num_hidden_layers + 1` of (batch, turns, frames, hidden); on request. The
             last one is the encoder's `last_hidden_state`, after its final layer norm, in every version of transformers.
@@ -238,9 +238,8 @@ class MambaEMAPreTrainedModel(PreTrainedModel):
             if isinstance(bias, nn.Parameter):
                 nn.init.zeros_(bias)
 
-    def get_input_embeddings(self) -> None:
-        """None: waveforms are not looked up in a table. Asked for by sharding and adapters."""
-        return None
+    def get_input_embeddings(self) -> Any:
+        """None, asked for by sharding and adapters: waveforms are not looked up in a table."""
 
     def _set_gradient_checkpointing(  # type: ignore[override]
         self, enable: bool = True, gradient_checkpointing_func: Any = None, **kwargs: Any
@@ -302,6 +301,7 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
         frame_values: torch.Tensor | None = None,
         frame_mask: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> MambaEMAModelOutput | tuple[Any, ...]:
         """
@@ -317,6 +317,7 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
             frame_values: (batch, turns, layers, frames, hidden), frames computed before, instead of `input_values`.
             frame_mask: (batch, turns, frames), 1 at frames that are there; needed with `frame_values`.
             output_hidden_states: return the speech encoder's hidden states; gradients reach them.
+            output_attentions: the speech encoder's self-attention is not returned; asking for it logs a hint.
             return_dict: `False` for a plain tuple.
 
         Raises:
@@ -326,6 +327,8 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
         return_dict = self.config.return_dict if return_dict is None else return_dict
         if output_hidden_states is None:
             output_hidden_states = bool(self.config.output_hidden_states)
+        if output_attentions:
+            logger.warning_once("self-attention is not returned; pooling_attentions show what the model weighs")
         if (input_values is None) == (frame_values is None):
             raise ValueError("give either input_values or frame_values")
         if torch.jit.is_tracing():
@@ -376,7 +379,7 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
             last_hidden_state=features,
             pooled_output=pooled,
             pooling_attentions=attention,
-            turn_mask=present,
+            turn_mask=present.long(),
             conversation_state=state if use_conversation_state else None,
             hidden_states=None if hidden_states is None else tuple(hidden_states),
         )
@@ -437,6 +440,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         frame_values: torch.Tensor | None = None,
         frame_mask: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> MambaEMARegressionOutput | tuple[Any, ...]:
         """
@@ -445,7 +449,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
                 label may go without the last dimension. The loss is `1 - mean CCC` over all turns of the global batch
                 (see `ccc_loss`).
             input_values, attention_mask, turn_mask, conversation_state, use_conversation_state, frame_values,
-            frame_mask, output_hidden_states, return_dict: as in [`MambaEMAModel.forward`].
+            frame_mask, output_hidden_states, output_attentions, return_dict: as in [`MambaEMAModel.forward`].
 
         Raises:
             ValueError: as [`MambaEMAModel.forward`]; labels of the wrong shape or scale, or NaN.
@@ -460,11 +464,12 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
             frame_values=frame_values,
             frame_mask=frame_mask,
             output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
             return_dict=True,
         )
         logits = self.head(outputs.last_hidden_state)  # (batch, [turns,] num_labels)
         loss = None
-        present = outputs.turn_mask
+        present = outputs.turn_mask.bool()
         if labels is not None:
             if len(self.config.labels) == 1 and labels.dim() == logits.dim() - 1:
                 labels = labels.unsqueeze(-1)  # one label may be given without a dimension of its own
@@ -475,7 +480,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
             logits=logits.masked_fill(~present.unsqueeze(-1), torch.nan),
             pooled_output=outputs.pooled_output,
             pooling_attentions=outputs.pooling_attentions,
-            turn_mask=present,
+            turn_mask=outputs.turn_mask,
             conversation_state=outputs.conversation_state,
             hidden_states=outputs.hidden_states,
         )
@@ -621,7 +626,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
             from modeling_mamba_ema.publishing import push_model
         except ImportError:
             logger.warning("without the package modeling-mamba-ema the model is uploaded without its own model card")
-            return super().push_to_hub(repo_id, **kwargs)
+            return super().push_to_hub(repo_id, **kwargs)  # type: ignore[arg-type]
         return push_model(self, repo_id, **kwargs)
 
 

@@ -229,7 +229,7 @@ class _WavLMAttention(WavLMAttention):
     or offloaded weights.
     """
 
-    def torch_multi_head_self_attention(  # type: ignore[override]
+    def torch_multi_head_self_attention(
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None,

@@ -5,8 +5,8 @@ import torch
 
 from modeling_mamba_ema import MambaEMAFeatureExtractor, MambaEMAForRegression
 from modeling_mamba_ema.adoption import adopt
-from tests.helpers import tiny_model
-from tests.published_models import (
+from tests.support.models import tiny_model
+from tests.support.published_models import (
     NARROW,
     AudeeringModel,
     OdysseyModel,

@@ -15,7 +15,7 @@ from modeling_mamba_ema import (
 from modeling_mamba_ema.fast_speech_encoder import fast_hidden_states, is_untouched
 from modeling_mamba_ema.speech_encoder import hidden_states_one_by_one, num_frames
 
-from .helpers import tiny_model
+from .support.models import tiny_model
 
 SAMPLES = [400, 16_000, 9_000, 24_000, 719]
 NORMS = ["layer", "group"]
@@ -319,7 +319,7 @@ def test_an_adapter_in_the_encoder_changes_the_predictions():
     model = tiny_model().eval()
     inputs = {"input_values": torch.randn(1, 8_000)}
     before = model(**inputs).logits
-    feed_forward = model.mamba_ema.speech_encoder.wavlm.encoder.layers[0].feed_forward
+    feed_forward = model.mamba_ema.speech_encoder.backbone.encoder.layers[0].feed_forward
     feed_forward.output_dense = Doubled(feed_forward.output_dense)
     assert (model(**inputs).logits - before).abs().max() > 1e-5
 

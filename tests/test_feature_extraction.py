@@ -1,11 +1,11 @@
-"""MambaEMAFeatureExtractor: shapes, scales, folders. What is refused is in tests/reliability/test_bad_input.py."""
+"""MambaEMAFeatureExtractor: shapes, scales, folders. What is refused is in tests/test_bad_input.py."""
 
 import numpy as np
 import pytest
 import torch
 
 from modeling_mamba_ema import MambaEMAFeatureExtractor
-from tests.helpers import tiny_config
+from tests.support.models import tiny_config
 
 RATE = 16_000
 

@@ -22,16 +22,22 @@ import torch
 from torch import nn
 
 from ..conversation_encoder import ConversationState
-from ..feature_extraction_mamba_ema import LOW_LEVEL_DBFS, MAX_PEAK, MIN_SAMPLES, NORMALIZATION, SAMPLING_RATE
+from ..feature_extraction_mamba_ema import (
+    DEFAULT_MAX_SECONDS,
+    LOW_LEVEL_DBFS,
+    MAX_PEAK,
+    MIN_SAMPLES,
+    NORMALIZATION,
+    SAMPLING_RATE,
+)
 from ..mamba2 import Mamba2State
 from ..modeling_mamba_ema import MambaEMAForRegression
 
-MAX_SECONDS = 30
 RUNNER = "mamba_ema_onnx.py"
 
 
 class EncoderForExport(nn.Module):
-    """Waveforms without padding -> pooled frames and attention, through transformers' own forward of the encoder."""
+    """Waveforms without padding -> pooled frames and attention."""
 
     def __init__(self, model: MambaEMAForRegression):
         super().__init__()
@@ -39,13 +45,8 @@ class EncoderForExport(nn.Module):
 
     def forward(self, input_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(batch, samples) -> (batch, pooled_size), (batch, heads, frames)"""
-        encoder = self.speech_encoder
-        outputs = encoder.backbone(input_values, output_hidden_states=True)
-        # The last of transformers' hidden states lacks the norm that `last_hidden_state` has.
-        states = [*outputs.hidden_states[:-1], outputs.last_hidden_state]
-        frames = torch.stack([states[layer] for layer in encoder.layers], dim=1)  # (batch, layers, frames, hidden)
-        frame_mask = torch.ones(frames.shape[0], frames.shape[2], dtype=torch.bool, device=frames.device)
-        return encoder.pool(frames, frame_mask)
+        pooled, attention, _ = self.speech_encoder(input_values)
+        return pooled, attention
 
 
 class ConversationStepForExport(nn.Module):
@@ -105,7 +106,10 @@ def export_onnx(model: MambaEMAForRegression, folder: str | Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config
 
-    batch, samples = torch.export.Dim("batch", max=4096), torch.export.Dim("samples", max=SAMPLING_RATE * MAX_SECONDS)
+    batch, samples = (
+        torch.export.Dim("batch", max=4096),
+        torch.export.Dim("samples", max=round(SAMPLING_RATE * DEFAULT_MAX_SECONDS)),
+    )
     waveforms = torch.randn(2, 8_000, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         pooled, _ = EncoderForExport(model)(waveforms)
@@ -137,7 +141,7 @@ def export_onnx(model: MambaEMAForRegression, folder: str | Path) -> list[Path]:
         "label_ranges": {label: list(config.label_range(label)) for label in config.labels},
         "sampling_rate": SAMPLING_RATE,
         "min_samples": MIN_SAMPLES,
-        "max_seconds": MAX_SECONDS,
+        "max_seconds": DEFAULT_MAX_SECONDS,
         "max_peak": MAX_PEAK,
         "low_level_dbfs": LOW_LEVEL_DBFS,
         **{name: getattr(config, name) for name in NORMALIZATION},

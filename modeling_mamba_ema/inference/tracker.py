@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from ..conversation_encoder import ConversationState
 from ..data.atomic_write import atomic_write
 from ..feature_extraction_mamba_ema import SAMPLING_RATE, MambaEMAFeatureExtractor
 from ..modeling_mamba_ema import MambaEMAForRegression
+from ..publishing.checksums import weights_sha256
 from ..speech_encoder import num_frames
 from .loading import load_model
 
@@ -308,12 +308,7 @@ def _stack_states(trackers: Sequence[EmotionTracker]) -> ConversationState | Non
 
 def _digest(model: MambaEMAForRegression) -> str:
     """SHA-256 of every weight after the speech encoder; two trained models do not share these."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if ".speech_encoder." not in name:
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return weights_sha256(item for item in model.state_dict().items() if ".speech_encoder." not in item[0])
 
 
 __all__ = ["EmotionTracker", "TurnEmotion"]

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
-from ..audio_files import audio_seconds
 from ..data.dataset import ConversationDataset
+from ..data.frame_cache import utterances_of
 
 # Items are sorted by length only among this many batches' worth of shuffled items, so that batches still differ from
 # epoch to epoch.
@@ -112,11 +112,5 @@ class AudioSecondsBatchSampler(Sampler[list[int]]):
 
 def seconds_of_turns(dataset: ConversationDataset) -> list[list[float]]:
     """Seconds of each turn of each item, from start and end or from the files' headers; nothing is decoded."""
-    rows = dataset.rows
-    names = rows["file_name"]
-    starts = rows["start"] if "start" in rows.column_names else [None] * len(rows)
-    ends = rows["end"] if "end" in rows.column_names else [None] * len(rows)
-    seconds = [
-        (audio_seconds(name) if end is None else end) - (start or 0.0) for name, start, end in zip(names, starts, ends)
-    ]
-    return [[seconds[index] for index in item] for item in dataset.items]
+    utterances = utterances_of(dataset.rows)
+    return [[utterances[index].seconds for index in item] for item in dataset.items]

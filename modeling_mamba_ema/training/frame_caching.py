@@ -12,7 +12,7 @@ from datasets import Dataset
 from tqdm import tqdm
 from transformers import TrainingArguments
 
-from ..audio_files import audio_seconds, load_audio
+from ..audio_files import load_audio
 from ..data.frame_cache import DTYPE, FrameCache, FrameCacheError, Utterance, utterances_of
 from ..feature_extraction_mamba_ema import SAMPLING_RATE, InvalidAudioError, MambaEMAFeatureExtractor
 from ..modeling_mamba_ema import MambaEMAForRegression
@@ -49,11 +49,15 @@ def cache_frames(
         FrameCacheError: the encoder is not frozen, the disk is too small, or an utterance gives no frames to train on.
         InvalidAudioError, AudioFileError: an utterance that cannot be used.
     """
-    check_frozen(model)
+    if not model.config.freeze_speech_encoder:
+        raise FrameCacheError(
+            "frames can be cached only where the speech encoder is frozen; set model.params.freeze_speech_encoder=true "
+            "or data.cache_frames=false to train the encoder too"
+        )
     encoder: SpeechEncoder = model.speech_encoder
     cache = FrameCache(folder, encoder, extractor)
     utterances = list(dict.fromkeys(utterance for rows in splits for utterance in utterances_of(rows)))
-    seconds = {utterance: _seconds(utterance) for utterance in utterances}
+    seconds = {utterance: utterance.seconds for utterance in utterances}
     rank, processes, quiet = arguments.process_index, arguments.world_size, arguments.process_index != 0
 
     # 1. what is there, and sound; what is not, as the first process sees it, so that all agree on it
@@ -93,7 +97,8 @@ def cache_frames(
 
     # 3. each process its share of every length, the longest first: memory that is too small shows at once
     missing.sort(key=lambda utterance: -seconds[utterance])
-    encoder.to(arguments.device).backbone.eval()
+    encoder.to(arguments.device)
+    encoder.backbone.eval()
     together = UTTERANCES_BETWEEN_MEETINGS * processes
     with tqdm(total=len(missing), desc="encoding", unit=" utterances", disable=quiet or not missing) as progress:
         for first in range(0, len(missing), together):
@@ -111,19 +116,6 @@ def cache_frames(
     return cache
 
 
-def check_frozen(model: MambaEMAForRegression) -> None:
-    """Frames of an encoder that is trained change with every step.
-
-    Raises:
-        FrameCacheError: the encoder is not frozen.
-    """
-    if not model.config.freeze_speech_encoder:
-        raise FrameCacheError(
-            "frames can be cached only where the speech encoder is frozen; set model.params.freeze_speech_encoder=true "
-            "or data.cache_features=false to train the encoder too"
-        )
-
-
 @torch.inference_mode()
 def _encode(encoder: SpeechEncoder, extractor: MambaEMAFeatureExtractor, utterance: Utterance) -> torch.Tensor:
     """(layers, frames, hidden) of one utterance: alone, they are the same to the bit whatever else is computed."""
@@ -135,11 +127,6 @@ def _encode(encoder: SpeechEncoder, extractor: MambaEMAFeatureExtractor, utteran
     samples = features["input_values"].to(encoder.backbone.device, encoder.backbone.dtype)  # (1, samples)
     lengths = torch.tensor([samples.shape[1]], device=samples.device)
     return torch.cat(encoder.hidden_states(samples, lengths, encoder.layers))  # of one (1, frames, hidden) a layer
-
-
-def _seconds(utterance: Utterance) -> float:
-    end = audio_seconds(utterance.file_name) if utterance.end is None else utterance.end
-    return end - (utterance.start or 0.0)
 
 
 def _entry_bytes(encoder: SpeechEncoder, seconds: float) -> int:

@@ -1,0 +1,63 @@
+"""Splits for a corpus that has none: no speaker (or session, or film) in two of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from datasets import Dataset
+
+SHARE = 0.2  # of the turns, for each new split
+
+
+def split_off(rows: Dataset, column: str, names: Sequence[str]) -> list[Dataset]:
+    """Divide rows so that no value of a column is in two parts, and no conversation either.
+
+    Which values come together is drawn once and for all: the same rows give the same parts.
+
+    Args:
+        rows: of a corpus in normal form.
+        column: such as `speaker`.
+        names: of the parts to split off, for messages; each gets about `SHARE` of the turns.
+
+    Returns:
+        What is left, then the parts in the order of their names.
+
+    Raises:
+        ValueError: no such column, a row without a value, or fewer groups than parts.
+    """
+    if column not in rows.column_names:
+        raise ValueError(f"data.split_by: there is no column {column!r}; there are {', '.join(rows.column_names)}")
+    if None in rows[column]:
+        raise ValueError(f"data.split_by: {column} is empty in row {list(rows[column]).index(None) + 1}")
+    groups = _connected(rows["conversation_id"], rows[column])  # (rows,)
+    sizes = np.bincount(groups)
+    if len(sizes) <= len(names):
+        raise ValueError(
+            f"data.split_by: {', '.join(names)} cannot be split off by {column}: there are {len(sizes)} groups of rows "
+            f"with no {column} and no conversation in common; data.split_by=conversation_id divides more finely"
+        )
+    order = np.random.default_rng(0).permutation(len(sizes)).tolist()
+    part_of = np.zeros(len(sizes), dtype=int)
+    for number in range(1, len(names) + 1):
+        filled, wanted = 0, SHARE * len(groups)
+        # Each later part, and what is left, needs a group too.
+        while len(order) > len(names) - number + 1 and (not filled or filled + sizes[order[-1]] / 2 <= wanted):
+            filled += sizes[order[-1]]
+            part_of[order.pop()] = number
+    return [rows.select(np.flatnonzero(part_of[groups] == number)) for number in range(len(names) + 1)]
+
+
+def _connected(conversations: Sequence, values: Sequence) -> np.ndarray:
+    """(rows,) numbers, the same for rows that share a conversation or a value, directly or through other rows."""
+    parents: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def root(node: tuple[str, str]) -> tuple[str, str]:
+        while parents.setdefault(node, node) != node:
+            parents[node] = node = parents[parents[node]]
+        return node
+
+    nodes = [("conversation", str(name)) for name in conversations]
+    for conversation, value in zip(nodes, values):
+        parents[root(conversation)] = root(("value", str(value)))
+    return np.unique([" ".join(root(node)) for node in nodes], return_inverse=True)[1]
