@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
+from ..inference.loading import check_model_name
 from ..modeling_mamba_ema import MambaEMAForRegression
 from ..publishing import TrainingFacts, prepare_release
 from . import audeering, odyssey
@@ -73,6 +74,7 @@ def adopt(
     publication = PUBLICATIONS.get(name)
     if published_as is not None and publication is None:
         raise ValueError(f"{published_as} is no published model that is known; known are {', '.join(PUBLICATIONS)}")
+    check_model_name(source, revision)
     config = _read_json(source, "config.json", revision)
     if config is None:
         raise OSError(f"{source} has no config.json, so it is no published model")

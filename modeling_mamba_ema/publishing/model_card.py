@@ -155,7 +155,7 @@ with open("speech.wav", "rb") as file:  # WAV, FLAC, OGG or MP3 of up to 30 s
     print(emotion(file.read()))
 ```
 
-The scores are values on the unit scale, not probabilities. The model itself gives more:
+The scores are values on the unit scale, not probabilities{_outside(config)}. The model itself gives more:
 
 ```python
 import soundfile
@@ -192,6 +192,10 @@ law, for example at work and in education in the European Union.
 
 {_license(training)}
 """
+
+
+def _outside(config: MambaEMAConfig) -> str:
+    return "" if config.bounded_predictions else "; single ones may lie a little outside of it"
 
 
 def _scales(config: MambaEMAConfig) -> str:

@@ -422,7 +422,12 @@ WRONG_CONFIGURATIONS = {
         {"id2label": {"0": "Angry", "1": "Sad"}},
         "predicts angry, sad; models of arousal, dominance, valence can be adopted",
     ),
-    "labels that are not numbered": ("odyssey", {"id2label": {"1": "valence"}}, "predicts valence; models of"),
+    "a label twice": (
+        "odyssey",
+        {"id2label": {"0": "valence", "1": "Valence"}},
+        "predicts valence, valence; models of",
+    ),
+    "fewer labels than classes": ("odyssey", {"id2label": {"0": "valence"}}, "num_classes 3; .* with 1"),
     "as many classes as there are no labels": ("odyssey", {"num_classes": 8}, "num_classes 8; .* with 3"),
     "another width than the encoder's": ("odyssey", {"hidden_size": 64}, "hidden_size 64; .* with 32"),
     "more layers than can be adopted": (
