@@ -4,7 +4,7 @@ import pytest
 from transformers import WavLMConfig
 
 from modeling_mamba_ema import MambaEMAConfig, MambaEMAForRegression
-from tests.helpers import tiny_config
+from tests.support.models import tiny_config
 
 
 def test_the_default_encoder_is_wavlm_large_without_layer_drop_and_spec_augment():

@@ -1,4 +1,4 @@
-"""MambaEMAFeatureExtractor: shapes, scales, folders. What is refused is in tests/reliability/test_bad_input.py."""
+"""MambaEMAFeatureExtractor: shapes, scales, folders. What is refused is in tests/test_bad_input.py."""
 
 import numpy as np
 import pytest

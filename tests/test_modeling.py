@@ -1,4 +1,4 @@
-"""The whole model: batch invariance, streaming, gradients, labels; more in tests/reliability/test_invariances.py."""
+"""The whole model: batch invariance, streaming, gradients, labels; more in tests/test_invariances.py."""
 
 import itertools
 
@@ -9,7 +9,7 @@ import torch
 from modeling_mamba_ema import ConversationState, MambaEMAFeatureExtractor, MambaEMAModel
 from modeling_mamba_ema.conversation_encoder import CONTEXTS
 from modeling_mamba_ema.pooling import POOLINGS
-from tests.helpers import tiny_config, tiny_model
+from tests.support.models import tiny_config, tiny_model
 
 RATE = 16_000
 SETTINGS = [
