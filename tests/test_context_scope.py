@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from modeling_mamba_ema import ConversationState, MambaEMAConfig, MambaEMAForRegression
 from modeling_mamba_ema.conversation_encoder import CONTEXTS, ConversationEncoder, SpeakerEncoder
-from tests.helpers import tiny_config, tiny_model
+from tests.support.models import tiny_config, tiny_model
 
 HIDDEN, SPEAKERS = 16, 4
 CONTEXT_KINDS = [context for context in CONTEXTS if context != "none"]
