@@ -13,6 +13,7 @@ from transformers.utils import TensorType
 
 SAMPLING_RATE = 16_000  # Hz, what WavLM was trained on
 MIN_SAMPLES = 400  # 25 ms: the receptive field of one WavLM frame
+DEFAULT_MAX_SECONDS = 30.0  # longest utterance
 MAX_PEAK = 8.0  # floating-point audio is within [-1, 1]; far beyond that it is unscaled integers
 LOW_LEVEL_DBFS = -70.0  # below this RMS an utterance counts as silence
 
@@ -58,7 +59,7 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
         sampling_rate: int = SAMPLING_RATE,
         padding_value: float = 0.0,
         do_normalize: bool = True,
-        max_seconds: float = 30.0,
+        max_seconds: float = DEFAULT_MAX_SECONDS,
         **kwargs: Any,
     ):
         kwargs.pop("return_attention_mask", None)  # a WavLM folder may say no; batches are right only with masks

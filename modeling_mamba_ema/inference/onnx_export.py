@@ -22,11 +22,10 @@ import torch
 from torch import nn
 
 from ..conversation_encoder import ConversationState
-from ..feature_extraction_mamba_ema import LOW_LEVEL_DBFS, MAX_PEAK, MIN_SAMPLES, SAMPLING_RATE
+from ..feature_extraction_mamba_ema import DEFAULT_MAX_SECONDS, LOW_LEVEL_DBFS, MAX_PEAK, MIN_SAMPLES, SAMPLING_RATE
 from ..mamba2 import Mamba2State
 from ..modeling_mamba_ema import MambaEMAForRegression
 
-MAX_SECONDS = 30
 RUNNER = "mamba_ema_onnx.py"
 
 
@@ -100,7 +99,10 @@ def export_onnx(model: MambaEMAForRegression, folder: str | Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config
 
-    batch, samples = torch.export.Dim("batch", max=4096), torch.export.Dim("samples", max=SAMPLING_RATE * MAX_SECONDS)
+    batch, samples = (
+        torch.export.Dim("batch", max=4096),
+        torch.export.Dim("samples", max=round(SAMPLING_RATE * DEFAULT_MAX_SECONDS)),
+    )
     waveforms = torch.randn(2, 8_000, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         pooled, _ = EncoderForExport(model)(waveforms)
@@ -132,7 +134,7 @@ def export_onnx(model: MambaEMAForRegression, folder: str | Path) -> list[Path]:
         "label_ranges": {label: list(config.label_range(label)) for label in config.labels},
         "sampling_rate": SAMPLING_RATE,
         "min_samples": MIN_SAMPLES,
-        "max_seconds": MAX_SECONDS,
+        "max_seconds": DEFAULT_MAX_SECONDS,
         "max_peak": MAX_PEAK,
         "low_level_dbfs": LOW_LEVEL_DBFS,
         "do_normalize": config.do_normalize,

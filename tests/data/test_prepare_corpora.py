@@ -164,7 +164,7 @@ def test_iemocap_labels_slightly_off_the_scale_are_clipped_with_a_warning(folder
 
 def test_iemocap_turns_longer_than_training_takes_are_told(folders, tmp_path, monkeypatch):
     corpus = iemocap.read(folders["iemocap"])
-    monkeypatch.setattr("modeling_mamba_ema.data.prepared_corpus.USUAL_MAX_SECONDS", 0.42)
+    monkeypatch.setattr("modeling_mamba_ema.data.prepared_corpus.DEFAULT_MAX_SECONDS", 0.42)
     write_corpus(corpus, tmp_path)
     assert any("are longer than 0.42 s" in remark and "data.max_seconds" in remark for remark in corpus.remarks)
 
@@ -348,7 +348,7 @@ def test_a_module_in_the_folder_of_corpora_is_a_corpus(tmp_path, monkeypatch):
 def test_iemocap_trains_from_its_prepared_folder_on_its_own_scale_and_on_any_fold(folders, prepare, tmp_path):
     assert prepare("iemocap", folders["iemocap"], tmp_path / "data")[0] == 0
     run = write_run(tmp_path / "run.yaml", tmp_path / "data", tmp_path / "run")
-    arguments = ["training.epochs=1", "data.columns.split=split_fold3"]
+    arguments = ["training.num_train_epochs=1", "data.columns.split=split_fold3"]
     arguments.append("model.params.id2label={0: valence, 1: arousal, 2: dominance}")
     run_program("examples/run_finetune.py", str(run), *arguments)
     results = json.loads((tmp_path / "run" / "results.json").read_text())

@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
 from modeling_mamba_ema.training import newest_complete_checkpoint, why_incomplete
 from modeling_mamba_ema.training.checkpoints import REQUIRED, seal_checkpoint
-from tests.support.tiny_corpus import LABELS, ROOT, environment, make_trainer, run_program, write_run
+from tests.support.tiny_corpus import LABELS, ROOT, call_program, environment, make_trainer, run_program, write_run
 
 FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "config.json"]
 
@@ -205,12 +205,12 @@ def newest_step(run):
     return max((int(path.name.split("-")[1]) for path in run.glob("checkpoint-*")), default=0)
 
 
-def test_a_finished_run_is_left_alone_and_other_settings_are_refused(uninterrupted):
-    configuration = uninterrupted.parent / "run.yaml"
+def test_a_finished_run_is_left_alone_and_other_settings_are_refused(uninterrupted, capsys, caplog):
+    program = ("examples/run_finetune.py", str(uninterrupted.parent / "run.yaml"))
     before = (uninterrupted / "results.json").stat().st_mtime_ns
-    result = run_program("examples/run_finetune.py", str(configuration))
-    assert "holds a finished run" in result.stdout + result.stderr
-    result = run_program("examples/run_finetune.py", str(configuration), "training.learning_rate=0.5", check=False)
-    assert result.returncode != 0
-    assert "training.learning_rate: 0.002 -> 0.5" in result.stderr
+    caplog.set_level("INFO")
+    assert call_program(*program) == 0
+    assert "holds a finished run" in caplog.text
+    assert call_program(*program, "training.learning_rate=0.5") == 1
+    assert "training.learning_rate: 0.002 -> 0.5" in capsys.readouterr().err
     assert (uninterrupted / "results.json").stat().st_mtime_ns == before
