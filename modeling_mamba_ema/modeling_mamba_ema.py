@@ -18,10 +18,18 @@ from transformers.utils import ModelOutput, logging
 
 from .ccc_loss import ccc_loss, check_labels
 from .configuration_mamba_ema import SPEECH_ENCODER_DEFAULTS, MambaEMAConfig
-from .conversation_encoder import ConversationEncoder, ConversationState
+from .conversation_encoder import (
+    CONTEXTS,
+    SCOPES,
+    UNKNOWN_SPEAKER,
+    ConversationEncoder,
+    ConversationState,
+    SpeakerEncoder,
+    check_state,
+)
 from .feature_extraction_mamba_ema import NORMALIZATION, MambaEMAFeatureExtractor
 from .mamba2 import GatedRMSNorm
-from .pooling import values_are_known
+from .pooling import POOLINGS, values_are_known
 from .speech_encoder import (
     BACKBONES,
     SpeechEncoder,
@@ -115,7 +123,7 @@ class Activation(nn.Module):
 
 
 class RegressionHead(nn.Module):
-    r"""Predictions y_t from the observation z_t and the context c_t.
+    r"""Predictions y_t from the observation z_t and the context c_t (two contexts, side by side, for two scopes).
 
     With a hidden layer the head reads both side by side: y_t = s(O g(W [z_t; c_t] + w) + o). Without one it is linear,
     and a part of its own reads the context: y_t = s(O z_t + C c_t + o). s is the sigmoid, which keeps predictions on
@@ -124,21 +132,25 @@ class RegressionHead(nn.Module):
     C begins at zero. A context that is added to a trained model thus changes no bit of its predictions before the first
     step, and can be learned all the same: the gradient of C is the context's, and once C is not zero the context gets a
     gradient too (as the second factor of LoRA, Hu et al. 2022, section 4.1).
+
+    Args:
+        config: gives sizes, activation and dropout.
+        num_contexts: of width `config.hidden_size` each, which stand behind the observation.
     """
 
-    def __init__(self, config: MambaEMAConfig):
+    def __init__(self, config: MambaEMAConfig, num_contexts: int):
         super().__init__()
         size, num_labels = config.hidden_size, len(config.labels)
-        self.has_context = config.context != "none"
+        self.observation_size = size
         self.bounded = config.bounded_predictions
         self.dropout = nn.Dropout(config.dropout)
         self.dense = None
         self.context_proj = None
         if config.head_hidden_layers:
-            self.dense = nn.Linear(2 * size if self.has_context else size, size)
+            self.dense = nn.Linear((1 + num_contexts) * size, size)
             self.activation = Activation(config.head_activation, size, config.activation_layer_norm)
-        elif self.has_context:
-            self.context_proj = ContextProjection(size, num_labels, bias=False)
+        elif num_contexts:
+            self.context_proj = ContextProjection(num_contexts * size, num_labels, bias=False)
         self.out_proj = nn.Linear(size, num_labels)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
@@ -149,12 +161,11 @@ class RegressionHead(nn.Module):
         features = self.dropout(features)
         if self.dense is not None:
             scores = self.out_proj(self.dropout(self.activation(self.dense(features))))
-        elif self.context_proj is not None:
-            observation, context = features.chunk(2, dim=-1)
-            # In memory as it is without a context, so that its product is rounded alike.
-            scores = self.out_proj(observation.contiguous()) + self.context_proj(context)
         else:
-            scores = self.out_proj(features)
+            # In memory as without a context, so that the product is rounded alike.
+            scores = self.out_proj(features[..., : self.observation_size].contiguous())
+            if self.context_proj is not None:
+                scores = scores + self.context_proj(features[..., self.observation_size :])
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         return torch.sigmoid(scores) if self.bounded else scores
 
@@ -259,7 +270,9 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
         speech_encoder: WavLM, wav2vec 2.0 or HuBERT, choice of layers, pooling.
         projection, projection_activation: pooled vector h_t -> observation z_t = f(P h_t + p); f is the identity, or
             `config.projection_activation`, after a layer norm if asked for.
-        conversation_encoder: z_1..z_t -> c_t; None for `context="none"`.
+        conversation_encoder: z_1..z_t -> c_t, over the turns of the conversation; None where the configuration's
+            `context` or `context_scope` has none.
+        speaker_encoder: the same over each speaker's own turns; None likewise.
     """
 
     def __init__(self, config: MambaEMAConfig):
@@ -271,20 +284,9 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
         self.projection_activation = Activation(
             config.projection_activation, config.hidden_size, config.activation_layer_norm
         )
-        self.conversation_encoder = None
-        if config.context != "none":
-            self.conversation_encoder = ConversationEncoder(
-                hidden_size=config.hidden_size,
-                context=config.context,
-                num_hidden_layers=config.num_hidden_layers,
-                state_size=config.state_size,
-                conv_kernel=config.conv_kernel,
-                expand=config.expand,
-                head_dim=config.head_dim,
-                ema_decay=config.ema_decay,
-                ema_decay_learnable=config.ema_decay_learnable,
-                dropout=config.dropout,
-            )
+        scope, sizes = SCOPES[config.context_scope], _context_sizes(config)
+        self.conversation_encoder = ConversationEncoder(**sizes) if sizes and scope.conversation else None
+        self.speaker_encoder = SpeakerEncoder(config.max_speakers, **sizes) if sizes and scope.speaker else None
         self.min_samples = receptive_field(config.speech_encoder_config)
         # Sharding and device maps take these as units; which class an encoder's layers have depends on its norm.
         layers = self.speech_encoder.backbone.encoder.layers
@@ -296,6 +298,7 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
         input_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         turn_mask: torch.Tensor | None = None,
+        speaker_ids: torch.Tensor | None = None,
         conversation_state: ConversationState | None = None,
         use_conversation_state: bool = False,
         frame_values: torch.Tensor | None = None,
@@ -311,6 +314,9 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
             attention_mask: same shape, 1 at samples that are there.
             turn_mask: (batch, turns), 1 at turns that are there. A turn that is left out in the middle changes nothing:
                 the state stays as it was.
+            speaker_ids: (batch, turns), who speaks in each turn: whole numbers from 0 to `config.max_speakers` - 1, -1
+                for unknown; (batch,) for single turns. They matter where `config.context_scope` is not
+                `"conversation"`; a conversation's numbering may be any, but must be kept over its calls.
             conversation_state: the state an earlier call returned; the turns given now continue its conversations.
                 (batch, samples) inputs are then the next turn of each conversation.
             use_conversation_state: return the state after the last turn.
@@ -321,8 +327,8 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
             return_dict: `False` for a plain tuple.
 
         Raises:
-            ValueError: inputs that are no complete utterances (see `collect_utterances`, `check_frames`), or a state
-                of another batch or model.
+            ValueError: inputs that are no complete utterances (see `collect_utterances`, `check_frames`), speakers
+                out of range, or a state of another batch or model.
         """
         return_dict = self.config.return_dict if return_dict is None else return_dict
         if output_hidden_states is None:
@@ -365,12 +371,11 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
         present = utterances.turn_mask
         pooled, attention = utterances.to_turns(pooled), utterances.to_turns(attention)
 
-        # 3. observations and conversation context: z_t, c_t
+        # 3. observations and context: z_t, c_t
         observations = self.observe(pooled)  # (batch, turns, hidden_size)
-        features, state = observations, None
-        if self.conversation_encoder is not None:
-            context, state = self.conversation_encoder(observations, present, conversation_state)
-            features = torch.cat([observations, context.to(observations.dtype)], dim=-1)
+        speaker_ids = self._checked_speakers(speaker_ids, present)
+        contexts, state = self._contexts(observations, present, speaker_ids, conversation_state)
+        features = torch.cat([observations, *contexts], dim=-1)
 
         if single_turn:
             features, pooled, attention = features.squeeze(1), pooled.squeeze(1), attention.squeeze(1)
@@ -385,9 +390,97 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
         )
         return output if return_dict else output.to_tuple()
 
+    @property
+    def contexts(self) -> list[str]:
+        """Whose turns the contexts are of, in the order in which they stand behind the observation."""
+        encoders = {"conversation": self.conversation_encoder, "speaker": self.speaker_encoder}
+        return [scope for scope, encoder in encoders.items() if encoder is not None]
+
     def observe(self, pooled: torch.Tensor) -> torch.Tensor:
         """Pooled vectors h_t, (..., pooled_size) -> observations z_t, (..., hidden_size)"""
         return self.projection_activation(self.projection(self.pooled_dropout(pooled)))
+
+    def initial_state(
+        self, batch_size: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> ConversationState | None:
+        """The state of conversations that have not begun; None for a model without context.
+
+        Args:
+            batch_size: number of conversations.
+            device, dtype: of the computation; None: those of the weights.
+        """
+        if self.conversation_encoder is None and self.speaker_encoder is None:
+            return None
+        where = (self.device if device is None else device, self.dtype if dtype is None else dtype)
+        state = ConversationState(torch.zeros(batch_size, dtype=torch.int64, device=where[0]))
+        if self.conversation_encoder is not None:
+            state = self.conversation_encoder.initial_state(batch_size, *where)
+        if self.speaker_encoder is not None:
+            state.speakers = self.speaker_encoder.initial_state(batch_size, *where)
+        return state
+
+    def _contexts(
+        self,
+        observations: torch.Tensor,
+        present: torch.Tensor,
+        speaker_ids: torch.Tensor | None,
+        state: ConversationState | None,
+    ) -> tuple[list[torch.Tensor], ConversationState | None]:
+        """Contexts by the configured scope, (batch, turns, hidden_size) each, and the state after the last turn."""
+        before = self.initial_state(observations.shape[0], observations.device, observations.dtype)
+        if before is None:
+            return [], None
+        if state is None:
+            state = before
+        check_state(state, before, observations.device)
+        contexts = []
+        after = ConversationState(state.num_turns + present.sum(dim=1))
+        if self.conversation_encoder is not None:
+            own = ConversationState(state.num_turns, state.mamba, state.ema)
+            context, after = self.conversation_encoder(observations, present, own)
+            contexts.append(context)
+        if self.speaker_encoder is not None:
+            context, after.speakers = self.speaker_encoder(observations, present, state.speakers, speaker_ids)
+            contexts.append(context)
+        return contexts, after
+
+    def _checked_speakers(self, speaker_ids: torch.Tensor | None, present: torch.Tensor) -> torch.Tensor | None:
+        """Ids as (batch, turns).
+
+        Raises:
+            ValueError: not an integer for each turn, or ids outside -1 to `max_speakers` - 1.
+        """
+        if speaker_ids is None:
+            return None
+        batch, turns = present.shape
+        if turns == 1 and speaker_ids.dim() == 1:
+            speaker_ids = speaker_ids.unsqueeze(1)
+        if speaker_ids.shape != present.shape or speaker_ids.is_floating_point() or speaker_ids.dtype == torch.bool:
+            raise ValueError(
+                f"speaker_ids are {speaker_ids.dtype} of shape {tuple(speaker_ids.shape)}, but must be whole numbers, "
+                f"one for each turn: ({batch}, {turns})"
+            )
+        wrong = present & ((speaker_ids < UNKNOWN_SPEAKER) | (speaker_ids >= self.config.max_speakers))
+        if values_are_known(speaker_ids) and bool(wrong.any()):
+            row, turn = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"the speaker of turn {turn} of row {row} has the id {int(speaker_ids[row, turn])}; allowed are 0 to "
+                f"{self.config.max_speakers - 1} (max_speakers of the configuration), and {UNKNOWN_SPEAKER} for unknown"
+            )
+        # Turns that are not there may have any id.
+        return speaker_ids.masked_fill(~present, UNKNOWN_SPEAKER)
+
+
+def _context_sizes(config: MambaEMAConfig) -> dict[str, Any]:
+    """Arguments of a `ConversationEncoder`; empty for a model without context."""
+    parts = CONTEXTS[config.context]
+    if not (parts.mamba or parts.ema):
+        return {}
+    names = [
+        *("hidden_size", "context", "num_hidden_layers", "state_size", "conv_kernel", "expand", "head_dim"),
+        *("ema_decay", "ema_decay_learnable", "dropout"),
+    ]
+    return {name: getattr(config, name) for name in names}
 
 
 def _keep_hidden_state(
@@ -422,7 +515,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
     def __init__(self, config: MambaEMAConfig):
         super().__init__(config)
         self.mamba_ema = MambaEMAModel(config)
-        self.head = RegressionHead(config)
+        self.head = RegressionHead(config, len(self.mamba_ema.contexts))
         self.post_init()
 
     @property
@@ -434,6 +527,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         input_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         turn_mask: torch.Tensor | None = None,
+        speaker_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         conversation_state: ConversationState | None = None,
         use_conversation_state: bool = False,
@@ -448,8 +542,9 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
             labels: (batch, num_labels) or (batch, turns, num_labels) on the unit scale, -100 where missing; a single
                 label may go without the last dimension. The loss is `1 - mean CCC` over all turns of the global batch
                 (see `ccc_loss`).
-            input_values, attention_mask, turn_mask, conversation_state, use_conversation_state, frame_values,
-            frame_mask, output_hidden_states, output_attentions, return_dict: as in [`MambaEMAModel.forward`].
+            input_values, attention_mask, turn_mask, speaker_ids, conversation_state, use_conversation_state,
+            frame_values, frame_mask, output_hidden_states, output_attentions, return_dict: as in
+                [`MambaEMAModel.forward`].
 
         Raises:
             ValueError: as [`MambaEMAModel.forward`]; labels of the wrong shape or scale, or NaN.
@@ -459,6 +554,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
             input_values=input_values,
             attention_mask=attention_mask,
             turn_mask=turn_mask,
+            speaker_ids=speaker_ids,
             conversation_state=conversation_state,
             use_conversation_state=use_conversation_state,
             frame_values=frame_values,
@@ -630,39 +726,30 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         return push_model(self, repo_id, **kwargs)
 
 
-# Weights with a row a label, and weights whose first columns read the same in models that differ: the observation
-# before the context, means before standard deviations.
-_LABEL_ROWS = ("head.out_proj.weight", "head.out_proj.bias", "head.context_proj.weight")
-_COMMON_COLUMNS = ("mamba_ema.projection.weight", "head.dense.weight")
-
-
 @torch.no_grad()
 def _keep_what_fits(old: MambaEMAForRegression, new: MambaEMAForRegression) -> None:
     """Copy the weights of a model into another one; log which are new there and which found no place."""
     source, target = old.state_dict(), new.state_dict()
+    parts, new_parts = _parts_of_weights(old), _parts_of_weights(new)
     # Weights that may have the same shape and yet another meaning.
-    widths = [model.config.speech_encoder_config.hidden_size for model in (old, new)]
     same_meaning = {
-        "mamba_ema.projection.weight": widths[0] == widths[1],
         "head.": old.config.head_hidden_layers == new.config.head_hidden_layers,
         "mamba_ema.speech_encoder.layer_weights": old.speech_encoder.layers == new.speech_encoder.layers,
     }
-    kept, in_part = set(), set()
+    kept: set[str] = set()
+    in_part: set[str] = set()
     for name in target.keys() & source.keys():
-        if all(same for prefix, same in same_meaning.items() if name.startswith(prefix)):
-            if name in _LABEL_ROWS and source[name].shape[1:] == target[name].shape[1:]:
-                in_part.add(name)
-                if _copy_rows(source[name], target[name], old.config.labels, new.config.labels):
-                    kept.add(name)
-            elif source[name].shape == target[name].shape:
-                target[name].copy_(source[name])
-                kept.add(name)
-            elif name in _COMMON_COLUMNS and len(source[name]) == len(target[name]):
-                in_part.add(name)
-                _copy_columns(source[name], target[name])
+        if not all(same for prefix, same in same_meaning.items() if name.startswith(prefix)):
+            continue
+        if name in parts and name in new_parts:
+            if _copy_parts(source[name], target[name], parts[name], new_parts[name]):
+                (kept if parts[name] == new_parts[name] else in_part).add(name)
+        elif source[name].shape == target[name].shape:
+            target[name].copy_(source[name])
+            kept.add(name)
     lists = {
         "new": target.keys() - kept - in_part,
-        "new in part": in_part - kept,
+        "new in part": in_part,
         "dropped": source.keys() - kept - in_part,
     }
     text = "; ".join(f"{title}: {_modules_of(names)}" for title, names in lists.items() if names)
@@ -670,18 +757,46 @@ def _keep_what_fits(old: MambaEMAForRegression, new: MambaEMAForRegression) -> N
         logger.warning(f"weights of the changed model that are not those of the old one: {text}")
 
 
-def _copy_rows(source: torch.Tensor, target: torch.Tensor, labels: list[str], new_labels: list[str]) -> bool:
-    """Copy the rows of labels that both have; whether these are all labels of both."""
-    common = [label for label in new_labels if label in labels]
-    target[[new_labels.index(label) for label in common]] = source[[labels.index(label) for label in common]]
-    return len(common) == len(new_labels) == len(labels)
+def _parts_of_weights(model: MambaEMAForRegression) -> dict[str, tuple[list[str], list[str]]]:
+    """For weights that are made of parts which another model may have or not: names of their parts, along the rows and
+    along the columns."""
+    config = model.config
+    labels, contexts = config.labels, model.mamba_ema.contexts
+    moments = ["mean", "deviation"] if POOLINGS[config.speech_encoder_pooling].deviation else ["mean"]
+    return {
+        "mamba_ema.projection.weight": (["all"], moments),
+        "head.dense.weight": (["all"], ["observation", *contexts]),
+        "head.context_proj.weight": (labels, contexts),
+        "head.out_proj.weight": (labels, ["all"]),
+        "head.out_proj.bias": (labels, ["all"]),
+    }
 
 
-def _copy_columns(source: torch.Tensor, target: torch.Tensor) -> None:
-    """Copy the first columns; others of the target become zero."""
-    columns = min(source.shape[1], target.shape[1])
-    target.zero_()
-    target[:, :columns] = source[:, :columns]
+def _copy_parts(
+    source: torch.Tensor,
+    target: torch.Tensor,
+    parts: tuple[list[str], list[str]],
+    new_parts: tuple[list[str], list[str]],
+) -> bool:
+    """Copy the parts that both have. Columns that are new become zero: what they read changes nothing at first.
+
+    Returns:
+        Whether parts of the two have the same size, so that anything was copied.
+    """
+    blocks, new_blocks = (
+        weight.view(len(rows), weight.shape[0] // len(rows), len(columns), -1)
+        for weight, (rows, columns) in ((source, parts), (target, new_parts))
+    )  # (row parts, rows of a part, column parts, columns of a part)
+    if (blocks.shape[1], blocks.shape[3]) != (new_blocks.shape[1], new_blocks.shape[3]):
+        return False
+    for column, name in enumerate(new_parts[1]):
+        if name not in parts[1]:
+            new_blocks[:, :, column] = 0.0
+            continue
+        for row, label in enumerate(new_parts[0]):
+            if label in parts[0]:
+                new_blocks[row, :, column] = blocks[parts[0].index(label), :, parts[1].index(name)]
+    return True
 
 
 def _modules_of(names: Collection[str]) -> str:

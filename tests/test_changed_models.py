@@ -15,7 +15,14 @@ from tests.support.published_models import (
     write_encoder_config,
 )
 
-CONTEXTS = ("ema", "mamba", "mamba_ema")
+CONTEXTS = [
+    {"context": "ema"},
+    {"context": "mamba"},
+    {"context": "mamba_ema"},
+    {"context": "mamba_ema", "context_scope": "both"},
+    {"context": "ema", "context_scope": "speaker"},
+]
+every_context = pytest.mark.parametrize("context", CONTEXTS, ids=lambda context: " ".join(context.values()))
 
 
 @pytest.fixture(scope="module", params=["odyssey", "audeering"])
@@ -37,6 +44,7 @@ def conversations():
     inputs = {"input_values": torch.randn(2, 4, 6_000, generator=generator), "attention_mask": torch.ones(2, 4, 6_000)}
     inputs["attention_mask"][0, 1, 4_000:] = 0
     inputs["attention_mask"][1, 3] = 0
+    inputs["speaker_ids"] = torch.tensor([[0, 1, 0, 1], [1, 1, 0, -1]])
     return inputs, torch.rand(2, 4, 3, generator=generator)
 
 
@@ -46,37 +54,35 @@ def logits(model, inputs):
 
 
 def new_parts(model):
-    names = ("conversation_encoder.", "context_proj.")
+    names = ("conversation_encoder.", "speaker_encoder.", "context_proj.")
     return {name: p for name, p in model.named_parameters() if any(part in name for part in names)}
 
 
 # Conversation on top of a model of single utterances
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
+@every_context
 def test_a_context_on_top_of_an_adopted_model_changes_no_bit_before_the_first_step(adopted, conversations, context):
     inputs, _ = conversations
     trained = MambaEMAForRegression.from_pretrained(adopted)
     expected = logits(trained, inputs)
     for model in (
-        trained.with_changes(context=context),
-        MambaEMAForRegression.from_pretrained(adopted, context=context),
+        trained.with_changes(**context),
+        MambaEMAForRegression.from_pretrained(adopted, **context),
     ):
-        assert model.config.context == context
-        assert model.mamba_ema.conversation_encoder is not None
+        assert model.config.context == context["context"]
+        assert model.mamba_ema.contexts
         found = logits(model, inputs)
         assert torch.equal(found.nan_to_num(7.0), expected.nan_to_num(7.0))
         waveform = inputs["input_values"][0, :1]
         assert torch.equal(logits(model, {"input_values": waveform}), logits(trained, {"input_values": waveform}))
 
 
-@pytest.mark.parametrize("context", CONTEXTS)
+@every_context
 def test_gradients_reach_a_new_context_and_it_learns(adopted, conversations, context):
     inputs, labels = conversations
     torch.manual_seed(0)
-    model = MambaEMAForRegression.from_pretrained(adopted).with_changes(
-        context=context, dropout=0.0, pooled_dropout=0.0
-    )
+    model = MambaEMAForRegression.from_pretrained(adopted).with_changes(**context, dropout=0.0, pooled_dropout=0.0)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in new_parts(model))
     optimizer = torch.optim.Adam(new_parts(model).values(), lr=2e-2)
@@ -128,6 +134,18 @@ def test_a_context_on_a_head_with_a_hidden_layer_begins_at_zero_too(conversation
     width = trained.config.hidden_size
     assert not model.head.dense.weight[:, width:].any()
     assert model.head.dense.weight.grad[:, width:].abs().max() > 0
+
+
+def test_contexts_are_known_by_whose_turns_they_are_of(conversations):
+    """From the speaker's own to both: what read the speaker's context reads it from its new place."""
+    inputs, _ = conversations
+    labels = {"id2label": {0: "valence", 1: "arousal", 2: "dominance"}}
+    for head in ({"head_hidden_layers": 1}, {"head_hidden_layers": 0}):
+        trained = tiny_model(context="mamba_ema", context_scope="speaker", **labels, **head)
+        model = trained.with_changes(context_scope="both")
+        torch.testing.assert_close(logits(model, inputs), logits(trained, inputs), atol=1e-6, rtol=0, equal_nan=True)
+        again = model.with_changes(context_scope="speaker")
+        torch.testing.assert_close(logits(again, inputs), logits(trained, inputs), atol=1e-6, rtol=0, equal_nan=True)
 
 
 # Other changes
