@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, HubertConfig, PretrainedConfig, Wav2Vec2Config, WavLMConfig
 from transformers.utils import logging
 
-from .conversation_encoder import CONTEXTS, check_ema_decay
+from .conversation_encoder import CONTEXTS, SCOPES, check_ema_decay
 from .mamba2 import check_head_dim
 from .pooling import POOLINGS, check_num_heads
 
@@ -37,6 +37,7 @@ SPEECH_ENCODER_DEFAULTS: dict[str, Any] = {"layerdrop": 0.0, "apply_spec_augment
 _INTEGER_BOUNDS = {
     "hidden_size": (1, 4096),
     "num_hidden_layers": (1, 48),
+    "max_speakers": (1, 256),
     "state_size": (1, 1024),
     "conv_kernel": (2, 4),
     "expand": (1, 8),
@@ -84,6 +85,10 @@ class MambaEMAConfig(PretrainedConfig):
             encoder none of whose weights is trained stays in evaluation mode.
         context (`str`, *optional*, defaults to `"mamba_ema"`):
             What carries emotion over the turns: `"none"`, `"ema"`, `"mamba"` or `"mamba_ema"`.
+        context_scope (`str`, *optional*, defaults to `"conversation"`):
+            Over whose turns: those of the `"conversation"`, whoever speaks; each `"speaker"`'s own; or `"both"`, side
+            by side. Without `speaker_ids` in the input a speaker's turns are those of the conversation.
+        max_speakers (`int`, *optional*, defaults to 8): Speakers of a conversation that have a context of their own.
         hidden_size (`int`, *optional*, defaults to 256): Width of the observations, the updater and the EMA state.
         num_hidden_layers (`int`, *optional*, defaults to 2): Mamba-2 blocks of the updater.
         state_size (`int`, *optional*, defaults to 64): State dimension N of Mamba-2.
@@ -138,6 +143,8 @@ class MambaEMAConfig(PretrainedConfig):
         speech_encoder_layers: int | list[int] = -1,
         freeze_speech_encoder: bool = False,
         context: str = "mamba_ema",
+        context_scope: str = "conversation",
+        max_speakers: int = 8,
         hidden_size: int = 256,
         num_hidden_layers: int = 2,
         state_size: int = 64,
@@ -160,6 +167,8 @@ class MambaEMAConfig(PretrainedConfig):
         self.speech_encoder_layers = speech_encoder_layers
         self.freeze_speech_encoder = freeze_speech_encoder
         self.context = context
+        self.context_scope = context_scope
+        self.max_speakers = max_speakers
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
         self.state_size = state_size
@@ -224,6 +233,7 @@ class MambaEMAConfig(PretrainedConfig):
             super().validate()  # type: ignore[misc]
         _require_choice("speech_encoder_pooling", self.speech_encoder_pooling, POOLINGS)
         _require_choice("context", self.context, CONTEXTS)
+        _require_choice("context_scope", self.context_scope, SCOPES)
         for name, (low, high) in _INTEGER_BOUNDS.items():
             _require_integer(name, getattr(self, name), low, high)
         self._validate_speech_encoder()

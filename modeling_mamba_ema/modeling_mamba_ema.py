@@ -16,7 +16,15 @@ from transformers.utils import ModelOutput, logging
 
 from .ccc_loss import ccc_loss, check_labels
 from .configuration_mamba_ema import SPEECH_ENCODER_DEFAULTS, MambaEMAConfig
-from .conversation_encoder import ConversationEncoder, ConversationState
+from .conversation_encoder import (
+    CONTEXTS,
+    SCOPES,
+    UNKNOWN_SPEAKER,
+    ConversationEncoder,
+    ConversationState,
+    SpeakerEncoder,
+    check_state,
+)
 from .feature_extraction_mamba_ema import MambaEMAFeatureExtractor
 from .mamba2 import GatedRMSNorm
 from .pooling import values_are_known
@@ -198,7 +206,9 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
     Attributes:
         speech_encoder: WavLM, wav2vec 2.0 or HuBERT, choice of layers, pooling.
         projection: pooled vector -> observation z_t.
-        conversation_encoder: z_1..z_t -> c_t; None for `context="none"`.
+        conversation_encoder: z_1..z_t -> c_t, over the turns of the conversation; None where the configuration's
+            `context` or `context_scope` has none.
+        speaker_encoder: the same over each speaker's own turns; None likewise.
     """
 
     def __init__(self, config: MambaEMAConfig):
@@ -206,20 +216,9 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
         super().__init__(config)
         self.speech_encoder = SpeechEncoder(config)
         self.projection = nn.Linear(self.speech_encoder.pooled_size, config.hidden_size)
-        self.conversation_encoder = None
-        if config.context != "none":
-            self.conversation_encoder = ConversationEncoder(
-                hidden_size=config.hidden_size,
-                context=config.context,
-                num_hidden_layers=config.num_hidden_layers,
-                state_size=config.state_size,
-                conv_kernel=config.conv_kernel,
-                expand=config.expand,
-                head_dim=config.head_dim,
-                ema_decay=config.ema_decay,
-                ema_decay_learnable=config.ema_decay_learnable,
-                dropout=config.dropout,
-            )
+        scope, sizes = SCOPES[config.context_scope], _context_sizes(config)
+        self.conversation_encoder = ConversationEncoder(**sizes) if sizes and scope.conversation else None
+        self.speaker_encoder = SpeakerEncoder(config.max_speakers, **sizes) if sizes and scope.speaker else None
         self.min_samples = receptive_field(config.speech_encoder_config)
         # Sharding and device maps take these as units; which class an encoder's layers have depends on its norm.
         layers = self.speech_encoder.backbone.encoder.layers
@@ -231,6 +230,7 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
         input_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         turn_mask: torch.Tensor | None = None,
+        speaker_ids: torch.Tensor | None = None,
         conversation_state: ConversationState | None = None,
         use_conversation_state: bool = False,
         frame_values: torch.Tensor | None = None,
@@ -246,6 +246,9 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
             attention_mask: same shape, 1 at samples that are there.
             turn_mask: (batch, turns), 1 at turns that are there. A turn that is left out in the middle changes nothing:
                 the state stays as it was.
+            speaker_ids: (batch, turns), who speaks in each turn: whole numbers from 0 to `config.max_speakers` - 1, -1
+                for unknown; (batch,) for single turns. They matter where `config.context_scope` is not
+                `"conversation"`; a conversation's numbering may be any, but must be kept over its calls.
             conversation_state: the state an earlier call returned; the turns given now continue its conversations.
                 (batch, samples) inputs are then the next turn of each conversation.
             use_conversation_state: return the state after the last turn.
@@ -256,8 +259,8 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
             return_dict: `False` for a plain tuple.
 
         Raises:
-            ValueError: inputs that are no complete utterances (see `collect_utterances`, `check_frames`), or a state
-                of another batch or model.
+            ValueError: inputs that are no complete utterances (see `collect_utterances`, `check_frames`), speakers
+                out of range, or a state of another batch or model.
         """
         return_dict = self.config.return_dict if return_dict is None else return_dict
         if output_hidden_states is None:
@@ -300,12 +303,11 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
         present = utterances.turn_mask
         pooled, attention = utterances.to_turns(pooled), utterances.to_turns(attention)
 
-        # 3. observations and conversation context: z_t, c_t
+        # 3. observations and context: z_t, c_t
         observations = self.projection(pooled)  # (batch, turns, hidden_size)
-        features, state = observations, None
-        if self.conversation_encoder is not None:
-            context, state = self.conversation_encoder(observations, present, conversation_state)
-            features = torch.cat([observations, context.to(observations.dtype)], dim=-1)
+        speaker_ids = self._checked_speakers(speaker_ids, present)
+        contexts, state = self._contexts(observations, present, speaker_ids, conversation_state)
+        features = torch.cat([observations, *contexts], dim=-1)
 
         if single_turn:
             features, pooled, attention = features.squeeze(1), pooled.squeeze(1), attention.squeeze(1)
@@ -319,6 +321,88 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
             hidden_states=None if hidden_states is None else tuple(hidden_states),
         )
         return output if return_dict else output.to_tuple()
+
+    def initial_state(
+        self, batch_size: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> ConversationState | None:
+        """The state of conversations that have not begun; None for a model without context.
+
+        Args:
+            batch_size: number of conversations.
+            device, dtype: of the computation; None: those of the weights.
+        """
+        if self.conversation_encoder is None and self.speaker_encoder is None:
+            return None
+        where = (self.device if device is None else device, self.dtype if dtype is None else dtype)
+        state = ConversationState(torch.zeros(batch_size, dtype=torch.int64, device=where[0]))
+        if self.conversation_encoder is not None:
+            state = self.conversation_encoder.initial_state(batch_size, *where)
+        if self.speaker_encoder is not None:
+            state.speakers = self.speaker_encoder.initial_state(batch_size, *where)
+        return state
+
+    def _contexts(
+        self,
+        observations: torch.Tensor,
+        present: torch.Tensor,
+        speaker_ids: torch.Tensor | None,
+        state: ConversationState | None,
+    ) -> tuple[list[torch.Tensor], ConversationState | None]:
+        """Contexts by the configured scope, (batch, turns, hidden_size) each, and the state after the last turn."""
+        before = self.initial_state(observations.shape[0], observations.device, observations.dtype)
+        if before is None:
+            return [], None
+        if state is None:
+            state = before
+        check_state(state, before, observations.device)
+        contexts = []
+        after = ConversationState(state.num_turns + present.sum(dim=1))
+        if self.conversation_encoder is not None:
+            own = ConversationState(state.num_turns, state.mamba, state.ema)
+            context, after = self.conversation_encoder(observations, present, own)
+            contexts.append(context)
+        if self.speaker_encoder is not None:
+            context, after.speakers = self.speaker_encoder(observations, present, state.speakers, speaker_ids)
+            contexts.append(context)
+        return contexts, after
+
+    def _checked_speakers(self, speaker_ids: torch.Tensor | None, present: torch.Tensor) -> torch.Tensor | None:
+        """Ids as (batch, turns).
+
+        Raises:
+            ValueError: not an integer for each turn, or ids outside -1 to `max_speakers` - 1.
+        """
+        if speaker_ids is None:
+            return None
+        batch, turns = present.shape
+        if turns == 1 and speaker_ids.dim() == 1:
+            speaker_ids = speaker_ids.unsqueeze(1)
+        if speaker_ids.shape != present.shape or speaker_ids.is_floating_point() or speaker_ids.dtype == torch.bool:
+            raise ValueError(
+                f"speaker_ids are {speaker_ids.dtype} of shape {tuple(speaker_ids.shape)}, but must be whole numbers, "
+                f"one for each turn: ({batch}, {turns})"
+            )
+        wrong = present & ((speaker_ids < UNKNOWN_SPEAKER) | (speaker_ids >= self.config.max_speakers))
+        if values_are_known(speaker_ids) and bool(wrong.any()):
+            row, turn = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"the speaker of turn {turn} of row {row} has the id {int(speaker_ids[row, turn])}; allowed are 0 to "
+                f"{self.config.max_speakers - 1} (max_speakers of the configuration), and {UNKNOWN_SPEAKER} for unknown"
+            )
+        # Turns that are not there may have any id.
+        return speaker_ids.masked_fill(~present, UNKNOWN_SPEAKER)
+
+
+def _context_sizes(config: MambaEMAConfig) -> dict[str, Any]:
+    """Arguments of a `ConversationEncoder`; empty for a model without context."""
+    parts = CONTEXTS[config.context]
+    if not (parts.mamba or parts.ema):
+        return {}
+    names = [
+        *("hidden_size", "context", "num_hidden_layers", "state_size", "conv_kernel", "expand", "head_dim"),
+        *("ema_decay", "ema_decay_learnable", "dropout"),
+    ]
+    return {name: getattr(config, name) for name in names}
 
 
 def _keep_hidden_state(
@@ -353,7 +437,8 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
     def __init__(self, config: MambaEMAConfig):
         super().__init__(config)
         self.mamba_ema = MambaEMAModel(config)
-        features = config.hidden_size if config.context == "none" else 2 * config.hidden_size
+        contexts = (self.mamba_ema.conversation_encoder, self.mamba_ema.speaker_encoder)
+        features = config.hidden_size * (1 + sum(context is not None for context in contexts))
         self.head = RegressionHead(features, config.hidden_size, len(config.labels), config.dropout)
         self.post_init()
 
@@ -366,6 +451,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         input_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         turn_mask: torch.Tensor | None = None,
+        speaker_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         conversation_state: ConversationState | None = None,
         use_conversation_state: bool = False,
@@ -380,8 +466,9 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
             labels: (batch, num_labels) or (batch, turns, num_labels) on the unit scale, -100 where missing; a single
                 label may go without the last dimension. The loss is `1 - mean CCC` over all turns of the global batch
                 (see `ccc_loss`).
-            input_values, attention_mask, turn_mask, conversation_state, use_conversation_state, frame_values,
-            frame_mask, output_hidden_states, output_attentions, return_dict: as in [`MambaEMAModel.forward`].
+            input_values, attention_mask, turn_mask, speaker_ids, conversation_state, use_conversation_state,
+            frame_values, frame_mask, output_hidden_states, output_attentions, return_dict: as in
+                [`MambaEMAModel.forward`].
 
         Raises:
             ValueError: as [`MambaEMAModel.forward`]; labels of the wrong shape or scale, or NaN.
@@ -391,6 +478,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
             input_values=input_values,
             attention_mask=attention_mask,
             turn_mask=turn_mask,
+            speaker_ids=speaker_ids,
             conversation_state=conversation_state,
             use_conversation_state=use_conversation_state,
             frame_values=frame_values,
