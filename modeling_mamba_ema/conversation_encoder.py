@@ -1,7 +1,7 @@
 """Context of each turn from the turns before it: Mamba-2 blocks, an exponential moving average, and their state."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -42,6 +42,17 @@ SCOPES = {
     "both": Scope(conversation=True, speaker=True),
 }
 UNKNOWN_SPEAKER = -1
+
+
+def number_speakers(names: Iterable[Any]) -> list[int]:
+    """Ids of the speakers of one conversation's turns, from 0 in the order in which they first speak.
+
+    Args:
+        names: one a turn; None or blank where unknown, which becomes -1.
+    """
+    known = ["" if name is None else str(name).strip() for name in names]
+    ids = {name: number for number, name in enumerate(dict.fromkeys(name for name in known if name))}
+    return [ids.get(name, UNKNOWN_SPEAKER) for name in known]
 
 
 @dataclass(eq=False)

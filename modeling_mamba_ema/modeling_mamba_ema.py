@@ -445,7 +445,7 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
         return contexts, after
 
     def _checked_speakers(self, speaker_ids: torch.Tensor | None, present: torch.Tensor) -> torch.Tensor | None:
-        """Ids as (batch, turns).
+        """Ids as (batch, turns); None where no context is a speaker's.
 
         Raises:
             ValueError: not an integer for each turn, or ids outside -1 to `max_speakers` - 1.
@@ -460,6 +460,8 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
                 f"speaker_ids are {speaker_ids.dtype} of shape {tuple(speaker_ids.shape)}, but must be whole numbers, "
                 f"one for each turn: ({batch}, {turns})"
             )
+        if self.speaker_encoder is None:
+            return None
         wrong = present & ((speaker_ids < UNKNOWN_SPEAKER) | (speaker_ids >= self.config.max_speakers))
         if values_are_known(speaker_ids) and bool(wrong.any()):
             row, turn = wrong.nonzero()[0].tolist()

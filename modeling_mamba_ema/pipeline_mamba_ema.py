@@ -14,6 +14,7 @@ import torch
 from transformers import Pipeline
 
 from .audio_files import load_audio
+from .conversation_encoder import number_speakers
 from .feature_extraction_mamba_ema import SAMPLING_RATE
 
 # What config.json says, so that transformers finds the class beside the weights.
@@ -72,6 +73,41 @@ class MambaEMAPipeline(Pipeline):
             # Through a generator, so that a column of a dataset is read row by row.
             return list(super().__call__((item for item in inputs), **kwargs))
         return super().__call__(inputs, **kwargs)
+
+    @torch.inference_mode()
+    def conversation(
+        self, turns: Sequence[Any], speakers: Sequence[str | None] | None = None, **parameters: Any
+    ) -> list[list[dict[str, Any]]]:
+        """The turns of one conversation, each with the context of the turns before it.
+
+        Args:
+            turns: in their order, each as the pipeline takes an utterance.
+            speakers: a name a turn, None where unknown; they matter where `config.context_scope` is not
+                `"conversation"`.
+            parameters: call arguments of the pipeline.
+
+        Returns:
+            For each turn what the pipeline gives for an utterance.
+
+        Raises:
+            InvalidAudioError, TypeError, ValueError: as the pipeline; not one name a turn, or more than
+                `config.max_speakers`.
+        """
+        preprocess, _, postprocess = self._sanitize_parameters(**parameters)
+        names = [None] * len(turns) if speakers is None else list(speakers)
+        ids, most = number_speakers(names), self.model.config.max_speakers
+        if len(names) != len(turns):
+            raise ValueError(f"speakers has {len(names)} names for {len(turns)} turns; give one a turn")
+        if self.model.mamba_ema.speaker_encoder is not None and max(ids, default=0) >= most:
+            raise ValueError(f"the conversation has {max(ids) + 1} speakers; the model keeps a context for {most}")
+        state, rows = None, []
+        for turn, speaker in zip(turns, ids):
+            features = self.preprocess(turn, **{**self._preprocess_params, **preprocess})
+            inputs = self._ensure_tensor_on_device({**features, "speaker_ids": torch.tensor([speaker])}, self.device)
+            outputs = self.model(**inputs, conversation_state=state, use_conversation_state=True)
+            state = outputs.conversation_state
+            rows.append(self.postprocess({"logits": outputs.logits.cpu()}, **{**self._postprocess_params, **postprocess}))
+        return rows
 
     def _sanitize_parameters(  # type: ignore[override]
         self,

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from ..audio_files import load_audio
-from ..conversation_encoder import ConversationState
+from ..conversation_encoder import UNKNOWN_SPEAKER, ConversationState
 from ..data.atomic_write import atomic_write
 from ..feature_extraction_mamba_ema import SAMPLING_RATE, MambaEMAFeatureExtractor
 from ..modeling_mamba_ema import MambaEMAForRegression
@@ -65,9 +65,9 @@ class TurnEmotion:
 class EmotionTracker:
     """Follows one conversation, turn by turn, with the numbers that the whole conversation at once would give.
 
-    The state is that of the conversation, not of a speaker: every turn continues it, whoever speaks, because the model
-    was trained on turns in the order in which they were spoken. `speaker` is recorded with the result and changes no
-    number. To follow each speaker alone, use one tracker a speaker.
+    A model whose `config.context_scope` is "speaker" or "both" has a state for each speaker, which belongs to the name
+    that `update` is given. A tracker knows at most `config.max_speakers` names. When one more speaks, the one who has
+    been silent longest is forgotten, and begins anew should they speak again. Turns without a name share a state.
 
     Time and memory of a turn do not depend on how many turns went before. Any number of trackers may share a model:
     the model keeps nothing of a conversation. One tracker must not be updated from two threads at once.
@@ -95,8 +95,7 @@ class EmotionTracker:
     def __init__(self, model: MambaEMAForRegression, feature_extractor: MambaEMAFeatureExtractor):
         self.model = model
         self.feature_extractor = feature_extractor
-        self._state: ConversationState | None = None
-        self._num_turns = 0
+        self.reset()
 
     @classmethod
     def from_pretrained(
@@ -141,7 +140,7 @@ class EmotionTracker:
                 bytes of an audio file (formats other than PCM WAV need `soundfile`). URLs are refused.
             sampling_rate: of a waveform, in Hz, always needed for one; other rates than 16 kHz are resampled (needs
                 `soxr`). A file brings its own.
-            speaker: recorded with the result.
+            speaker: a name, which is recorded with the result; None or blank for unknown.
             channel: of a file with several, counted from 1; None for their average.
 
         Raises:
@@ -182,13 +181,15 @@ class EmotionTracker:
 
     def reset(self) -> None:
         """Begin a new conversation."""
-        self._state, self._num_turns = None, 0
+        self._state: ConversationState | None = None
+        self._num_turns = 0
+        self._rows: dict[str, int] = {}  # of the state, by speaker; the one silent longest comes first
 
     def copy(self) -> EmotionTracker:
         """A tracker at the same point of the conversation that goes its own way from here; the model is shared."""
         other = EmotionTracker(self.model, self.feature_extractor)
         other._state = None if self._state is None else self._state.copy()
-        other._num_turns = self._num_turns
+        other._num_turns, other._rows = self._num_turns, self._rows
         return other
 
     def save(self, path: str | Path) -> None:
@@ -199,7 +200,12 @@ class EmotionTracker:
         state = {} if self._state is None else self._state.state_dict()
         tensors = {name: tensor.cpu() for name, tensor in state.items()}
         tensors[_TURNS] = torch.tensor(self._num_turns)
-        about = {"format": STATE_FORMAT, "labels": self.labels, "weights_sha256": _digest(self.model)}
+        about = {
+            "format": STATE_FORMAT,
+            "labels": self.labels,
+            "speakers": list(self._rows.items()),
+            "weights_sha256": _digest(self.model),
+        }
         with atomic_write(path) as unfinished:
             save_file(tensors, unfinished, metadata={"mamba_ema": json.dumps(about)})
 
@@ -229,7 +235,7 @@ class EmotionTracker:
         if any(not torch.isfinite(tensor).all() for tensor in tensors.values()):
             raise ValueError(f"{path.name} holds values that are not finite; it is damaged")
         state = ConversationState.from_state_dict(tensors).to(self.model.device) if tensors else None
-        self._state, self._num_turns = state, num_turns
+        self._state, self._num_turns, self._rows = state, num_turns, dict(about["speakers"])
 
     def _read(self, audio: Any, sampling_rate: int | None, channel: int | None = None) -> tuple[Any, int | None]:
         """A waveform and its rate in Hz, from audio as `update` takes it."""
@@ -262,9 +268,13 @@ def _update(
         return_tensors="pt",
     )
     low_level = features.pop("low_level").tolist()
+    places = [
+        row_of_speaker(tracker._rows, speaker, model.config.max_speakers) for tracker, speaker in zip(trackers, speakers)
+    ]
     outputs = model(
         **features.to(model.device),
-        conversation_state=_stack_states(trackers),
+        speaker_ids=torch.tensor([place.row for place in places], device=model.device),
+        conversation_state=_stack_states(trackers, places),
         use_conversation_state=True,
     )
     values = outputs.logits.cpu()  # (batch, num_labels)
@@ -280,6 +290,7 @@ def _update(
         state = outputs.conversation_state
         tracker._state = None if state is None else state.select(row)
         tracker._num_turns += 1
+        tracker._rows = places[row].rows
         results.append(
             TurnEmotion(
                 turn=tracker._num_turns,
@@ -294,16 +305,46 @@ def _update(
     return results
 
 
-def _stack_states(trackers: Sequence[EmotionTracker]) -> ConversationState | None:
+class SpeakerPlace(NamedTuple):
+    """Where the state of the speaker of a turn is.
+
+    Attributes:
+        rows: after the turn, row by name; the one silent longest comes first.
+        row: of the speaker; -1 for unknown.
+        is_taken_over: whether the row was that of another speaker, who is forgotten.
+    """
+
+    rows: dict[str, int]
+    row: int
+    is_taken_over: bool
+
+
+def row_of_speaker(rows: dict[str, int], speaker: str | None, max_speakers: int) -> SpeakerPlace:
+    """
+    Args:
+        rows: before the turn, as in [`SpeakerPlace`].
+        speaker: who speaks; None or blank for unknown.
+        max_speakers: rows that there are.
+    """
+    name = (speaker or "").strip()
+    if not name:
+        return SpeakerPlace(rows, UNKNOWN_SPEAKER, False)
+    is_taken_over = name not in rows and len(rows) == max_speakers
+    leaves = next(iter(rows)) if is_taken_over else name
+    row = rows.get(leaves, len(rows))
+    others = {other: place for other, place in rows.items() if other != leaves}
+    return SpeakerPlace({**others, name: row}, row, is_taken_over)
+
+
+def _stack_states(trackers: Sequence[EmotionTracker], places: Sequence[SpeakerPlace]) -> ConversationState | None:
     """The states of the trackers as one batch; those that have heard nothing begin with the model's first state."""
-    states = [tracker._state for tracker in trackers]
-    encoder = trackers[0].model.mamba_ema.conversation_encoder
-    if encoder is None or all(state is None for state in states):
-        return None
-    model = trackers[0].model
-    return ConversationState.stack(
-        [encoder.initial_state(1, model.device, model.dtype) if state is None else state for state in states]
-    )
+    states = []
+    for tracker, place in zip(trackers, places):
+        state = tracker._state if tracker._num_turns else tracker.model.mamba_ema.initial_state(1)
+        if state is None:  # a model without context
+            return None
+        states.append(state.forget_speaker(place.row) if place.is_taken_over else state)
+    return ConversationState.stack(states)
 
 
 def _digest(model: MambaEMAForRegression) -> str:

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 
 from ..ccc_loss import MISSING_LABEL
 from ..configuration_mamba_ema import MambaEMAConfig
+from ..conversation_encoder import CONTEXTS, SCOPES, number_speakers
 from ..data.bad_audio import describe_bad_audio, drop_bad_audio, save_bad_audio, scan_audio
 from ..data.dataset import ConversationDataset, load_emotion_dataset
 from ..data.frame_cache import FrameCache, utterances_of
@@ -72,7 +73,8 @@ def load_splits(
         wanted: names of the splits; None: those that `data` names for training.
 
     Raises:
-        ValueError: a corpus that cannot be read, or lacks a split, or has bad audio.
+        ValueError: a corpus that cannot be read, lacks a split, has bad audio, or conversations of more speakers than
+            the model has contexts for.
     """
     hint = "give --split one of them"
     if wanted is None:
@@ -91,6 +93,7 @@ def load_splits(
     elif missing:
         raise ValueError(f"{data.source} has no split {', '.join(missing)}; there are {', '.join(splits)}: {hint}")
     splits = DatasetDict({name: splits[name] for name in wanted})
+    check_speakers(config, splits)
     bad_audio = scan_audio(splits, data.max_seconds)
     if bad_audio and data.on_bad_audio == "abort":
         save_bad_audio(bad_audio, output / "bad_audio.jsonl")
@@ -184,6 +187,34 @@ def check_run(
     for name, rows in splits.items():
         check_labels_vary(name, rows, config.labels)
     check_speech_encoder(config, arguments.world_size, splits[train_split])
+
+
+def check_speakers(config: MambaEMAConfig, splits: DatasetDict) -> None:
+    """A context of each speaker needs their names, and no more of them than the model has room for.
+
+    Raises:
+        ValueError: a conversation has more speakers than `max_speakers`.
+    """
+    if not (SCOPES[config.context_scope].speaker and any(CONTEXTS[config.context])):
+        return
+    for split, rows in splits.items():
+        if "speaker" not in rows.column_names:
+            logger.warning(
+                "context_scope is %s, but the split %s has no column 'speaker': all of a conversation's turns count as "
+                "those of one speaker",
+                config.context_scope,
+                split,
+            )
+            continue
+        table = rows.select_columns(["conversation_id", "speaker"]).to_pandas()
+        for conversation, names in table.groupby("conversation_id", sort=False)["speaker"]:
+            count = 1 + max(number_speakers(names.where(names.notna(), None)))
+            if count > config.max_speakers:
+                raise ValueError(
+                    f"conversation {conversation!r} of the split {split} has {count} speakers, but the model keeps a "
+                    f"context for {config.max_speakers}; set model.params.max_speakers={count}, or "
+                    "model.params.context_scope=conversation"
+                )
 
 
 def check_labels_vary(split: str, rows: Dataset, labels: Sequence[str]) -> None:

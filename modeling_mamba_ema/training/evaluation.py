@@ -21,7 +21,7 @@ from ..metrics import ccc_metric_path
 from ..pooling import length_mask
 
 # Inputs of the model with turns in their second dimension.
-_BY_TURN = ("input_values", "attention_mask", "turn_mask", "frame_values", "frame_mask")
+_BY_TURN = ("input_values", "attention_mask", "turn_mask", "speaker_ids", "frame_values", "frame_mask")
 _NO_METRICS = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
