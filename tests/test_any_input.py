@@ -4,6 +4,7 @@ import math
 import time
 
 import numpy as np
+import pytest
 import torch
 
 from modeling_mamba_ema import InvalidAudioError, MambaEMAFeatureExtractor
@@ -49,6 +50,7 @@ def any_input(random):
     return [GOOD, any_waveform(random), [None, "call.wav", {}, 3, [GOOD], GOOD][random.integers(6)]]
 
 
+@pytest.mark.promise("A-08", "2,000 random inputs end in finite numbers or in such a sentence", "0 others, under 60 s")
 def test_2000_random_inputs_end_in_finite_numbers_or_in_a_sentence(record_property):
     model = tiny_model()
     random = np.random.default_rng(2_026)

@@ -158,6 +158,11 @@ def wav_header(rate=RATE, channels=1, data_bytes=0):
     )  # fmt: skip
 
 
+@pytest.mark.promise(
+    "A-09",
+    "damaged and hostile audio files are refused from their header, or when they are scanned",
+    "every case; hostile ones under 1 s and 10 MB of Python's and numpy's memory",
+)
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -187,6 +192,7 @@ def test_a_missing_file_is_named(tmp_path):
         load_audio(tmp_path / "none.wav")
 
 
+@pytest.mark.promise("A-09")
 def test_truncated_data_is_refused(tmp_path):
     sf.write(tmp_path / "whole.flac", np.random.default_rng(0).normal(0, 0.1, RATE), RATE)
     content = (tmp_path / "whole.flac").read_bytes()

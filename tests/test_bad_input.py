@@ -35,6 +35,11 @@ def predict(model, audio):
     return outputs.logits.reshape(-1, 2)[-1]  # of the last utterance
 
 
+@pytest.mark.promise(
+    "A-01",
+    "audio in any usual form gets the numbers of its samples, alone and as the third item",
+    "2e-5; 2e-3 under another gain or offset",
+)
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("case", ANSWERED, ids=lambda case: case.name)
 def test_audio_in_any_form_gets_the_numbers_of_its_samples(model, case, position):
@@ -46,6 +51,9 @@ def test_audio_in_any_form_gets_the_numbers_of_its_samples(model, case, position
     torch.testing.assert_close(found, expected, atol=2e-3 if loose else 2e-5, rtol=0)
 
 
+@pytest.mark.promise(
+    "A-06", "silence and offsets are flagged and not amplified; short turns can be skipped and leave no trace", "1e-12"
+)
 @pytest.mark.parametrize(
     ("audio", "low"),
     [
@@ -64,6 +72,12 @@ def test_what_is_no_sound_is_flagged_and_not_amplified(audio, low):
     assert (np.abs(features["input_values"][1]).max() < 1e-3) == low
 
 
+@pytest.mark.promise(
+    "A-02",
+    "audio that cannot be used is refused in one sentence under 300 characters with its place and what is allowed",
+    "every case, in 3 places",
+)
+@pytest.mark.promise("E-13")
 @pytest.mark.parametrize("position", POSITIONS)
 @pytest.mark.parametrize("case", REFUSED, ids=lambda case: case.name)
 def test_audio_that_cannot_be_answered_for_is_one_sentence_with_its_place_and_what_is_allowed(case, position):
@@ -79,11 +93,13 @@ def test_audio_that_cannot_be_answered_for_is_one_sentence_with_its_place_and_wh
     assert message.count(",") < 8, "the samples are no part of the message"
 
 
+@pytest.mark.promise("A-02")
 def test_there_are_more_than_a_hundred_kinds_of_input():
     assert len(ANSWERED) + len(REFUSED) > 100
     assert len({case.name for case in [*ANSWERED, *REFUSED]}) == len(ANSWERED) + len(REFUSED)
 
 
+@pytest.mark.promise("A-03", "batches, sampling rates and options that make no sense are refused", "every case")
 @pytest.mark.parametrize(
     ("batch", "says"),
     [
@@ -105,6 +121,7 @@ def test_a_batch_that_is_none_is_refused(batch, says):
     assert says in str(caught.value)
 
 
+@pytest.mark.promise("A-03")
 @pytest.mark.parametrize(
     "rate",
     [None, "16000", 16_000.0, math.nan, 0, -1, True, 1, 400_000, 10**400, SPEECH, SPEECH.tolist(), [RATE], 8_000],
@@ -116,6 +133,7 @@ def test_the_sampling_rate_is_needed_and_checked_and_its_value_never_dumped(rate
     assert len(str(caught.value)) < 300
 
 
+@pytest.mark.promise("A-03")
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -137,6 +155,7 @@ def test_options_that_would_answer_for_other_audio_than_was_given_are_refused(op
 # --- long -------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("A-04", "an utterance over 30 s is refused before memory is taken", "under 1 MB for an hour")
 @pytest.mark.parametrize(
     "make",
     [
@@ -162,6 +181,7 @@ def test_an_hour_is_refused_before_memory_is_taken(make):
 # --- short turns of a conversation ------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("A-06")
 def test_short_turns_can_be_skipped_and_leave_no_trace():
     model = tiny_model(dtype=torch.float64)
     turns = [noise(2_000, seed) for seed in range(3)]
@@ -174,6 +194,7 @@ def test_short_turns_can_be_skipped_and_leave_no_trace():
     torch.testing.assert_close(logits[0, [0, 3, 4]], logits[1, :3], atol=1e-12, rtol=0)
 
 
+@pytest.mark.promise("A-06")
 def test_skipping_short_turns_answers_for_nothing_that_is_not_there():
     with pytest.raises(InvalidAudioError, match="conversation 1 has no turn of 400 samples; leave it out"):
         EXTRACTOR([[GOOD], [GOOD[:10]]], sampling_rate=RATE, skip_short=True)
@@ -186,6 +207,9 @@ def test_skipping_short_turns_answers_for_nothing_that_is_not_there():
 # --- at the model's own door ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise(
+    "A-07", "the model itself refuses masks, values, frames and labels that cannot be right", "every case"
+)
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, 1e19, 32_767.0], ids=str)
 def test_a_model_refuses_input_values_that_are_no_normalised_speech(model, value):
     features = EXTRACTOR([GOOD, GOOD, SPEECH], sampling_rate=RATE, return_tensors="pt")
@@ -198,6 +222,7 @@ FRAMES = torch.randn(2, 3, 1, 9, 32, generator=torch.Generator().manual_seed(0))
 FRAME_MASK = torch.ones(2, 3, 9)
 
 
+@pytest.mark.promise("A-07")
 @pytest.mark.parametrize(
     ("changes", "says"),
     [

@@ -28,6 +28,11 @@ def test_is_one_minus_the_mean_of_audmetrics_ccc_over_labels():
     assert float(ccc_loss(predictions, labels, eps=0.0)) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.promise(
+    "B-18",
+    "the CCC loss has right gradients, finite ones for degenerate batches, and is right for any set of labels",
+    "gradcheck; 1e-12",
+)
 def test_gradients_are_right():
     predictions, labels = turns(6)
     labels[1, 0] = -100
@@ -36,6 +41,7 @@ def test_gradients_are_right():
     )
 
 
+@pytest.mark.promise("B-18")
 @pytest.mark.parametrize("case", ["constant predictions", "constant labels", "both, equal", "nearly constant"])
 def test_degenerate_batches_have_finite_losses_and_gradients(case):
     predictions, labels = turns(8, dtype=torch.float32)
@@ -52,6 +58,7 @@ def test_degenerate_batches_have_finite_losses_and_gradients(case):
     assert torch.isfinite(predictions.grad).all()
 
 
+@pytest.mark.promise("B-18")
 def test_a_perfect_prediction_costs_nothing():
     _, labels = turns(20, dtype=torch.float32)
     assert float(ccc_loss(labels.clone(), labels)) < 1e-4
@@ -161,6 +168,9 @@ def run_two_processes(folder, splits, poison=False):
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
+@pytest.mark.promise(
+    "B-15", "two processes have the loss and gradient of one, and train its weights", "1e-12 loss, 1e-5 weights"
+)
 @pytest.mark.timeout(150)  # a deadlock is what these tests would see
 @pytest.mark.parametrize("splits", [((0, 4), (4, 8)), ((0, 5), (5, 8)), ((0, 8), (8, 8))], ids=["4+4", "5+3", "8+0"])
 def test_two_processes_have_the_loss_and_gradient_of_one(tmp_path, splits):

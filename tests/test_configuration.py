@@ -48,6 +48,7 @@ def test_an_unknown_pooling_is_an_error_that_lists_the_known_ones():
         tiny_config(speech_encoder_pooling="max")
 
 
+@pytest.mark.promise("E-07")
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -125,6 +126,7 @@ def test_a_value_set_afterwards_is_refused_when_a_model_is_built_and_when_it_is_
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.promise("E-06")
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_configuration_cannot_choose_an_attention_kernel_from_a_repository(key, nested):

@@ -58,6 +58,7 @@ def test_the_malicious_pickle_is_one(tmp_path):
     assert (tmp_path / "witness").exists()
 
 
+@pytest.mark.promise("E-05", "pickles in a model or a checkpoint run nothing", "0")
 @pickles
 @pytest.mark.parametrize("auto", [True, False], ids=["AutoModel", "class"])
 def test_pickled_weights_are_neither_run_nor_read(folder, tmp_path, write, auto):
@@ -69,6 +70,7 @@ def test_pickled_weights_are_neither_run_nor_read(folder, tmp_path, write, auto)
     assert not (tmp_path / "witness").exists()
 
 
+@pytest.mark.promise("E-05")
 @pickles
 def test_a_pickle_that_is_asked_for_or_is_a_wavlms_runs_nothing(folder, tmp_path, write):
     shutil.copytree(folder, tmp_path / "copy")
@@ -106,6 +108,7 @@ def trainer(folder, steps):
     return MambaEMATrainer(tiny_model(), arguments, train_dataset=Turns(), data_collator=default_data_collator)
 
 
+@pytest.mark.promise("E-05")
 @pickles
 def test_pickles_in_a_checkpoint_run_nothing_on_resume(tmp_path, write):
     trainer(tmp_path / "run", 1).train()
@@ -121,6 +124,7 @@ def test_pickles_in_a_checkpoint_run_nothing_on_resume(tmp_path, write):
     assert not (tmp_path / "witness").exists()
 
 
+@pytest.mark.promise("E-07", "sizes in a config.json are bounded", "refused under 50 MB")
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -160,6 +164,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 )
 
 
+@pytest.mark.promise("E-08", "hostile YAML is refused: objects, aliases, depth, size, unknown keys", "every case")
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(
     ("text", "says"),

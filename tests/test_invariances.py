@@ -40,6 +40,11 @@ def assert_same(found, expected, dtype, tolerances=PRECISIONS):
     torch.testing.assert_close(found, expected, atol=tolerances[dtype], rtol=0)
 
 
+@pytest.mark.promise(
+    "B-02",
+    "an utterance gets its numbers whatever its batch pads it to, up to 20 times its length",
+    "1e-12 float64, 2e-5 float32",
+)
 @norms
 @poolings
 @contexts
@@ -52,6 +57,11 @@ def test_an_utterance_gets_its_numbers_whatever_its_batch_pads_it_to(norm, pooli
         assert_same(predict(model, [noise(samples, 1), utterance]).logits[1], alone, dtype)
 
 
+@pytest.mark.promise(
+    "B-04",
+    "a conversation gets its numbers beside longer ones, with noise or NaN in the padding",
+    "1e-12 float64, 2e-5 float32",
+)
 @norms
 @poolings
 @contexts
@@ -72,6 +82,7 @@ def test_a_conversation_gets_its_numbers_beside_longer_ones_whatever_stands_in_t
         assert torch.isnan(logits[1, 2:]).all()
 
 
+@pytest.mark.promise("B-02")
 @norms
 @precisions
 def test_the_plain_form_of_the_encoder_keeps_the_promise_too(monkeypatch, norm, dtype):
@@ -83,6 +94,11 @@ def test_the_plain_form_of_the_encoder_keeps_the_promise_too(monkeypatch, norm, 
         assert_same(predict(model, [noise(samples, 1), utterance]).logits[1], alone, dtype)
 
 
+@pytest.mark.promise(
+    "B-03",
+    "order of a batch, what mates say, and a mate that is refused change nothing",
+    "1e-12 float64, 2e-5 float32; content bitwise",
+)
 @norms
 @precisions
 def test_the_order_of_a_batch_only_reorders_its_answers(norm, dtype):
@@ -93,6 +109,7 @@ def test_the_order_of_a_batch_only_reorders_its_answers(norm, dtype):
         assert_same(predict(model, [batch[index] for index in order]).logits, logits[list(order)], dtype)
 
 
+@pytest.mark.promise("B-03")
 @norms
 def test_what_a_batch_mate_says_changes_no_bit(norm):
     model = make_model(norm)
@@ -102,6 +119,7 @@ def test_what_a_batch_mate_says_changes_no_bit(norm):
     assert torch.equal(answers[0], answers[2])
 
 
+@pytest.mark.promise("B-03")
 def test_a_bad_batch_mate_is_refused_and_the_others_answered_without_it_as_with_a_good_one():
     model = make_model()
     utterance, mate = noise(1_600), noise(5_000, 1)
@@ -112,6 +130,7 @@ def test_a_bad_batch_mate_is_refused_and_the_others_answered_without_it_as_with_
     assert_same(predict(model, [utterance]).logits[0], before, torch.float32)
 
 
+@pytest.mark.promise("B-07", "pieces of any size equal the whole conversation", "1e-12 float64, 1e-5 float32")
 @contexts
 @precisions
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 16])
@@ -133,6 +152,9 @@ def test_a_conversation_in_pieces_equals_the_whole_and_continues_from_padded_row
     assert_same(second[~torch.isnan(second[:, 0])], expected[1], dtype, IN_PIECES)
 
 
+@pytest.mark.promise(
+    "B-10", "a turn left out in the middle equals the shortened conversation", "1e-12; bitwise after the encoder"
+)
 @contexts
 def test_a_turn_that_is_left_out_in_the_middle_equals_the_shortened_conversation(context):
     model = make_model(context=context, dtype=torch.float64)
@@ -144,6 +166,7 @@ def test_a_turn_that_is_left_out_in_the_middle_equals_the_shortened_conversation
     assert_same(logits[[0, 1, 3, 4]], predict(model, [turns[:2] + turns[3:]]).logits[0], torch.float64)
 
 
+@pytest.mark.promise("B-05", "a later turn changes no bit of an earlier answer", "bitwise")
 @contexts
 def test_later_turns_change_no_bit_of_earlier_answers(context):
     model = make_model(context=context)
@@ -154,6 +177,11 @@ def test_later_turns_change_no_bit_of_earlier_answers(context):
         assert torch.equal(predict(model, [changed]).logits[0, :turn], expected[:turn])
 
 
+@pytest.mark.promise(
+    "B-12",
+    "number of threads and batch mates change an answer by rounding only; 8 threads may share a model",
+    "2e-5; bitwise",
+)
 def test_the_number_of_threads_and_of_batch_mates_changes_an_answer_by_rounding_only():
     model = make_model()
     batch = [noise(8_000, seed) for seed in range(8)]
@@ -170,6 +198,7 @@ def test_the_number_of_threads_and_of_batch_mates_changes_an_answer_by_rounding_
         assert_same(answer, answers[0], torch.float32)
 
 
+@pytest.mark.promise("B-13", "autocast moves answers little, and the CCC less", "5e-2 bf16, 1e-2 fp16; CCC 0.01")
 @norms
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 5e-2), (torch.float16, 1e-2)], ids=["bf16", "fp16"])
 def test_autocast_moves_answers_little_and_the_ccc_less(norm, dtype, tolerance, record_property):
@@ -195,6 +224,9 @@ def test_autocast_moves_answers_little_and_the_ccc_less(norm, dtype, tolerance, 
     assert change < 0.01
 
 
+@pytest.mark.promise(
+    "B-20", "gain, leading silence and offset: how far they move an answer of a random tiny model", "reported only"
+)
 def test_how_far_gain_silence_and_offset_move_an_answer_is_reported(record_property):
     model = make_model()
     waveform = noise(16_000)

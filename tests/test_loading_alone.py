@@ -93,6 +93,7 @@ def seen(folder, tmp_path_factory):
     return happened
 
 
+@pytest.mark.promise("E-03", "loading and running a model tries no connection", "0")
 @pytest.mark.parametrize("way", ["installed", "remote"])
 def test_no_connection_and_no_process_is_tried(seen, way):
     assert seen[way][0]["network"] == []
@@ -104,11 +105,15 @@ def of_ours(writes):
     return [write for write in writes if os.devnull not in write and "torchinductor" not in write]
 
 
+@pytest.mark.promise(
+    "E-04", "loading writes nothing; remote code is copied into transformers' module cache only", "0 other writes"
+)
 def test_the_installed_package_writes_nothing(seen):
     assert of_ours(seen["installed"][0]["write"]) == []
     assert list(seen["installed"][1].iterdir()) == []
 
 
+@pytest.mark.promise("E-04")
 def test_remote_code_is_copied_into_transformers_module_cache_and_nothing_else_is_written(seen):
     happened, cache = seen["remote"]
     modules = str(cache / "modules")
@@ -116,5 +121,6 @@ def test_remote_code_is_copied_into_transformers_module_cache_and_nothing_else_i
     assert {path.suffix for path in Path(modules).rglob("*") if path.is_file()} == {".py"}
 
 
+@pytest.mark.promise("E-11", "the installed package gives the numbers of remote code, without it", "bitwise")
 def test_both_ways_give_bitwise_the_same_numbers(seen):
     assert seen["installed"][0]["logits"] == seen["remote"][0]["logits"]

@@ -37,6 +37,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.promise("E-13", "errors about audio carry no folder of the user and no samples", "every case")
 @pytest.mark.parametrize("write", BROKEN.values(), ids=BROKEN.keys())
 def test_errors_about_files_name_them_without_their_folder(tmp_path, write):
     path = tmp_path / "home-of-anna" / "call.wav"

@@ -20,6 +20,7 @@ def features(speech):
 SPEECH = [[noise(1_000), noise(2_000, 1)], [noise(700, 2)]]
 
 
+@pytest.mark.promise("B-22", "copies and plain tuples give the same values", "bitwise")
 @pytest.mark.parametrize("labels", [False, True])
 def test_return_dict_false_gives_the_same_values_as_a_plain_tuple(labels):
     model, inputs = tiny_model(), features(SPEECH)
@@ -37,6 +38,7 @@ def test_return_dict_false_gives_the_same_values_as_a_plain_tuple(labels):
     assert all(torch.equal(states[0].state_dict()[name], tensor) for name, tensor in states[1].state_dict().items())
 
 
+@pytest.mark.promise("B-22")
 def test_the_bare_model_gives_a_plain_tuple_too():
     model = MambaEMAModel(tiny_config()).eval()
     with torch.no_grad():
@@ -44,6 +46,7 @@ def test_the_bare_model_gives_a_plain_tuple_too():
     assert all(torch.equal(value, expected) for value, expected in zip(plain, named.to_tuple()))
 
 
+@pytest.mark.promise("B-22")
 @pytest.mark.parametrize("norm", ["group", "layer"])
 def test_a_deep_copy_answers_the_same_and_shares_no_weight(norm):
     model = tiny_model(norm)
@@ -58,6 +61,7 @@ def test_a_deep_copy_answers_the_same_and_shares_no_weight(norm):
         assert not torch.equal(duplicate(**inputs).logits, before)
 
 
+@pytest.mark.promise("B-12")
 def test_eight_threads_on_one_model_get_the_answers_of_one():
     model = tiny_model()
     batches = [features([noise(1_000 + 100 * index, index)]) for index in range(20)]
@@ -114,6 +118,7 @@ def one_step(folder, accumulation):
     return losses[0], (model.head.out_proj.weight - before).detach()
 
 
+@pytest.mark.promise("B-16", "gradient accumulation scales neither the logged loss nor the gradient", "5 %, 10 %")
 def test_accumulation_scales_neither_the_logged_loss_nor_the_gradient(tmp_path, record_property):
     loss, change = one_step(tmp_path / "1", 1)
     accumulated_loss, accumulated_change = one_step(tmp_path / "4", 4)

@@ -36,6 +36,7 @@ def predict(model, speech, **kwargs):
     return model(**features(speech), **kwargs)
 
 
+@pytest.mark.promise("B-02")
 @settings
 @precisions
 def test_an_utterance_gets_the_same_numbers_alone_in_a_batch_and_in_any_conversation(
@@ -51,6 +52,7 @@ def test_an_utterance_gets_the_same_numbers_alone_in_a_batch_and_in_any_conversa
         torch.testing.assert_close(other, alone, atol=tolerance, rtol=0)
 
 
+@pytest.mark.promise("B-06", "turn by turn equals the whole conversation", "1e-12 float64, 1e-5 float32")
 @settings
 @in_pieces
 def test_streaming_turn_by_turn_equals_the_whole_conversation(norm, pooling, context, dtype, tolerance):
@@ -65,6 +67,9 @@ def test_streaming_turn_by_turn_equals_the_whole_conversation(norm, pooling, con
     torch.testing.assert_close(torch.stack(streamed), whole, atol=tolerance, rtol=0)
 
 
+@pytest.mark.promise(
+    "B-08", "a state from a padded row continues as if its conversation had been alone", "1e-12 float64, 1e-5 float32"
+)
 @in_pieces
 def test_the_state_of_a_ragged_batch_continues_each_conversation_as_if_it_had_been_alone(dtype, tolerance):
     model = tiny_model(dtype=dtype)
@@ -84,6 +89,7 @@ def test_context_none_reads_each_turn_by_itself_and_the_others_remember():
         assert (gap < 1e-6) == (context == "none"), context
 
 
+@pytest.mark.promise("B-09", "states are values: interleaved, reused, copied, saved and restored", "bitwise")
 def test_a_state_is_a_value_that_no_call_changes():
     model = tiny_model()
     a, b = turns_of(2_000, 3_000)
@@ -160,6 +166,7 @@ def test_missing_labels_and_padded_turns_do_not_count_in_the_loss():
     torch.testing.assert_close(outputs.loss, expected)
 
 
+@pytest.mark.promise("A-07")
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
@@ -174,6 +181,7 @@ def test_labels_that_cannot_be_right_are_refused(labels, message):
         tiny_model()(**features(turns_of(2_000, 3_000)), labels=labels)
 
 
+@pytest.mark.promise("A-07")
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -4,6 +4,7 @@ import functools
 
 import audmetric
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,6 +32,7 @@ def predict(model, speech, **options):
     return model(**features, **options)
 
 
+@pytest.mark.promise("B-02")
 @settings(max_examples=40, deadline=None)
 @given(
     batch=st.lists(lengths, min_size=2, max_size=6, unique=True),
@@ -56,6 +58,7 @@ def cut_conversations(draw):
     return conversations, [0, *sorted(cuts), 7]
 
 
+@pytest.mark.promise("B-07")
 @settings(max_examples=40, deadline=None)
 @given(cut=cut_conversations(), context=st.sampled_from(list(CONTEXTS)), precision=in_pieces)
 def test_any_conversations_cut_anywhere_get_the_numbers_of_the_whole(cut, context, precision):
@@ -92,6 +95,7 @@ def labelled_turns(draw):
     return random.random((turns, labels)), np.where(missing, MISSING_LABEL, truth), weights
 
 
+@pytest.mark.promise("B-18")
 @settings(max_examples=100, deadline=None)
 @given(turns=labelled_turns(), shift=st.floats(-1, 1), scale=st.floats(0.1, 10))
 def test_the_loss_of_any_set_of_labels_is_one_minus_the_weighted_mean_of_their_cccs(turns, shift, scale):
@@ -111,6 +115,7 @@ def test_the_loss_of_any_set_of_labels_is_one_minus_the_weighted_mean_of_their_c
     torch.testing.assert_close(float(loss), float(expected), atol=1e-12, rtol=0)
 
 
+@pytest.mark.promise("B-18")
 @settings(max_examples=50, deadline=None)
 @given(turns=labelled_turns(), order=st.randoms(use_true_random=False))
 def test_neither_the_order_of_turns_nor_of_labels_changes_the_loss(turns, order):

@@ -178,6 +178,7 @@ def test_a_model_alone_writes_its_feature_extractor_too(tmp_path):
     assert loaded.do_normalize is False
 
 
+@pytest.mark.promise("B-01", "the same call, a reload and a save after a load change no bit", "bitwise")
 def test_it_loads_by_itself_in_another_process_with_bitwise_the_same_numbers(published, tmp_path):
     model, folder = published
     assert load_elsewhere(folder, tmp_path) == [expected_output(model)] * 2
@@ -225,6 +226,7 @@ def test_loaded_weights_begin_where_new_ones_do_so_that_products_are_rounded_ali
     assert {weight.data_ptr() % 64 for weight in (*model.parameters(), *model.buffers())} == {0}
 
 
+@pytest.mark.promise("B-01")
 def test_saving_loading_and_saving_again_gives_the_same_file(published, tmp_path):
     AutoModel.from_pretrained(published[1]).save_pretrained(tmp_path)
     digests = {hashlib.sha256((f / "model.safetensors").read_bytes()).hexdigest() for f in (published[1], tmp_path)}
@@ -270,6 +272,7 @@ def test_device_maps_work(published, device_map):
     assert expected_output(model) == expected_output(published[0])
 
 
+@pytest.mark.promise("B-14", "gradient checkpointing changes no gradient; the re-entrant kind is refused", "bitwise")
 def test_gradient_checkpointing_changes_no_gradient_and_the_reentrant_kind_is_refused():
     gradients = []
     for enabled in (False, True):
@@ -342,6 +345,7 @@ def test_other_pretrained_encoders_give_their_weights_too(tmp_path, kind):
     assert type(AutoModel.from_pretrained(tmp_path / "model").speech_encoder.backbone) is type(encoder)
 
 
+@pytest.mark.promise("E-06", "a config.json cannot choose an attention kernel from a repository", "refused")
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_config_json_cannot_choose_an_attention_kernel(published, tmp_path, nested):
     config = json.loads((published[1] / "config.json").read_text())

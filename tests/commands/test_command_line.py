@@ -178,6 +178,7 @@ def test_the_sample_is_one_line_to_a_first_result(model, expected, capsys):
         assert [float(cell) for cell in line.split()[3:5]] == pytest.approx(list(values.values()), abs=6e-4)
 
 
+@pytest.mark.promise("B-19")
 def test_files_are_separate_unless_they_are_a_conversation(model, expected, capsys):
     files = [turn["file_name"] for turn in load_sample_conversation()]
     assert main(["predict", "--model", model, "--json", *files]) == 0

@@ -59,6 +59,7 @@ def spoil(path, fault):
     return path.name
 
 
+@pytest.mark.promise("A-09")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_found_with_its_reason(tmp_path, fault):
     name = spoil(tmp_path / "a.wav", fault)
@@ -66,6 +67,7 @@ def test_each_fault_is_found_with_its_reason(tmp_path, fault):
         check_audio(tmp_path / name, max_seconds=30)
 
 
+@pytest.mark.promise("A-09")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_the_scan_refuses_the_loader_refuses_too(tmp_path, fault):
     name = spoil(tmp_path / "a.wav", fault)
@@ -147,6 +149,7 @@ def finetune(folder, corpus, *overrides):
     )  # fmt: skip
 
 
+@pytest.mark.promise("C-04", "bad audio is listed before the first step; skipping it is recorded", "every file")
 def test_training_does_not_begin_and_all_bad_files_are_listed(spoilt, tmp_path):
     corpus, faults = spoilt
     done = finetune(tmp_path, corpus)
@@ -161,6 +164,7 @@ def test_training_does_not_begin_and_all_bad_files_are_listed(spoilt, tmp_path):
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
+@pytest.mark.promise("C-04")
 def test_skipping_trains_on_the_rest_and_records_what_was_left_out(spoilt, tmp_path):
     corpus, faults = spoilt
     done = finetune(tmp_path, corpus, "data.on_bad_audio=skip")

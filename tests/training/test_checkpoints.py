@@ -47,6 +47,11 @@ def flipped(path):
     path.write_bytes(content)
 
 
+@pytest.mark.promise(
+    "C-02",
+    "each file of a checkpoint missing, truncated, empty or with a flipped bit: the one before is taken",
+    "every damage",
+)
 @pytest.mark.parametrize("damage", [missing, truncated, empty, flipped])
 @pytest.mark.parametrize("name", [*FILES, "SHA256SUMS"])
 def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, caplog, name, damage):
@@ -89,6 +94,7 @@ class KillBeforeSealing(TrainerCallback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.promise("C-01")
 @pytest.mark.parametrize("limit", [1, 2])
 def test_old_checkpoints_go_only_when_the_new_one_is_complete(tmp_path, corpus, limit):
     rows = load_emotion_dataset(corpus, LABELS)["train"]
@@ -171,6 +177,7 @@ def test_a_run_that_is_killed_goes_on_to_the_same_weights(tmp_path, corpus, unin
     assert_same_run(run, uninterrupted)
 
 
+@pytest.mark.promise("C-08")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_run_that_is_stopped_ends_without_a_traceback_and_goes_on_to_the_same_weights(
     tmp_path, corpus, uninterrupted, number, code
@@ -183,6 +190,11 @@ def test_a_run_that_is_stopped_ends_without_a_traceback_and_goes_on_to_the_same_
     assert_same_run(run, uninterrupted)
 
 
+@pytest.mark.promise(
+    "C-01",
+    "a run killed at 8 random moments, or while it saves, ends with the weights of one that was never killed",
+    "bitwise",
+)
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_eight_kills_at_random_moments_change_nothing(tmp_path, corpus, uninterrupted):

@@ -51,6 +51,11 @@ def program(monkeypatch, *arguments):
 # a full disk
 
 
+@pytest.mark.promise(
+    "C-03",
+    "a disk without room is told before the first step; one that fills up costs nothing before the last checkpoint",
+    "as stated",
+)
 def test_a_disk_without_room_for_the_checkpoints_is_told_before_the_first_step(tmp_path, train_split, monkeypatch):
     folder = tmp_path / "not" / "there"
     trainer = make_trainer(folder, train_split, save_strategy="steps", save_steps=1, save_total_limit=2)
@@ -61,6 +66,7 @@ def test_a_disk_without_room_for_the_checkpoints_is_told_before_the_first_step(t
     assert trainer.state.global_step == 0
 
 
+@pytest.mark.promise("C-03")
 @pytest.mark.slow
 def test_a_disk_that_fills_up_while_saving_costs_nothing_but_the_steps_since_the_last_checkpoint(tmp_path, corpus):
     whole = write_run(tmp_path / "whole.yaml", corpus, tmp_path / "whole")
@@ -100,6 +106,9 @@ def instead_of_reading(monkeypatch, folder, action):
     return (folder / "file").read_text
 
 
+@pytest.mark.promise(
+    "C-05", "a worker that dies, freezes or hangs in a file ends the run with the file's name", "as stated"
+)
 @pytest.mark.parametrize(("number", "what"), [(signal.SIGKILL, "died"), (signal.SIGSTOP, "froze")])
 def test_a_worker_that_dies_or_freezes_ends_the_run_with_the_name_of_its_file(
     tmp_path, train_split, monkeypatch, number, what
@@ -111,6 +120,7 @@ def test_a_worker_that_dies_or_freezes_ends_the_run_with_the_name_of_its_file(
     assert name() in str(caught.value)
 
 
+@pytest.mark.promise("C-05")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_file_that_hangs_ends_the_run_with_its_name(tmp_path, train_split, monkeypatch, workers):
     name = instead_of_reading(monkeypatch, tmp_path, lambda: time.sleep(3600))
@@ -140,6 +150,7 @@ def wait_for_end(pid, seconds):
     return False
 
 
+@pytest.mark.promise("C-06", "when one of two processes is killed or frozen, the other ends", "as stated")
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
 def test_when_one_of_two_processes_is_killed_or_frozen_the_other_ends(tmp_path, corpus, number):
@@ -176,6 +187,11 @@ class Spoil(TrainerCallback):
             model.speech_encoder.attention.weight[0, 0] = torch.nan
 
 
+@pytest.mark.promise(
+    "C-07",
+    "NaN in weights, audio, labels or gradients stops the run at that step, and is never saved",
+    "no step is taken",
+)
 def test_weights_with_nan_are_not_saved(tmp_path, train_split):
     trainer = make_trainer(tmp_path, train_split, save_strategy="steps", save_steps=1)
     trainer.add_callback(Spoil())
@@ -184,6 +200,7 @@ def test_weights_with_nan_are_not_saved(tmp_path, train_split):
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
+@pytest.mark.promise("C-07")
 def test_audio_with_nan_stops_the_run_naming_the_file(tmp_path):
     corpus = write_corpus(tmp_path / "corpus")
     samples, rate = sf.read(corpus / "train_5_1.wav")
@@ -207,6 +224,9 @@ class Metric:
         }
 
 
+@pytest.mark.promise(
+    "C-10", "an evaluation without a number is never the best; a run of such ends with an error", "as stated"
+)
 def test_an_evaluation_without_a_number_is_never_the_best(tmp_path, train_split):
     options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
     options["load_best_model_at_end"] = True
@@ -220,6 +240,7 @@ def test_an_evaluation_without_a_number_is_never_the_best(tmp_path, train_split)
     assert trainer.state.best_model_checkpoint is None
 
 
+@pytest.mark.promise("C-10")
 def test_a_run_whose_evaluations_gave_no_number_ends_with_an_error_and_no_model(tmp_path, corpus, monkeypatch):
     metric = Metric(*[math.nan] * 100)
     monkeypatch.setattr("modeling_mamba_ema.training.trainer.ccc_of_predictions", lambda *_: metric)
@@ -229,6 +250,7 @@ def test_a_run_whose_evaluations_gave_no_number_ends_with_an_error_and_no_model(
     assert not (tmp_path / "run" / "results.json").exists()
 
 
+@pytest.mark.promise("C-11")
 @pytest.mark.parametrize(("value", "what"), [(0.25, "0.25 throughout"), (None, "missing")])
 def test_labels_that_do_not_vary_are_refused_before_training(tmp_path, corpus, value, what):
     rows = [json.loads(line) for line in (corpus / "metadata.jsonl").read_text().splitlines()]
@@ -256,6 +278,11 @@ class Unusual(torch.utils.data.Dataset):
         return {"waveforms": turns, "labels": labels, "conversation_id": str(index), "turns": list(range(len(turns)))}
 
 
+@pytest.mark.promise(
+    "C-11",
+    "single turns, short utterances and constant labels in a batch train to finite weights and are counted",
+    "as stated",
+)
 def test_unusual_batches_train_to_finite_weights_and_are_counted(tmp_path):
     trainer = make_trainer(
         tmp_path,
@@ -281,6 +308,11 @@ def test_usual_batches_do_not_count_as_degenerate(tmp_path, train_split):
 # settings that cannot work
 
 
+@pytest.mark.promise(
+    "C-12",
+    "layer drop with several processes, and SpecAugment with short utterances, are refused before training",
+    "as stated",
+)
 def test_layer_drop_with_several_processes_and_spec_augment_with_short_utterances_are_refused(corpus):
     rows = load_emotion_dataset(corpus, LABELS)["train"]  # utterances of 0.3 to 0.7 s
     long = rows.map(lambda row: {"start": 0.0, "end": 1.1})
@@ -335,6 +367,11 @@ def test_the_same_run_goes_on_without_a_warning(interrupted, caplog):
     assert not caplog.text
 
 
+@pytest.mark.promise(
+    "C-09",
+    "resuming with other data, order, batch size or number of processes is refused, with other code warned of",
+    "every case",
+)
 def test_other_data_or_another_order_of_them_are_refused(interrupted, corpus):
     run, _ = interrupted
     rows = load_emotion_dataset(corpus, LABELS)["train"]
@@ -343,6 +380,7 @@ def test_other_data_or_another_order_of_them_are_refused(interrupted, corpus):
             choose_checkpoint(run, run_manifest({"train": other}, 1))
 
 
+@pytest.mark.promise("C-09")
 def test_another_number_of_processes_is_refused_where_it_changes_the_batch_and_warned_of_elsewhere(interrupted, caplog):
     run, manifest = interrupted
     assert choose_checkpoint(run, {**manifest, "world_size": 2}).name == "checkpoint-2"
@@ -353,6 +391,7 @@ def test_another_number_of_processes_is_refused_where_it_changes_the_batch_and_w
         choose_checkpoint(run, {**manifest, "world_size": 2})
 
 
+@pytest.mark.promise("C-09")
 def test_another_batch_size_is_refused_and_other_code_is_warned_of(interrupted, caplog):
     run, manifest = interrupted
     assert choose_checkpoint(run, {**manifest, "code": {"version": "9.9", "sha256": "0"}}) is not None

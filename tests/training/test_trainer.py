@@ -145,12 +145,14 @@ class WithBadLabel(torch.utils.data.Dataset):
         return item
 
 
+@pytest.mark.promise("C-07")
 def test_a_nan_label_stops_training_and_names_the_conversations(tmp_path, train_split):
     trainer = make_trainer(tmp_path, WithBadLabel(train_split))
     with pytest.raises(ValueError, match=r"NaN.*conversations of the batch: .*train_\d"):
         trainer.train()
 
 
+@pytest.mark.promise("C-07")
 def test_nan_weights_stop_training(tmp_path, train_split):
     model = tiny_model()
     with torch.no_grad():
@@ -159,6 +161,7 @@ def test_nan_weights_stop_training(tmp_path, train_split):
         make_trainer(tmp_path, train_split, model).train()
 
 
+@pytest.mark.promise("C-07")
 @pytest.mark.parametrize("max_grad_norm", [1.0, 0.0], ids=["clipping", "no clipping"])
 def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path, train_split, max_grad_norm):
     model = tiny_model()
@@ -202,6 +205,11 @@ class SendSignal(TrainerCallback):
         self.evaluations += 1
 
 
+@pytest.mark.promise(
+    "C-08",
+    "SIGTERM or Ctrl-C leaves one complete checkpoint and 143 or 130, and the run goes on to the same weights",
+    "bitwise",
+)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_within_an_epoch_saves_one_complete_checkpoint_and_evaluates_nothing(
     tmp_path, train_split, number, code
@@ -266,6 +274,7 @@ def one_and_two_processes(tmp_path_factory, corpus):
     return runs
 
 
+@pytest.mark.promise("B-15")
 def test_two_processes_train_the_weights_of_one(one_and_two_processes):
     one, two = (load_file(run / "model" / "model.safetensors") for run in one_and_two_processes.values())
     for name, weights in one.items():
@@ -329,6 +338,11 @@ def weights_after(tmp_path, dataset, seed, workers=0):
     return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
 
 
+@pytest.mark.promise(
+    "C-13",
+    "the same seed trains the same weights, in one process or with two that read; another seed others",
+    "bitwise",
+)
 def test_the_same_seed_trains_the_same_weights_and_another_seed_others(tmp_path, train_split):
     first = weights_after(tmp_path, train_split, seed=1)
     assert torch.equal(first, weights_after(tmp_path, train_split, seed=1))
