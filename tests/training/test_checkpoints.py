@@ -1,6 +1,7 @@
 """Training that is killed goes on as if nothing had happened."""
 
 import json
+import pickle
 import shutil
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from transformers import TrainerCallback
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
 from modeling_mamba_ema.training import newest_complete_checkpoint, why_incomplete
 from modeling_mamba_ema.training.checkpoints import REQUIRED, seal_checkpoint
+from tests.support.pickles import pickles
 from tests.support.tiny_corpus import LABELS, ROOT, environment, make_trainer, run_program, write_run
 
 FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "config.json"]
@@ -226,3 +228,23 @@ def test_a_finished_run_is_left_alone_and_other_settings_are_refused(uninterrupt
     assert result.returncode != 0
     assert "training.learning_rate: 0.002 -> 0.5" in result.stderr
     assert (uninterrupted / "results.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.promise("E-05")
+@pickles
+def test_pickles_in_a_checkpoint_run_nothing_on_resume(tmp_path, train_split, write_pickle):
+    def trainer(steps):
+        options = {"save_strategy": "steps", "save_steps": 1, "max_steps": steps}
+        return make_trainer(tmp_path / "run", train_split, **options)
+
+    trainer(1).train()
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    write_pickle(checkpoint / "training_args.bin", tmp_path / "witness")
+    seal_checkpoint(checkpoint)
+    trainer(2).train(resume_from_checkpoint=str(checkpoint))  # training_args.bin is never read
+    for name in ("rng_state.pth", "optimizer.pt", "scheduler.pt"):
+        shutil.copytree(checkpoint, tmp_path / "evil" / name)
+        write_pickle(tmp_path / "evil" / name / name, tmp_path / "witness")
+        with pytest.raises((pickle.UnpicklingError, RuntimeError)):
+            trainer(2).train(resume_from_checkpoint=str(tmp_path / "evil" / name))
+    assert not (tmp_path / "witness").exists()

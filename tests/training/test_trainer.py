@@ -17,8 +17,6 @@ from transformers import TrainerCallback, TrainingArguments
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
 from modeling_mamba_ema.metrics.tables import metrics_of_table
 from modeling_mamba_ema.training import MambaEMATrainer, StopOnSignal, why_incomplete
-from modeling_mamba_ema.training.batch_sampler import AudioSecondsBatchSampler, seconds_of_turns
-from modeling_mamba_ema.training.optimizer import check_parameter_groups, parameter_groups, require_finite_gradient
 from tests.support.models import tiny_model
 from tests.support.tiny_corpus import LABELS, ROOT, environment, make_trainer, write_run
 
@@ -31,101 +29,7 @@ def train_split(corpus):
 # batches
 
 
-def turn_seconds(count=200):
-    random = np.random.default_rng(1)
-    return [random.uniform(0.5, 8.0, size=random.integers(1, 12)).tolist() for _ in range(count)]
-
-
-@pytest.mark.parametrize("epoch", [0, 1, 7])
-def test_every_item_is_in_one_batch_and_batches_are_full_of_seconds(epoch):
-    seconds = turn_seconds()
-    sampler = AudioSecondsBatchSampler(seconds, max_seconds=200.0, seed=3)
-    batches = sampler.batches(epoch)
-    assert sorted(item for batch in batches for item in batch) == list(range(200))
-    totals = [sum(sum(seconds[item]) for item in batch) for batch in batches]
-    assert max(totals) <= 200 + max(map(sum, seconds))
-    assert np.mean(totals) > 0.8 * 200
-    assert min(map(len, batches)) >= 2
-    assert len(batches) == len(sampler)  # Trainer counts steps from it, so it may not change from epoch to epoch
-
-
-def test_a_limit_below_two_conversations_still_mixes_two():
-    batches = AudioSecondsBatchSampler(turn_seconds(21), max_seconds=0.1).batches(0)
-    assert sorted(map(len, batches)) == [2] * 9 + [3]
-
-
-def test_batches_hold_turns_of_similar_length():
-    seconds = turn_seconds()
-    longest = np.array([max(turns) for turns in seconds])
-    batches = AudioSecondsBatchSampler(seconds, max_seconds=200.0).batches(0)
-    assert np.mean([longest[batch].std() for batch in batches]) < 0.5 * longest.std()
-
-
-def test_order_depends_on_seed_and_epoch_only():
-    def order(seed, epoch):
-        return AudioSecondsBatchSampler(turn_seconds(), 200.0, seed=seed).batches(epoch)
-
-    assert order(0, 1) == order(0, 1)
-    assert order(0, 1) != order(0, 2)
-    assert order(0, 1) != order(1, 1)
-
-
-@pytest.mark.parametrize("num_processes", [2, 3])
-def test_processes_share_the_batches_of_one_process_evenly(num_processes):
-    seconds = turn_seconds()
-    alone = AudioSecondsBatchSampler(seconds, 200.0, min_items=3)
-    several = AudioSecondsBatchSampler(seconds, 200.0, num_processes=num_processes, min_items=3)
-    shares = list(several)
-    assert len(shares) == len(several) == num_processes * len(alone)
-    for index, batch in enumerate(alone):
-        own = shares[index * num_processes : (index + 1) * num_processes]
-        assert sorted(item for share in own for item in share) == sorted(batch)
-        totals = [sum(sum(seconds[item]) for item in share) for share in own]
-        assert min(totals) > 0
-        assert max(totals) - min(totals) <= max(sum(seconds[item]) for item in batch)
-
-
-def test_too_few_conversations_are_refused():
-    with pytest.raises(ValueError, match="a batch needs 3"):
-        AudioSecondsBatchSampler([[1.0], [1.0]], 10.0, num_processes=3)
-
-
-def test_seconds_come_from_the_headers(train_split):
-    seconds = seconds_of_turns(train_split)
-    expected = [[len(waveform) / 16_000 for waveform in train_split[i]["waveforms"]] for i in range(len(train_split))]
-    assert seconds == expected
-
-
 # optimizer
-
-
-@pytest.mark.parametrize("pooling", ["mean", "attention", "multihead_attention", "attentive_statistics"])
-@pytest.mark.parametrize("frozen", [False, True])
-def test_every_trainable_parameter_is_in_one_group_and_gets_a_gradient(tmp_path, train_split, pooling, frozen):
-    model = tiny_model(
-        speech_encoder_pooling=pooling,
-        speech_encoder_layers=[1, 2],
-        freeze_speech_encoder=frozen,
-        ema_decay_learnable=True,
-    )
-    trainer = make_trainer(tmp_path, train_split, model)
-    optimizer = trainer.create_optimizer()
-    check_parameter_groups(model, optimizer.param_groups)
-    batch = trainer.data_collator([train_split[i] for i in range(6)])
-    trainer.compute_loss(model.train(), batch).backward()
-    without = [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())]
-    # The last addend of a softmax over time is the same for all frames and cancels: its gradient is 0 but for rounding.
-    assert [name for name in without if not name.endswith("attention.bias")] == []
-
-
-def test_a_parameter_left_out_or_put_in_twice_is_named():
-    model = tiny_model()
-    groups = parameter_groups(model, 0.1, 1e-3, 1e-5)
-    check_parameter_groups(model, groups)
-    with pytest.raises(ValueError, match="not in exactly one optimizer group"):
-        check_parameter_groups(model, groups[1:])
-    with pytest.raises(ValueError, match="not in exactly one optimizer group"):
-        check_parameter_groups(model, [*groups, groups[0]])
 
 
 # faults
@@ -159,38 +63,6 @@ def test_nan_weights_stop_training(tmp_path, train_split):
         model.speech_encoder.attention.weight[0, 0] = torch.nan
     with pytest.raises(ValueError, match=r"conversations of the batch: .*train_\d"):
         make_trainer(tmp_path, train_split, model).train()
-
-
-@pytest.mark.promise("C-07")
-@pytest.mark.parametrize("max_grad_norm", [1.0, 0.0], ids=["clipping", "no clipping"])
-def test_a_gradient_that_is_not_finite_stops_before_the_step(tmp_path, train_split, max_grad_norm):
-    model = tiny_model()
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    model.speech_encoder.attention.weight.register_hook(lambda gradient: gradient * torch.nan)
-    with pytest.raises(ValueError, match="the gradient's norm is nan"):
-        make_trainer(tmp_path, train_split, model, max_grad_norm=max_grad_norm).train()
-    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
-
-
-@pytest.mark.parametrize("fused", [False, True])
-def test_in_half_precision_the_scaler_skips_a_gradient_that_is_not_finite(fused):
-    weight = torch.nn.Parameter(torch.ones(3))
-    optimizer = torch.optim.AdamW([weight], lr=0.1, fused=fused)
-    optimizer.register_step_pre_hook(lambda optimizer, *_: require_finite_gradient(optimizer, 1))
-    scaler = torch.amp.GradScaler("cpu")
-    for factor in (torch.inf, 1.0):
-        optimizer.zero_grad()
-        scaler.scale((factor * weight).sum()).backward()
-        scaler.step(optimizer)
-        scaler.update()
-        assert torch.equal(weight, torch.ones(3)) == (factor == torch.inf)
-
-
-def test_a_corpus_smaller_than_a_batch_is_one_batch(tmp_path, train_split):
-    options = {"max_seconds_per_batch": None, "dataloader_drop_last": True, "per_device_train_batch_size": 64}
-    assert len(make_trainer(tmp_path, train_split, **options).get_train_dataloader()) == 1
-    options["per_device_train_batch_size"] = 4
-    assert len(make_trainer(tmp_path, train_split, **options).get_train_dataloader()) == 2  # of 10 conversations
 
 
 class SendSignal(TrainerCallback):
