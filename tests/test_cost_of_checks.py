@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.support.tiny_corpus import run_program
+from tests.support.programs import run_program
 
 
 @pytest.mark.promise(

@@ -20,7 +20,7 @@ from modeling_mamba_ema.__main__ import COMMANDS, main
 from modeling_mamba_ema.inference import EmotionTracker, TimelineWriter
 from modeling_mamba_ema.sample import FOLDER, load_sample_conversation
 from tests.support.models import tiny_model
-from tests.support.tiny_corpus import ROOT
+from tests.support.programs import ROOT
 
 RATE = 16_000
 

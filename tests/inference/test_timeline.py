@@ -24,7 +24,7 @@ from modeling_mamba_ema.inference import (
 from modeling_mamba_ema.inference.voice_activity import BLOCK, detect_speech, spoken_turns
 from modeling_mamba_ema.sample import load_sample_conversation
 from tests.support.models import tiny_model
-from tests.support.tiny_corpus import ROOT, environment
+from tests.support.programs import ROOT, environment
 
 RATE = 16_000
 

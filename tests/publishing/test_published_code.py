@@ -14,7 +14,7 @@ from tests.support.models import tiny_model
 ALLOWED_MODULES = {
     *("numpy", "torch", "torch.distributed", "torch.nn", "torch.nn.functional", "torch.nn.utils.rnn"),
     *("transformers", "transformers.activations", "transformers.dynamic_module_utils"),
-    *("transformers.utils", "transformers.utils.generic"),
+    *("transformers.integrations.hub_kernels", "transformers.utils", "transformers.utils.generic"),
     *(
         "__future__",
         "base64",
@@ -32,7 +32,7 @@ ALLOWED_MODULES = {
     *("re", "reprlib", "struct", "typing", "warnings", "wave"),
 }
 # Only inside try / except ImportError: the model runs without them.
-GUARDED_MODULES = {"mamba_ssm.ops.triton.ssd_combined", "soundfile", "soxr"}
+GUARDED_MODULES = {"mamba_ssm.ops.triton.ssd_combined", "soundfile", "soxr", "torch._C._functorch"}
 # Of os, the one name that is used in annotations.
 ALLOWED_OS_NAMES = {"PathLike"}
 FORBIDDEN_NAMES = {"eval", "exec", "compile", "open", "input", "globals", "breakpoint", "__import__", "__builtins__"}
@@ -135,7 +135,7 @@ def test_the_scan_sees(source):
 def test_published_code_is_flat_and_short_enough_to_be_read(folder, record_property):
     lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in folder.glob("*.py")}
     record_property("figure", f"{len(lines)} files, {sum(lines.values())} lines, the longest {max(lines.values())}")
-    assert sum(lines.values()) < 4_000
+    assert sum(lines.values()) < 4_500
     assert max(lines.values()) < 800
 
 

@@ -9,7 +9,7 @@ import torch
 from modeling_mamba_ema import MambaEMAConfig, MambaEMAForRegression
 from modeling_mamba_ema.training import MambaEMATrainingArguments, differences, load_run_configuration
 from modeling_mamba_ema.training.run_configuration import _checked_values, _known_names
-from tests.support.tiny_corpus import ROOT
+from tests.support.programs import ROOT
 
 
 def load(tmp_path, text, *overrides):

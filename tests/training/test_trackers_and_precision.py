@@ -8,16 +8,11 @@ import pytest
 import torch
 from transformers import Trainer, TrainingArguments, default_data_collator
 
-from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
 from modeling_mamba_ema.training import MambaEMATrainer, MambaEMATrainingArguments
 from tests.support.audio_cases import noise
 from tests.support.models import features, tiny_model
-from tests.support.tiny_corpus import LABELS, ROOT, environment, make_trainer, write_run
-
-
-@pytest.fixture(scope="module")
-def train_split(corpus):
-    return ConversationDataset(load_emotion_dataset(corpus, LABELS)["train"], LABELS)
+from tests.support.programs import ROOT, environment
+from tests.support.tiny_corpus import make_trainer, write_run
 
 
 def tracked(folder, dataset, tracker):
