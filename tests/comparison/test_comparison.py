@@ -33,7 +33,8 @@ from modeling_mamba_ema.metrics import concordance_cc, paired_bootstrap_differen
 from modeling_mamba_ema.pooling import POOLINGS
 from modeling_mamba_ema.training import KeepBestWeights, load_run_configuration
 from tests.support.models import tiny_config, tiny_model
-from tests.support.tiny_corpus import LABELS, ROOT, call_command, call_program, environment, write_corpus, write_run
+from tests.support.programs import ROOT, call_command, call_program, environment
+from tests.support.tiny_corpus import LABELS, write_corpus, write_run
 
 # statistics
 
