@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from .model_options import add_model_options
 
@@ -66,20 +67,13 @@ def run(options: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    no_training: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
     arguments = MambaEMATrainingArguments(
-        output_dir=str(options.output),
-        per_device_eval_batch_size=options.batch_size,
-        eval_strategy="no",
-        save_strategy="no",
-        load_best_model_at_end=False,
+        output_dir=str(options.output), per_device_eval_batch_size=options.batch_size, **no_training
     )
     model, extractor = load_model(options.model, options.revision)
-    data = DataSection(
-        source=options.source,
-        columns=dict(options.columns),
-        on_bad_audio=options.on_bad_audio,
-        max_seconds=extractor.max_seconds,
-    )
+    data = DataSection(source=options.source, columns=dict(options.columns), on_bad_audio=options.on_bad_audio)
+    data.max_seconds = extractor.max_seconds
     splits = load_splits(data, model.config, options.output, wanted=[options.split])
     cache = None
     if options.cache_frames:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset
 
 SHARE = 0.2  # of the turns, for each new split
@@ -13,15 +14,8 @@ SHARE = 0.2  # of the turns, for each new split
 def split_off(rows: Dataset, column: str, names: Sequence[str]) -> list[Dataset]:
     """Divide rows so that no value of a column is in two parts, and no conversation either.
 
-    Which values come together is drawn once and for all: the same rows give the same parts.
-
-    Args:
-        rows: of a corpus in normal form.
-        column: such as `speaker`.
-        names: of the parts to split off, for messages; each gets about `SHARE` of the turns.
-
     Returns:
-        What is left, then the parts in the order of their names.
+        What is left, then a part for each of `names`, with about `SHARE` of the turns; always the same parts.
 
     Raises:
         ValueError: no such column, a row without a value, or fewer groups than parts.
@@ -50,14 +44,9 @@ def split_off(rows: Dataset, column: str, names: Sequence[str]) -> list[Dataset]
 
 def _connected(conversations: Sequence, values: Sequence) -> np.ndarray:
     """(rows,) numbers, the same for rows that share a conversation or a value, directly or through other rows."""
-    parents: dict[tuple[str, str], tuple[str, str]] = {}
-
-    def root(node: tuple[str, str]) -> tuple[str, str]:
-        while parents.setdefault(node, node) != node:
-            parents[node] = node = parents[parents[node]]
-        return node
-
-    nodes = [("conversation", str(name)) for name in conversations]
-    for conversation, value in zip(nodes, values):
-        parents[root(conversation)] = root(("value", str(value)))
-    return np.unique([" ".join(root(node)) for node in nodes], return_inverse=True)[1]
+    groups, before = pd.Series(range(len(values))), None
+    while before is None or not groups.equals(before):
+        before = groups
+        for column in (conversations, values):
+            groups = groups.groupby(list(column)).transform("min")
+    return np.unique(groups, return_inverse=True)[1]

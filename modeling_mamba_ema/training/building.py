@@ -130,20 +130,13 @@ def build_trainer(
     arguments: MambaEMATrainingArguments,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> MambaEMATrainer:
-    """The trainer of a run.
-
-    Args:
-        run: the configuration.
-        model, extractor: of [`build_model`].
-        train, validation: to learn from, and to choose the best evaluation on.
-        arguments: of the run. `push_to_hub` is left to the program: Trainer would upload checkpoints, not a release.
-        callbacks: beside those of [`MambaEMATrainer`].
+    """The trainer of a run, which learns from `train` and chooses the best evaluation on `validation`.
 
     Raises:
         ValueError: options that are not allowed, or do not go together.
     """
     arguments = copy.copy(arguments)
-    arguments.push_to_hub = False
+    arguments.push_to_hub = False  # left to the program: Trainer would upload checkpoints, not a release
     learnt: ConversationDataset | AugmentedDataset = train
     if run.data.changes_audio:
         noise, speeds = run.data.noise_snr_db, run.data.speed_factors
@@ -159,18 +152,10 @@ def build_trainer(
     )
 
 
-# What would ruin a run, found before its first step.
-
-
 def check_run(
     config: MambaEMAConfig, arguments: MambaEMATrainingArguments, train_split: str, splits: DatasetDict
 ) -> None:
-    """
-    Args:
-        config: the model's.
-        arguments: of the run.
-        train_split: name of the split to learn from.
-        splits: of [`load_splits`].
+    """Find what would ruin a run before its first step.
 
     Raises:
         ValueError: a metric that no evaluation gives, labels that do not vary, or settings of WavLM that stop or spoil
@@ -187,11 +172,7 @@ def check_run(
 
 
 def check_labels_vary(split: str, rows: Dataset, labels: Sequence[str]) -> None:
-    """A CCC needs labels that vary.
-
-    Raises:
-        ValueError: a label is missing throughout the split, or (nearly) the same in all its turns.
-    """
+    """Refuse a split in which a label is missing throughout, or (nearly) the same in all turns."""
     for label in labels:
         values = np.asarray(rows[label], dtype=np.float64)
         values = values[values != MISSING_LABEL]
@@ -205,16 +186,7 @@ def check_labels_vary(split: str, rows: Dataset, labels: Sequence[str]) -> None:
 
 
 def check_speech_encoder(config: MambaEMAConfig, world_size: int, rows: Dataset) -> None:
-    """Settings of WavLM that stop or spoil training.
-
-    Args:
-        config: the model's.
-        world_size: number of processes.
-        rows: the training split.
-
-    Raises:
-        ValueError: layer drop with several processes, or SpecAugment with short utterances.
-    """
+    """Refuse layer drop with several processes, and SpecAugment with short utterances."""
     encoder = config.speech_encoder_config
     if config.freeze_speech_encoder:  # it stays in evaluation mode, where neither is done
         return

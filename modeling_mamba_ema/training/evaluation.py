@@ -37,26 +37,20 @@ def ccc_of_predictions(labels: Sequence[str], intervals: bool = False) -> Any:
     """
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
+        predictions, references = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+        # Trainer pads what it gathers with -100; turns that are not there have no prediction (NaN) and no label.
+        there = np.isfinite(predictions).all(axis=-1) & (references != MISSING_LABEL).any(axis=-1)
+        conversations = np.broadcast_to(np.arange(len(references))[:, None], there.shape)[there]
         # Else evaluate would report every load to a server, of local metrics too.
         evaluate.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-        predictions, references, conversation = flatten_turns(prediction)
         return evaluate.load(ccc_metric_path()).compute(
-            predictions=predictions,
-            references=references,
+            predictions=predictions[there],
+            references=references[there],
             label_names=list(labels),
-            conversation_ids=conversation.tolist() if intervals else None,
+            conversation_ids=conversations.tolist() if intervals else None,
         )
 
     return compute
-
-
-def flatten_turns(prediction: EvalPrediction) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Turns that are there: predictions (turns, labels), references (turns, labels), index of their conversation."""
-    predictions, references = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-    # Trainer pads what it gathers with -100; turns that are not there have no prediction (NaN) and no label.
-    there = np.isfinite(predictions).all(axis=-1) & (references != MISSING_LABEL).any(axis=-1)
-    conversation = np.broadcast_to(np.arange(len(references))[:, None], there.shape)
-    return predictions[there], references[there], conversation[there]
 
 
 def measure(
@@ -87,26 +81,23 @@ def prediction_table(predictions: np.ndarray, dataset: ConversationDataset, conf
         `reference` (NaN where the corpus has none) and `prediction`, both on the unit scale. Where a label has another
         scale, `reference_value` and `prediction_value` are on it, and `scale` names it, such as "1 to 7".
     """
-    rows = dataset.rows
+    rows, labels = dataset.rows, dataset.labels
     indices = np.concatenate(dataset.items)  # (turns,)
     turns = rows.select_columns(["file_name", "conversation_id", "turn"]).to_pandas().iloc[indices]
     turns["position"] = turns.groupby("conversation_id", sort=False).cumcount()
-    valid = np.concatenate([predictions[item, : len(turn)] for item, turn in enumerate(dataset.items)])
-    tables = []
-    for column, label in enumerate(dataset.labels):
-        reference = np.asarray(rows[label], dtype=np.float64)[indices]
-        reference = np.where(reference == MISSING_LABEL, np.nan, reference)
-        table = turns.assign(label=label, reference=reference, prediction=valid[:, column].astype(np.float64))
-        if any(config.label_range(name) != (0.0, 1.0) for name in dataset.labels):
-            low, high = config.label_range(label)
-            values = low + (high - low) * table[["reference", "prediction"]]
-            table = table.assign(
-                reference_value=values["reference"], prediction_value=values["prediction"], scale=f"{low:g} to {high:g}"
-            )
-        tables.append(table)
-    together = pd.concat(tables, ignore_index=True)
-    together["order"] = np.tile(np.arange(len(turns)), len(tables))
-    return together.sort_values("order", kind="stable", ignore_index=True).drop(columns="order")
+    references = np.stack([np.asarray(rows[label], dtype=np.float64)[indices] for label in labels], axis=1)
+    valid = np.concatenate([predictions[item, : len(part)] for item, part in enumerate(dataset.items)])
+    table = turns.iloc[np.repeat(np.arange(len(turns)), len(labels))].reset_index(drop=True)
+    table["label"] = labels * len(turns)
+    table["reference"] = np.where(references == MISSING_LABEL, np.nan, references).ravel()
+    table["prediction"] = valid.astype(np.float64).ravel()
+    ranges = [config.label_range(label) for label in labels]
+    if any(scale != (0.0, 1.0) for scale in ranges):
+        low, high = np.array(ranges * len(turns)).T
+        for name in ("reference", "prediction"):
+            table[f"{name}_value"] = low + (high - low) * table[name]
+        table["scale"] = [f"{low:g} to {high:g}" for low, high in ranges] * len(turns)
+    return table
 
 
 def save_predictions(table: pd.DataFrame, path: Path) -> None:
