@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 import reprlib
 from collections.abc import Sequence
 from typing import Any
@@ -166,16 +168,17 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
             raise ValueError(
                 f"sampling_rate is missing; pass the rate of the audio in Hz, e.g. sampling_rate={self.sampling_rate}"
             )
-        if isinstance(sampling_rate, bool) or not isinstance(sampling_rate, (int, np.integer)):
+        rate = whole_number(sampling_rate)
+        if rate is None:
             raise ValueError(f"sampling_rate is {reprlib.repr(sampling_rate)}, but must be a whole number of Hz")
-        if not 4_000 <= sampling_rate <= 192_000:
-            raise ValueError(f"sampling_rate is {reprlib.repr(sampling_rate)} Hz; allowed are 4000 to 192000 Hz")
-        if sampling_rate != self.sampling_rate and not resample:
+        if not 4_000 <= rate <= 192_000:
+            raise ValueError(f"sampling_rate is {reprlib.repr(rate)} Hz; allowed are 4000 to 192000 Hz")
+        if rate != self.sampling_rate and not resample:
             raise ValueError(
-                f"sampling_rate is {sampling_rate} Hz, but the model works at {self.sampling_rate} Hz; "
-                "pass resample=True to convert"
+                f"sampling_rate is {rate} Hz, but the model works at {self.sampling_rate} Hz; pass resample=True to "
+                "convert"
             )
-        return int(sampling_rate)
+        return rate
 
     def _as_checked_waveform(self, raw: Any, rate: int, name: str) -> np.ndarray:
         """One waveform as people have it -> (samples,) float32 within [-1, 1] at the model's rate."""
@@ -183,7 +186,7 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
         seconds = len(samples) / rate
         if seconds > self.max_seconds:
             raise InvalidAudioError(
-                f"{name} is {seconds:.1f} s long; allowed are {self.max_seconds:g} s: cut it into turns, or raise "
+                f"{name} is {seconds:.7g} s long; allowed are {self.max_seconds:g} s: cut it into turns, or raise "
                 "max_seconds of the feature extractor (memory grows with the square of the length)"
             )
         waveform = as_float32(samples, name)
@@ -209,6 +212,15 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
             return centred
         variance = np.square(centred, dtype=np.float64).mean()
         return (centred / np.sqrt(variance + 1e-7)).astype(np.float32)
+
+
+def whole_number(value: Any) -> int | None:
+    """The int that a value stands for, such as 16000.0 or an array or tensor of one number; None where it is none."""
+    if isinstance(value, (np.ndarray, torch.Tensor)) and math.prod(value.shape) == 1 or isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value) and value == int(value):
+        return int(value)
+    return None
 
 
 def _check_max_length(max_length: Any) -> None:
