@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import functools
 import io
-import itertools
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-KNOWN = "WAV, W64, AIFF, AU, CAF, NIST SPHERE, FLAC, OGG, Opus and MP3"
+_UNKNOWN = (
+    "is no audio file that can be read (WAV, W64, AIFF, AU, CAF, NIST SPHERE, FLAC, OGG, Opus and MP3 are); convert "
+    "others, such as by ffmpeg -i IN out.wav"
+)
+_CUT_OFF = "is no audio file that can be read: its header is cut off or damaged, no sound was found"
 MAX_PARTS = 1_000  # streams in one file
 MAX_CHUNKS = 1_000  # of a RIFF, AIFF or CAF file
 MAX_JUNK = 4_096  # bytes that may follow the sound and are no sound, such as tags
@@ -64,7 +67,7 @@ class View(io.RawIOBase):
         self._at = max(0, offset + (0, self._at, sum(self._lengths))[whence])
         return self._at
 
-    def readinto(self, buffer) -> int:  # type: ignore[no-untyped-def]
+    def readinto(self, buffer: Any) -> int:
         target, filled, begin = memoryview(buffer).cast("B"), 0, 0
         for piece, length in zip(self._pieces, self._lengths):
             inside = self._at - begin
@@ -99,7 +102,7 @@ def parts_of(stream: BinaryIO) -> tuple[Part, ...]:
             raise ValueError(f"holds more than {MAX_PARTS} recordings one after the other")
         at = _after_tags(stream, at, size)
     if not parts:
-        raise ValueError(f"is no audio file that can be read ({KNOWN} are); convert others, such as by ffmpeg -i IN out.wav")
+        raise ValueError(_UNKNOWN)
     if size - at > MAX_JUNK:
         raise ValueError(
             f"is damaged: {size - at} bytes after byte {at} belong to no sound that its header names. Write it anew, "
@@ -184,7 +187,8 @@ def _riff(stream: BinaryIO, at: int, size: int) -> tuple[list[Part], int]:
         order = ">"
     if _bytes_at(stream, at + 8, 4) != b"WAVE":
         raise ValueError("is no audio file that can be read: RIFF without WAVE")
-    for name, begin, declared in _chunks(stream, at + 12, size, order):
+    found = None
+    for name, begin, length in _chunks(stream, at + 12, size, order):
         if name == b"ds64":
             wide = struct.unpack("<Q", _bytes_at(stream, begin + 8, 8).ljust(8, b"\0"))[0]
         elif name == b"fmt ":
@@ -192,9 +196,11 @@ def _riff(stream: BinaryIO, at: int, size: int) -> tuple[list[Part], int]:
             if coding == _PCM and bits % 8:
                 raise ValueError(f"claims samples of {bits} bits; allowed are whole bytes")
         elif name == b"data":
+            found = begin, length
             break
-    else:
-        raise ValueError("is no audio file that can be read: its header is cut off or damaged, no sound was found")
+    if found is None:
+        raise ValueError(_CUT_OFF)
+    begin, declared = found
     if magic == b"RF64" and declared == 0xFFFFFFFF:
         declared = wide
     length = _length_of_sound(declared, size - begin, _is_name(_bytes_at(stream, begin, 4)))
@@ -222,12 +228,11 @@ def _end_of_chunks(stream: BinaryIO, at: int, size: int, order: str, sound: byte
 def _aiff(stream: BinaryIO, at: int, size: int) -> tuple[list[Part], int]:
     """AIFF and AIFC: https://www.mmsp.ece.mcgill.ca/Documents/AudioFormats/AIFF/AIFF.html"""
     if _bytes_at(stream, at + 8, 4) not in (b"AIFF", b"AIFC"):
-        raise ValueError(f"is no audio file that can be read ({KNOWN} are)")
-    for name, begin, declared in _chunks(stream, at + 12, size, ">"):
-        if name == b"SSND":
-            break
-    else:
-        raise ValueError("is no audio file that can be read: its header is cut off or damaged, no sound was found")
+        raise ValueError(_UNKNOWN)
+    found = next((chunk for chunk in _chunks(stream, at + 12, size, ">") if chunk[0] == b"SSND"), None)
+    if found is None:
+        raise ValueError(_CUT_OFF)
+    _, begin, declared = found
     # Inside, 8 bytes come before the sound.
     sound = _length_of_sound(max(declared - 8, 0), size - begin - 8, _is_name(_bytes_at(stream, begin + 8, 4)))
     end = _end_of_chunks(stream, begin + 8 + sound, size, ">", b"SSND")
@@ -253,7 +258,7 @@ def _w64(stream: BinaryIO, at: int, size: int) -> tuple[list[Part], int]:
             pieces = ((at, at + 16), whole, (at + 24, begin - 8), counted, (begin, begin + length))
             return [Part(pieces)], _end_of_w64(stream, end, size)
         place += 24 + max(declared, 0) + -max(declared, 0) % 8
-    raise ValueError("is no audio file that can be read: its header is cut off or damaged, no sound was found")
+    raise ValueError(_CUT_OFF)
 
 
 def _end_of_w64(stream: BinaryIO, at: int, size: int) -> int:
@@ -283,7 +288,7 @@ def _caf(stream: BinaryIO, at: int, size: int) -> tuple[list[Part], int]:
             raise ValueError("is no audio file that can be read: its header is damaged")
         place = begin + length
     if found is None:
-        raise ValueError("is no audio file that can be read: its header is cut off or damaged, no sound was found")
+        raise ValueError(_CUT_OFF)
     begin, length, declared = found
     if length == declared:
         return [Part(((at, place),))], place
@@ -471,7 +476,7 @@ def _mpeg_frames(stream: BinaryIO, at: int, size: int) -> Iterator[tuple[int, _F
     """(place, header, its first bytes) of the frames that follow one another from a place on, each whole."""
     base, buffer, whole = at, b"", stream.seek(0, io.SEEK_END)
     while True:
-        if at + _INFO_BYTES > base + len(buffer) and base + len(buffer) < whole or at < base:
+        if (at + _INFO_BYTES > base + len(buffer) and base + len(buffer) < whole) or at < base:
             base, buffer = at, _bytes_at(stream, at, _BUFFER)
         head = buffer[at - base : at - base + _INFO_BYTES]
         frame = _mpeg_frame(head)
@@ -503,7 +508,7 @@ def _mpeg(stream: BinaryIO, at: int, size: int) -> tuple[list[Part], int]:
     """
     start = _first_mpeg_frame(stream, at, size, _MAX_MPEG_FRAME)
     if start is None:
-        raise ValueError(f"is no audio file that can be read ({KNOWN} are)")
+        raise ValueError(_UNKNOWN)
     trusted = _trusted_end(stream, start, size)
     if trusted is not None:
         return [Part(((start, trusted),))], trusted

@@ -16,7 +16,7 @@ import warnings
 import wave
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -106,6 +106,16 @@ def audio_seconds(source: Any) -> float:
         return recording.seconds
 
 
+def is_audio_file(source: Any) -> bool:
+    """Whether this is what [`load_audio`] takes, and no waveform."""
+    return isinstance(source, (str, bytes, bytearray, memoryview, os.PathLike)) or hasattr(source, "read")
+
+
+def is_audio_decoder(source: Any) -> bool:
+    """Whether this is what [`decoded_audio`] takes."""
+    return hasattr(source, "get_all_samples")
+
+
 def decoded_audio(decoder: Any, channel: int | None = None, max_seconds: float = MAX_SECONDS) -> tuple[np.ndarray, int]:
     """The samples of an audio decoder of torchcodec, as `datasets` gives them, and their rate in Hz.
 
@@ -141,7 +151,7 @@ class Recording:
 
     Attributes:
         name: of the file, for messages.
-        seconds, sampling_rate, channels: of the sound in it.
+        frames, seconds, sampling_rate, channels: of the sound in it; frames are samples of each channel.
         holds_integers: whether its samples are integers and not compressed.
 
     Raises:
@@ -151,9 +161,9 @@ class Recording:
     def __init__(self, source: Any, channel: int | None = None):
         self.name, self._source = _name_and_source(source)
         self._sound = _Sound(self._source, self.name)
-        self._frames, self.sampling_rate = self._sound.frames, self._sound.samplerate
+        self.frames, self.sampling_rate = self._sound.frames, self._sound.samplerate
         self.channels: int = self._sound.channels
-        self.seconds = self._frames / max(self.sampling_rate, 1)
+        self.seconds = self.frames / max(self.sampling_rate, 1)
         self.holds_integers = self._sound.format != "FLAC" and self._sound.subtype.startswith("PCM")
         self._may_warn = True
         try:
@@ -178,7 +188,7 @@ class Recording:
             )
 
     def read(self, start: float | None = None, end: float | None = None, channel: int | None = None) -> np.ndarray:
-        """The stretch between two times in seconds, (samples,) float32 at 16 kHz; arguments, errors as [`load_audio`]."""
+        """The stretch between two times in seconds, (samples,) float32 at 16 kHz; for the rest see [`load_audio`]."""
         waveform, rate = self.decode(start, end, channel), self.sampling_rate
         return waveform if rate == SAMPLING_RATE else resampled(waveform, rate, SAMPLING_RATE)
 
@@ -204,9 +214,9 @@ class Recording:
         resample = _streaming_resampler(self.sampling_rate)
         sound = _Sound(self._source, self.name)
         try:
-            for first in [*range(0, self._frames, self.sampling_rate), self._frames]:
-                waveform = self._mono(sound.read(first, min(self.sampling_rate, self._frames - first)), channel)
-                left = np.concatenate([left, resample(waveform, first == self._frames)])
+            for first in [*range(0, self.frames, self.sampling_rate), self.frames]:
+                waveform = self._mono(sound.read(first, min(self.sampling_rate, self.frames - first)), channel)
+                left = np.concatenate([left, resample(waveform, first == self.frames)])
                 for begin in range(0, len(left) - size + 1, size):
                     yield left[begin : begin + size]
                 left = left[len(left) // size * size :]
@@ -226,7 +236,7 @@ class Recording:
 
     def _check_header(self) -> None:
         low, high = RATE_RANGE
-        if self._frames == 0:
+        if self.frames == 0:
             raise AudioFileError(f"{self.name} holds no samples")
         if not low <= self.sampling_rate <= high:
             raise AudioFileError(f"{self.name} claims {self.sampling_rate} Hz; allowed are {low} to {high} Hz")
@@ -241,7 +251,7 @@ class Recording:
         if not all(time is None or math.isfinite(time) for time in (start, end)):
             raise AudioFileError(f"{lasts}; there is nothing between {start} and {end} s")
         first = 0 if start is None else round(start * self.sampling_rate)
-        last = self._frames if end is None else min(round(end * self.sampling_rate), self._frames)
+        last = self.frames if end is None else min(round(end * self.sampling_rate), self.frames)
         if not 0 <= first < last:
             raise AudioFileError(f"{lasts}; there is nothing between {start} and {end} s")
         if end is not None and end > self.seconds + END_TOLERANCE:
@@ -250,7 +260,7 @@ class Recording:
 
     def _place(self, first: int, last: int) -> str:
         """The file, or the stretch of it, for messages."""
-        if (first, last) == (0, self._frames):
+        if (first, last) == (0, self.frames):
             return self.name
         return f"{self.name} at {first / self.sampling_rate:.3f} to {last / self.sampling_rate:.3f} s"
 
@@ -511,7 +521,7 @@ class _PlainWave:
 
     def __init__(self, view: View, name: str):
         try:
-            self._wave = wave.open(view)  # noqa: SIM115
+            self._wave = wave.open(cast(Any, view))  # noqa: SIM115
         except (wave.Error, EOFError) as error:
             raise AudioFileError(f"{name} {_ONLY_PLAIN}") from error
         self.channels, self._width, self.samplerate, self.frames = self._wave.getparams()[:4]
@@ -533,4 +543,13 @@ class _PlainWave:
         return padded.view("<i4")[..., 0].astype(np.float32) / 2**31
 
 
-__all__ = ["AudioFileError", "Recording", "audio_seconds", "check_audio", "decoded_audio", "load_audio"]
+__all__ = [
+    "AudioFileError",
+    "Recording",
+    "audio_seconds",
+    "check_audio",
+    "decoded_audio",
+    "is_audio_decoder",
+    "is_audio_file",
+    "load_audio",
+]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import numbers
 import reprlib
 from collections.abc import Sequence
 from typing import Any
@@ -110,7 +109,7 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
             TypeError: something that is not a waveform, such as a path.
             ValueError: no or a wrong sampling rate.
         """
-        rate = self._checked_rate(sampling_rate, resample)
+        rate = self.checked_rate(sampling_rate, resample)
         _check_max_length(max_length)
         conversations, depth = as_conversations(raw_speech)
         waveforms: list[np.ndarray] = []
@@ -163,7 +162,8 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
             return cls()
         return cls(do_normalize=theirs.get("do_normalize", True))
 
-    def _checked_rate(self, sampling_rate: Any, resample: bool) -> int:
+    def checked_rate(self, sampling_rate: Any, resample: bool = False) -> int:
+        """A sampling rate in Hz as an int; `ValueError` where it is missing, no rate, or another without `resample`."""
         if sampling_rate is None:
             raise ValueError(
                 f"sampling_rate is missing; pass the rate of the audio in Hz, e.g. sampling_rate={self.sampling_rate}"
@@ -216,9 +216,9 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
 
 def whole_number(value: Any) -> int | None:
     """The int that a value stands for, such as 16000.0 or an array or tensor of one number; None where it is none."""
-    if isinstance(value, (np.ndarray, torch.Tensor)) and math.prod(value.shape) == 1 or isinstance(value, np.generic):
+    if isinstance(value, (np.ndarray, np.generic, torch.Tensor)) and math.prod(value.shape) == 1:
         value = value.item()
-    if isinstance(value, numbers.Real) and not isinstance(value, bool) and math.isfinite(value) and value == int(value):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value // 1:  # NaN, infinity are not
         return int(value)
     return None
 
