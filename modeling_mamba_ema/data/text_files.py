@@ -7,6 +7,7 @@ import math
 import numbers
 import re
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,11 @@ def read_text(path: Path) -> str:
     return text
 
 
+def delimiter_of(text: str) -> str:
+    """Of a table of text: what is in its first line most often, a comma, a semicolon or a tab."""
+    return max(",;\t", key=text.split("\n", 1)[0].count)
+
+
 def seconds_of(value: Any) -> float | None:
     """A time in seconds: a number, a text such as "1.5", "0 days 00:00:01.5" or "1:01.5", or a timedelta of Python,
     numpy or pandas; None for anything else, and for what is not finite or below 0."""
@@ -43,7 +49,7 @@ def seconds_of(value: Any) -> float | None:
         seconds = value.total_seconds()
     elif hasattr(value, "dtype") and value.dtype.kind == "m":
         seconds = float(value / value.dtype.type(1, "s"))
-    elif isinstance(value, numbers.Real) and not isinstance(value, bool):
+    elif isinstance(value, (numbers.Real, Decimal)) and not isinstance(value, bool):
         seconds = float(value)
     elif isinstance(value, str):
         seconds = _seconds_of_text(value.strip())
@@ -64,4 +70,4 @@ def _seconds_of_text(text: str) -> float:
         return math.nan
 
 
-__all__ = ["read_text", "seconds_of"]
+__all__ = ["delimiter_of", "read_text", "seconds_of"]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..audio_files import Recording
-from ..data.text_files import read_text, seconds_of
+from ..data.text_files import delimiter_of, read_text, seconds_of
 
 # https://github.com/nryant/dscore#rttm: type file channel onset duration <NA> <NA> speaker <NA> [<NA>]
 _RTTM_FIELDS = (9, 10)
@@ -52,9 +52,9 @@ def read_segments(path: str | Path, recording: str | None = None) -> list[Segmen
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path.name} does not exist (looked in {path.parent})")
-    lines = read_text(path).splitlines()
+    text = read_text(path)
     rttm = path.suffix.lower() == ".rttm"
-    segments = _from_rttm(path.name, lines, recording) if rttm else _from_csv(path.name, lines)
+    segments = _from_rttm(path.name, text, recording) if rttm else _from_csv(path.name, text)
     if not segments:
         raise ValueError(f"{path.name} holds no segments")
     return sorted(segments, key=lambda segment: (segment.start, segment.end))
@@ -93,9 +93,8 @@ def channel_speaker(channel: int) -> str:
     return f"channel {channel}"
 
 
-def _from_csv(name: str, lines: Sequence[str]) -> list[Segment]:
-    header = lines[0] if lines else ""
-    reader = csv.DictReader(lines, delimiter=max(",;\t", key=header.count))
+def _from_csv(name: str, text: str) -> list[Segment]:
+    reader = csv.DictReader(text.splitlines(), delimiter=delimiter_of(text))
     if not {"start", "end"} <= set(reader.fieldnames or ()):
         raise ValueError(f"{name} has the columns {reader.fieldnames}; 'start' and 'end' are needed, 'speaker' may be")
     segments = []
@@ -106,9 +105,9 @@ def _from_csv(name: str, lines: Sequence[str]) -> list[Segment]:
     return segments
 
 
-def _from_rttm(name: str, lines: Sequence[str], recording: str | None) -> list[Segment]:
+def _from_rttm(name: str, text: str, recording: str | None) -> list[Segment]:
     rows = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         place = f"line {number} of {name}"
         fields = line.strip().split("\t") if line.count("\t") + 1 in _RTTM_FIELDS else line.split()
         if not fields or not fields[0] or fields[0].startswith(";;"):

@@ -1,7 +1,15 @@
 """Fine-tuning on transformers' Trainer."""
 
 from .arguments import MambaEMATrainingArguments
-from .building import build_datasets, build_model, build_trainer, check_run, load_splits
+from .building import (
+    build_datasets,
+    build_model,
+    build_trainer,
+    check_labels_vary,
+    check_run,
+    load_splits,
+    warn_of_labels,
+)
 from .callbacks import EvaluationLog, KeepBestWeights, StopOnSignal
 from .checkpoints import (
     choose_checkpoint,
@@ -31,6 +39,7 @@ __all__ = [
     "build_trainer",
     "cache_frames",
     "ccc_of_predictions",
+    "check_labels_vary",
     "check_run",
     "choose_checkpoint",
     "describe_metrics",
@@ -43,5 +52,6 @@ __all__ = [
     "run_manifest",
     "save_predictions",
     "save_run",
+    "warn_of_labels",
     "why_incomplete",
 ]

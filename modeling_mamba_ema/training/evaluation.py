@@ -31,6 +31,8 @@ _NO_METRICS = ("loss", "runtime", "samples_per_second", "steps_per_second", "mod
 def ccc_of_predictions(labels: Sequence[str], intervals: bool = False) -> Any:
     """A `compute_metrics` for Trainer: the `ccc` metric over all turns of the evaluation set, on the unit scale.
 
+    A label that the set has for fewer than two turns is left out, and nothing is measured where that holds for all.
+
     Args:
         labels: names of the labels, in the model's order.
         intervals: add 95 % intervals over conversations; then every item must be a whole conversation.
@@ -40,11 +42,15 @@ def ccc_of_predictions(labels: Sequence[str], intervals: bool = False) -> Any:
         # Else evaluate would report every load to a server, of local metrics too.
         evaluate.config.HF_UPDATE_DOWNLOAD_COUNTS = False
         predictions, references, conversation = flatten_turns(prediction)
+        measured = np.flatnonzero((references != MISSING_LABEL).sum(axis=0) >= 2)
+        if not len(measured):
+            return {}
+        there = (references[:, measured] != MISSING_LABEL).any(axis=1)
         return evaluate.load(ccc_metric_path()).compute(
-            predictions=predictions,
-            references=references,
-            label_names=list(labels),
-            conversation_ids=conversation.tolist() if intervals else None,
+            predictions=predictions[there][:, measured],
+            references=references[there][:, measured],
+            label_names=[labels[int(column)] for column in measured],
+            conversation_ids=conversation[there].tolist() if intervals else None,
         )
 
     return compute
@@ -121,8 +127,13 @@ def save_predictions(table: pd.DataFrame, path: Path) -> None:
 
 def describe_metrics(split: str, metrics: Mapping[str, float], labels: Sequence[str]) -> str:
     """Some lines for people."""
+    if "ccc" not in metrics:
+        return f"{split}: no labels to measure on; predictions only"
     lines = [f"{split}: {metrics['num_turns']:.0f} turns of {metrics['num_conversations']:.0f} conversations"]
     for title, name in [*((f"CCC {label}", f"ccc_{label}") for label in labels), ("CCC mean", "ccc")]:
+        if name not in metrics:
+            lines.append(f"  {title:<16} no labels")
+            continue
         low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]
         lines.append(f"  {title:<16} {metrics[name]:.3f}  (95 % interval {low:.3f} to {high:.3f})")
     lines.append(f"  {'RMSE, MAE':<16} {metrics['rmse']:.3f}, {metrics['mae']:.3f}  (on a scale from 0 to 1)")
