@@ -175,7 +175,7 @@ class ContextProjection(nn.Linear):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.weight)
+        nn.init.zeros_(self.weight)
 
 
 def _align_weights(model: nn.Module) -> None:

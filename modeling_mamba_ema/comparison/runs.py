@@ -28,6 +28,7 @@ from ..training import (
     build_model,
     build_trainer,
     cache_frames,
+    check_labels_vary,
     load_splits,
     prediction_table,
     save_predictions,
@@ -114,6 +115,9 @@ def train_all(run: RunConfiguration, cells: Sequence[Cell], split: str, output: 
         fold: load_splits(run_of_fold(run, fold).data, model.config, output)
         for fold in dict.fromkeys(cell.fold for cell in cells)
     }
+    for splits in folds.values():
+        for name in dict.fromkeys((run.data.train_split, str(run.data.validation_split), split)):
+            check_labels_vary(name, splits[name], model.config.labels)
     rows = [part for splits in folds.values() for part in splits.values()]
     frame_cache = None
     if model.config.freeze_speech_encoder and not run.data.changes_audio:

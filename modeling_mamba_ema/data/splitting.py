@@ -1,14 +1,17 @@
-"""Splits for a corpus that has none: no speaker (or session, or film) in two of them."""
+"""Splits for a corpus that has none: no speaker (or session, or film) in two of them; and what others have in two."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from datasets import Dataset
 
 SHARE = 0.2  # of the turns, for each new split
+# What is looked for in several splits, and why it may be no matter.
+SHARED = {"file_name": "", "conversation_id": " (no matter where each split numbers them anew)", "speaker": ""}
 
 
 def split_off(rows: Dataset, column: str, names: Sequence[str]) -> list[Dataset]:
@@ -40,6 +43,27 @@ def split_off(rows: Dataset, column: str, names: Sequence[str]) -> list[Dataset]
             filled += sizes[order[-1]]
             part_of[order.pop()] = number
     return [rows.select(np.flatnonzero(part_of[groups] == number)) for number in range(len(names) + 1)]
+
+
+def in_several_splits(splits: Mapping[str, Dataset], wanted: Sequence[str]) -> list[str]:
+    """What a wanted split has in common with another, so that its figures say less; a line for each kind.
+
+    Args:
+        splits: of a corpus in normal form, by name.
+        wanted: those that are used.
+    """
+    lines = []
+    for column, doubt in SHARED.items():
+        found: dict[str, list[str]] = {}
+        for split, rows in splits.items():
+            for value in set(rows[column][:] if column in rows.column_names else ()) - {None}:
+                found.setdefault(str(value), []).append(split)
+        shared = {value: names for value, names in found.items() if len(names) > 1 and set(names) & set(wanted)}
+        if shared:
+            first = min(shared)
+            more = f" and {len(shared) - 1} more" if len(shared) > 1 else ""
+            lines.append(f"{column} {Path(first).name}{more}: in the splits {', '.join(shared[first])}{doubt}")
+    return lines
 
 
 def _connected(conversations: Sequence, values: Sequence) -> np.ndarray:

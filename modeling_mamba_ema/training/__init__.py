@@ -1,7 +1,15 @@
 """Fine-tuning on transformers' Trainer."""
 
 from .arguments import MambaEMATrainingArguments
-from .building import build_datasets, build_model, build_trainer, check_run, load_splits
+from .building import (
+    build_datasets,
+    build_model,
+    build_trainer,
+    check_labels_vary,
+    check_run,
+    load_splits,
+    warn_of_labels,
+)
 from .callbacks import EvaluationLog, KeepBestWeights, StopOnSignal
 from .checkpoints import choose_checkpoint, differences, run_manifest, save_run
 from .collator import ConversationCollator
@@ -23,6 +31,7 @@ __all__ = [
     "build_model",
     "build_trainer",
     "cache_frames",
+    "check_labels_vary",
     "check_run",
     "choose_checkpoint",
     "describe_metrics",
@@ -34,4 +43,5 @@ __all__ = [
     "run_manifest",
     "save_predictions",
     "save_run",
+    "warn_of_labels",
 ]

@@ -31,6 +31,8 @@ _NO_METRICS = ("loss", "runtime", "samples_per_second", "steps_per_second", "mod
 def ccc_of_predictions(labels: Sequence[str], intervals: bool = False) -> Any:
     """A `compute_metrics` for Trainer: the `ccc` metric over all turns of the evaluation set, on the unit scale.
 
+    A label that the set has for fewer than two turns is left out, and nothing is measured where that holds for all.
+
     Args:
         labels: names of the labels, in the model's order.
         intervals: add 95 % intervals over conversations; then every item must be a whole conversation.
@@ -39,14 +41,18 @@ def ccc_of_predictions(labels: Sequence[str], intervals: bool = False) -> Any:
     def compute(prediction: EvalPrediction) -> dict[str, float]:
         predictions, references = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
         # Trainer pads what it gathers with -100; turns that are not there have no prediction (NaN) and no label.
-        there = np.isfinite(predictions).all(axis=-1) & (references != MISSING_LABEL).any(axis=-1)
+        known = np.isfinite(predictions).all(axis=-1, keepdims=True) & (references != MISSING_LABEL)
+        measured = np.flatnonzero(known.sum(axis=(0, 1)) >= 2)
+        if not len(measured):
+            return {}
+        there = known[..., measured].any(axis=-1)
         conversations = np.broadcast_to(np.arange(len(references))[:, None], there.shape)[there]
         # Else evaluate would report every load to a server, of local metrics too.
         evaluate.config.HF_UPDATE_DOWNLOAD_COUNTS = False
         return evaluate.load(ccc_metric_path()).compute(
-            predictions=predictions[there],
-            references=references[there],
-            label_names=list(labels),
+            predictions=predictions[there][:, measured],
+            references=references[there][:, measured],
+            label_names=[labels[column] for column in measured],
             conversation_ids=conversations.tolist() if intervals else None,
         )
 
@@ -112,8 +118,13 @@ def save_predictions(table: pd.DataFrame, path: Path) -> None:
 
 def describe_metrics(split: str, metrics: Mapping[str, float], labels: Sequence[str]) -> str:
     """Some lines for people."""
+    if "ccc" not in metrics:
+        return f"{split}: no labels to measure on; predictions only"
     lines = [f"{split}: {metrics['num_turns']:.0f} turns of {metrics['num_conversations']:.0f} conversations"]
     for title, name in [*((f"CCC {label}", f"ccc_{label}") for label in labels), ("CCC mean", "ccc")]:
+        if name not in metrics:
+            lines.append(f"  {title:<16} no labels")
+            continue
         low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]
         lines.append(f"  {title:<16} {metrics[name]:.3f}  (95 % interval {low:.3f} to {high:.3f})")
     lines.append(f"  {'RMSE, MAE':<16} {metrics['rmse']:.3f}, {metrics['mae']:.3f}  (on a scale from 0 to 1)")

@@ -115,7 +115,7 @@ def cache_frames(
 @torch.inference_mode()
 def _encode(encoder: SpeechEncoder, extractor: MambaEMAFeatureExtractor, utterance: Utterance) -> torch.Tensor:
     """(layers, frames, hidden) of one utterance: alone, they are the same to the bit whatever else is computed."""
-    waveform = load_audio(utterance.file_name, utterance.start, utterance.end)
+    waveform = load_audio(utterance.file_name, utterance.start, utterance.end, utterance.channel)
     try:
         features = extractor(waveform, sampling_rate=SAMPLING_RATE, return_tensors="pt")
     except InvalidAudioError as error:
