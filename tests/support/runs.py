@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from modeling_mamba_ema.training import newest_complete_checkpoint
-from modeling_mamba_ema.training.checkpoints import seal_checkpoint
+from modeling_mamba_ema.training.checkpoints import newest_complete_checkpoint, seal_checkpoint
 from tests.support.programs import start_program
 
 FINETUNE = "examples/run_finetune.py"

@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 from transformers import TrainerCallback
 
-from modeling_mamba_ema.training import newest_complete_checkpoint, why_incomplete
-from modeling_mamba_ema.training.checkpoints import REQUIRED, seal_checkpoint
+from modeling_mamba_ema.training.checkpoints import (
+    REQUIRED,
+    newest_complete_checkpoint,
+    seal_checkpoint,
+    why_incomplete,
+)
 from tests.support.pickles import pickles
 from tests.support.programs import HANGS, call_program, start_program, wait_until
 from tests.support.runs import CHECKPOINT_FILES, FINETUNE, assert_same_run, make_checkpoint, start_interrupted

@@ -22,11 +22,11 @@ from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_da
 from modeling_mamba_ema.training import (
     RunConfiguration,
     choose_checkpoint,
-    newest_complete_checkpoint,
     run_manifest,
     save_run,
 )
 from modeling_mamba_ema.training.building import check_labels_vary, check_speech_encoder
+from modeling_mamba_ema.training.checkpoints import newest_complete_checkpoint
 from tests.support.models import tiny_config
 from tests.support.programs import HANGS, call_program, start_program, wait_until
 from tests.support.runs import FINETUNE, assert_same_run, make_checkpoint, start_interrupted

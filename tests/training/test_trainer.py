@@ -8,7 +8,8 @@ import pytest
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
-from modeling_mamba_ema.training import MambaEMATrainer, StopOnSignal, why_incomplete
+from modeling_mamba_ema.training import MambaEMATrainer, StopOnSignal
+from modeling_mamba_ema.training.checkpoints import why_incomplete
 from tests.support.models import tiny_model
 from tests.support.tiny_corpus import make_trainer
 
