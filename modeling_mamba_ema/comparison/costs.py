@@ -76,7 +76,7 @@ def encoder_cost(model: MambaEMAForRegression, seconds: float, repeats: int = 3)
     with torch.inference_mode():
         seconds_taken = interleaved({"encoder": encode}, repeats)["encoder"]
     encoder.train(was_training)
-    parameters = sum(parameter.numel() for parameter in encoder.wavlm.parameters())
+    parameters = sum(parameter.numel() for parameter in encoder.backbone.parameters())
     return Cost(parameters, counter.get_total_flops(), 1000 * seconds_taken)
 
 

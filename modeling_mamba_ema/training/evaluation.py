@@ -52,7 +52,7 @@ def ccc_of_predictions(labels: Sequence[str], intervals: bool = False) -> Any:
         return evaluate.load(ccc_metric_path()).compute(
             predictions=predictions[there][:, measured],
             references=references[there][:, measured],
-            label_names=[labels[column] for column in measured],
+            label_names=[labels[int(column)] for column in measured],
             conversation_ids=conversations.tolist() if intervals else None,
         )
 

@@ -23,6 +23,7 @@ from modeling_mamba_ema.inference.onnx_export import export_onnx
 from modeling_mamba_ema.page import views
 from modeling_mamba_ema.publishing.publish import files_to_publish
 from modeling_mamba_ema.sample import FOLDER, load_sample_conversation
+from tests.support.programs import environment
 from tests.support.published_models import (
     LABELS,
     LARGE,
@@ -35,7 +36,6 @@ from tests.support.published_models import (
     write_encoder_config,
     write_weights,
 )
-from tests.support.tiny_corpus import environment
 
 RATE = 16_000
 SHAPES = {
