@@ -33,7 +33,7 @@ def plot_trajectory(
 
     Args:
         predictions: for each label (turns,) on the unit scale; NaN leaves a gap.
-        speakers: one name a turn; each speaker gets a marker.
+        speakers: one name a turn; each speaker gets a line with markers of its own.
         references: true values of some labels, drawn dashed.
         title: above the picture.
 
@@ -55,10 +55,10 @@ def plot_trajectory(
     for index, (label, values) in enumerate(rows.items()):
         colour = COLOURS[index % len(COLOURS)]
         style = STYLES[index % 3]
-        axes.plot(turns, values, style, color=colour, linewidth=2, label=label, marker=None if names else "o")
-        for marker, name in _markers(names):
-            own = [turn for turn, speaker in enumerate(speakers or []) if speaker == name]
-            axes.plot(turns[own], values[own], marker, color=colour, markersize=8)
+        axes.plot([], [], style, color=colour, linewidth=2, label=label)
+        for marker, name in _markers(names or [""]):
+            own = [turn for turn in range(count) if not names or (speakers or [])[turn] == name]
+            axes.plot(turns[own], values[own], style, color=colour, linewidth=2, marker=marker, markersize=8)
         if label in truth:
             axes.plot(turns, truth[label], "--", color=colour, linewidth=1.2, label=f"{label}, label of the corpus")
     for marker, name in _markers(names):

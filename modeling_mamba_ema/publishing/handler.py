@@ -9,7 +9,10 @@ from typing import Any
 from transformers import pipeline
 
 # The first two are those of the task "audio-classification" on Inference Endpoints.
-PARAMETERS = ("top_k", "function_to_apply", "return_label_values", "sampling_rate", "speakers")
+PARAMETERS = (
+    *("top_k", "function_to_apply", "return_label_values", "sampling_rate"),
+    *("speakers", "channel", "split_channels", "chunk_length_s"),
+)
 
 
 class EndpointHandler:
@@ -25,13 +28,13 @@ class EndpointHandler:
         """
         Args:
             data: `"inputs"`, the bytes of an audio file or, in a JSON request, their base64 text, or a list of samples,
-                or a list of base64 texts: the turns of a conversation; and, if wanted, `"parameters"`: top_k,
-                function_to_apply ("none"), return_label_values, sampling_rate, and for a conversation speakers, a name
-                or null a turn. Strings are never taken as paths or URLs.
+                or, with speakers, a list of such texts, the turns of a conversation; and, if wanted, `"parameters"`:
+                top_k, function_to_apply ("none"), return_label_values, sampling_rate, speakers (a name or null a turn),
+                channel, split_channels, chunk_length_s. Strings are never taken as paths or URLs.
 
         Returns:
-            `[{"label": "arousal", "score": 0.61}, ...]`, highest first, on the unit scale; for a conversation such a
-            list a turn.
+            `[{"label": "arousal", "score": 0.61}, ...]`, highest first, on the unit scale; what the pipeline gives for
+            each turn where speakers, split_channels or chunk_length_s make several.
 
         Raises:
             ValueError: inputs or parameters that cannot be used; the message says what can.
@@ -40,11 +43,12 @@ class EndpointHandler:
         unknown = sorted(set(parameters) - set(PARAMETERS))
         if unknown:
             raise ValueError(f"parameters {unknown} are not known; allowed are {', '.join(PARAMETERS)}")
-        inputs, speakers = data.get("inputs"), parameters.pop("speakers", None)
-        if isinstance(inputs, list) and inputs and all(isinstance(turn, str) for turn in inputs):
-            return self.pipeline.conversation(list(map(_decoded, inputs)), speakers, **parameters)
-        if speakers is not None:
-            raise ValueError("speakers name the turns of a conversation; send inputs as a list of base64 texts")
+        inputs = data.get("inputs")
+        texts = isinstance(inputs, list) and bool(inputs) and all(isinstance(turn, str) for turn in inputs)
+        if texts != (parameters.get("speakers") is not None):
+            raise ValueError("a conversation is a list of base64 texts, with the parameter speakers: a name or null each")
+        if texts:
+            return self.pipeline([_decoded(turn) for turn in inputs], **parameters)
         if isinstance(inputs, str):
             inputs = _decoded(inputs)
         elif isinstance(inputs, list):

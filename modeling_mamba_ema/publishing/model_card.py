@@ -106,6 +106,7 @@ def _eval_results(config: MambaEMAConfig, training: TrainingFacts) -> list[EvalR
         )
         for split, metrics in training.results.items()
         for name, title in _metric_names(config)
+        if name in metrics
     ] + [
         EvalResult(
             task_type="audio-classification",
@@ -223,8 +224,13 @@ def _results(config: MambaEMAConfig, training: TrainingFacts | None) -> str:
         "|" + " --- |" * (len(names) + 3),
     ]
     for split, metrics in training.results.items():
+        if "ccc" not in metrics:  # the split has no labels
+            continue
         cells = [
-            f"{metrics[name]:.3f} ({metrics[f'{name}_low']:.3f} to {metrics[f'{name}_high']:.3f})" for name, _ in names
+            f"{metrics[name]:.3f} ({metrics[f'{name}_low']:.3f} to {metrics[f'{name}_high']:.3f})"
+            if name in metrics
+            else "no labels"
+            for name, _ in names
         ]
         counts = f"{metrics['num_turns']:.0f} | {metrics['num_conversations']:.0f}"
         lines.append(f"| {split} | {counts} | {' | '.join(cells)} |")

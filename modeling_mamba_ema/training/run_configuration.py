@@ -235,7 +235,8 @@ def _checked_values(values: Any, known: Mapping[str, Any], prefix: str) -> dict[
 def _checked(value: Any, annotation: Any, name: str) -> Any:
     is_union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
     options = typing.get_args(annotation) if is_union else (annotation,)
-    choices = [str(member.value) for option in options if _is_enum(option) for member in option]
+    enums: list[Any] = [option for option in options if isinstance(option, enum.EnumMeta)]
+    choices = [str(member.value) for kind in enums for member in kind]
     if value is False and "no" in choices:  # YAML 1.1 reads no as false
         return "no"
     if value in choices if choices else _fits(value, annotation):
@@ -261,10 +262,6 @@ def _fits(value: Any, annotation: Any) -> bool:
     if kind is dict:
         return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values() if inner)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def _is_enum(annotation: Any) -> bool:
-    return isinstance(annotation, enum.EnumMeta)
 
 
 def _name(annotation: Any) -> str:
