@@ -137,7 +137,7 @@ class ConversationState:
             tensors[f"mamba.{block}.conv"] = state.conv
             tensors[f"mamba.{block}.ssm"] = state.ssm
         if self.speakers is not None:
-            tensors |= {_SPEAKERS + name: tensor for name, tensor in self.speakers.state_dict().items()}
+            tensors |= {SPEAKERS + name: tensor for name, tensor in self.speakers.state_dict().items()}
         return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
     @staticmethod
@@ -147,8 +147,8 @@ class ConversationState:
         Raises:
             ValueError: names are missing or unknown.
         """
-        speakers = {name.removeprefix(_SPEAKERS): tensors[name] for name in tensors if name.startswith(_SPEAKERS)}
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_SPEAKERS)}
+        speakers = {name.removeprefix(SPEAKERS): tensors[name] for name in tensors if name.startswith(SPEAKERS)}
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(SPEAKERS)}
         num_blocks = sum(name.endswith(".ssm") for name in tensors)
         names = {f"mamba.{block}.{part}" for block in range(num_blocks) for part in Mamba2State._fields} | {"num_turns"}
         if names != set(tensors) - {"ema"}:
@@ -193,7 +193,7 @@ class ConversationState:
         )
 
 
-_SPEAKERS = "speakers."  # before the names of the tensors of speakers, in a state's dictionary
+SPEAKERS = "speakers."  # before the names of the tensors of speakers, in a state's dictionary
 
 
 def ema_reference(values: torch.Tensor, decay: torch.Tensor | float, state: torch.Tensor | None) -> torch.Tensor:

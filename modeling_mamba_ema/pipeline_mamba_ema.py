@@ -130,7 +130,7 @@ class MambaEMAPipeline(Pipeline):
         if split_channels and channel is not None:
             raise ValueError("channel takes one channel, split_channels takes all; give one of them")
         if speakers is not None and (chunk_length_s or split_channels):
-            raise ValueError("speakers name given turns, chunk_length_s and split_channels make turns; give one of them")
+            raise ValueError("speakers name turns that are given; chunk_length_s and split_channels make them")
         preprocess = {
             "speakers": speakers,
             "sampling_rate": sampling_rate,
@@ -195,7 +195,7 @@ class MambaEMAPipeline(Pipeline):
             waveform, rate = self._waveform(source, rate, channel, MAX_SECONDS)
             samples = as_mono(waveform, "the audio")
             for first, last in _chunks(len(samples), rate, chunk_length_s):
-                place = {"timestamp": (first / rate, last / rate), "channel": None}
+                place: dict[str, Any] = {"timestamp": (first / rate, last / rate), "channel": None}
                 yield place, UNKNOWN_SPEAKER, self._features(samples[first:last], rate, first / rate)
             return
         with Recording(source, channel) as recording:
@@ -239,8 +239,7 @@ class MambaEMAPipeline(Pipeline):
         if places is None:
             return self._rows(logits[0], top_k, return_label_values)
         return [
-            {**place, "scores": self._rows(scores, top_k, return_label_values)}
-            for place, scores in zip(places, logits)
+            {**place, "scores": self._rows(scores, top_k, return_label_values)} for place, scores in zip(places, logits)
         ]
 
     def _rows(self, scores: torch.Tensor, top_k: int | None, return_label_values: bool) -> list[dict[str, Any]]:

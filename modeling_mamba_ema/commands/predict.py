@@ -1,7 +1,8 @@
 """Emotion of utterances, values from 0 to 1: of audio files, or of the turns of a corpus beside its labels.
 
-A label whose own scale is another has a second column, such as valence_value. Near silence is below -70 dBFS, where the
-values say nothing about a voice.
+A label whose own scale is another has a second column, such as valence_value. With --json, valence_difference is the
+value minus the speaker's own slow average of baseline_turns turns. Near silence is below -70 dBFS, where the values say
+nothing about a voice.
 """
 
 from __future__ import annotations
@@ -182,18 +183,14 @@ def _widths(turns: list[Turn]) -> dict[str, int]:
 def _row(turn: Turn, heard: TurnEmotion, tracker: EmotionTracker, as_json: bool) -> dict[str, Any]:
     place = {} if turn.conversation is None else {"conversation": turn.conversation, "turn": turn.number}
     file = turn.file_name if as_json else Path(turn.file_name).name
-    values = {
-        **heard.values,
-        **{f"{label}_value": heard.label_values[label] for label in tracker.labels_with_own_scale},
-        **{f"{label}_label": value for label, value in turn.labels.items()},
-    }
+    labels = {f"{label}_label": None if value is None else round(value, 4) for label, value in turn.labels.items()}
     return {
         **place,
         "file": file,
         "speaker": turn.speaker,
         "seconds": round(heard.seconds, 3),
-        **{name: None if value is None else round(value, 4) for name, value in values.items()},
-        "low_level": heard.low_level,
+        **tracker.row(heard),
+        **labels,
     }
 
 

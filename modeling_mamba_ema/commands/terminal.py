@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 TEXT_COLUMNS = ("conversation", "file", "speaker", "note")
+ONLY_IN_FILES = ("_difference", "baseline_turns", "low_level")  # endings of columns that tables have no room for
 
 
 def complain(message: str) -> None:
@@ -48,8 +49,8 @@ class Table:
         if self._as_json:
             print(json.dumps(row), flush=True)
             return
-        cells = {**row, "note": "near silence" if row["low_level"] else ""}
-        del cells["low_level"]
+        cells = {name: value for name, value in row.items() if not name.endswith(ONLY_IN_FILES)}
+        cells["note"] = "near silence" if row["low_level"] else ""
         widths = {name: max(len(name), 8, self._widths.get(name, 0)) for name in cells}
         if not self._begun:
             print(_line({name: name.replace("_", " ") for name in cells}, widths))

@@ -1,7 +1,8 @@
 """Emotion over a long recording, a row a segment: start, end, speaker, values from 0 to 1.
 
 Segments come from a file (CSV or RTTM), from Silero VAD (--vad), or are windows of one length; with --split-channels
-they are those of each channel. The state of the conversation is carried over all of them. Near silence is below -70
+they are those of each channel. The state of the conversation is carried over all of them. In files and with --json,
+valence_difference is the value minus the speaker's own slow average of baseline_turns turns. Near silence is below -70
 dBFS, where the values say nothing about a voice.
 """
 

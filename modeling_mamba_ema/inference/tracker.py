@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,8 +22,32 @@ from ..publishing.checksums import weights_sha256
 from ..speech_encoder import num_frames
 from .loading import load_model
 
-STATE_FORMAT = "mamba-ema conversation state 1"
+STATE_FORMAT = "mamba-ema conversation state 2"
+BASELINE_TURNS = 20  # that the slow average of a speaker's values goes back, about
 _TURNS = "tracker.num_turns"
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """What a tracker keeps of a speaker whose name is known.
+
+    Attributes:
+        row: of their state in the conversation's.
+        num_turns: that the baseline is of; near silence does not count.
+        baseline: label -> average of the values of these turns: their mean, and after 20 of them the exponential
+            moving average with a weight of 1/20. Empty before the first.
+    """
+
+    row: int
+    num_turns: int = 0
+    baseline: dict[str, float] = field(default_factory=dict)
+
+    def hear(self, values: dict[str, float]) -> Speaker:
+        """The speaker after a turn with these values."""
+        weight = 1 / min(self.num_turns + 1, BASELINE_TURNS)
+        before = self.baseline or values
+        baseline = {label: before[label] + weight * (value - before[label]) for label, value in values.items()}
+        return Speaker(self.row, self.num_turns + 1, baseline)
 
 
 @dataclass(frozen=True)
@@ -35,6 +59,10 @@ class TurnEmotion:
         speaker: as it was given, or None.
         values: label -> value on the unit scale, 0 to 1.
         label_values: label -> value on the label's own scale (`config.label_ranges`).
+        differences: label -> value minus the speaker's baseline before this turn, the slow average of their own turns
+            (see [`Speaker`]), so that a voice that is always loud does not read as excited; None for a speaker's first
+            turn and for turns without a name.
+        baseline_turns: turns behind that baseline.
         attention: (heads, frames) float32, 50 frames a second, each head sums to 1; uniform for poolings without
             attention.
         seconds: length of the turn.
@@ -45,21 +73,15 @@ class TurnEmotion:
     speaker: str | None
     values: dict[str, float]
     label_values: dict[str, float]
+    differences: dict[str, float] | None
+    baseline_turns: int
     attention: np.ndarray
     seconds: float
     low_level: bool
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that `json.dumps` takes; attention as nested lists."""
-        return {
-            "turn": self.turn,
-            "speaker": self.speaker,
-            "values": dict(self.values),
-            "label_values": dict(self.label_values),
-            "attention": self.attention.tolist(),
-            "seconds": self.seconds,
-            "low_level": self.low_level,
-        }
+        return {**vars(self), "attention": self.attention.tolist()}
 
 
 class EmotionTracker:
@@ -68,6 +90,7 @@ class EmotionTracker:
     A model whose `config.context_scope` is "speaker" or "both" has a state for each speaker, which belongs to the name
     that `update` is given. A tracker knows at most `config.max_speakers` names. When one more speaks, the one who has
     been silent longest is forgotten, and begins anew should they speak again. Turns without a name share a state.
+    Beside each value stands its difference to the speaker's own baseline; the model does not read it.
 
     Time and memory of a turn do not depend on how many turns went before. Any number of trackers may share a model:
     the model keeps nothing of a conversation. One tracker must not be updated from two threads at once.
@@ -126,6 +149,31 @@ class EmotionTracker:
         return [label for label in self.labels if self.model.config.label_range(label) != (0.0, 1.0)]
 
     @property
+    def columns(self) -> list[str]:
+        """Of a row in a file, see `row`."""
+        return [
+            *self.labels,
+            *(f"{label}_value" for label in self.labels_with_own_scale),
+            *(f"{label}_difference" for label in self.labels),
+            *("baseline_turns", "low_level"),
+        ]
+
+    def row(self, heard: TurnEmotion | None) -> dict[str, Any]:
+        """A turn as a row of a file, rounded to 4 digits: `valence` on the unit scale, `valence_value` on the label's
+        own scale where that is another, `valence_difference` to the speaker's baseline; None for a turn too short to
+        answer for."""
+        if heard is None:
+            return {**dict.fromkeys(self.columns), "low_level": False}
+        values = {
+            **heard.values,
+            **{f"{label}_value": value for label, value in heard.label_values.items()},
+            **{f"{label}_difference": value for label, value in (heard.differences or {}).items()},
+        }
+        rounded = {name: round(value, 4) for name, value in values.items()}
+        others = {"baseline_turns": heard.baseline_turns, "low_level": heard.low_level}
+        return {name: {**rounded, **others}.get(name) for name in self.columns}
+
+    @property
     def num_turns(self) -> int:
         """Turns heard so far."""
         return self._num_turns
@@ -141,7 +189,7 @@ class EmotionTracker:
                 audio decoder of `datasets`. URLs are refused.
             sampling_rate: of a waveform, in Hz, always needed for one; other rates than 16 kHz are resampled (needs
                 `soxr`). A file brings its own.
-            speaker: a name, which is recorded with the result; None or blank for unknown.
+            speaker: a name, which means the state and the baseline; None or blank for unknown.
             channel: of a file with several, counted from 1; None for their average.
 
         Raises:
@@ -187,13 +235,13 @@ class EmotionTracker:
         """Begin a new conversation."""
         self._state: ConversationState | None = None
         self._num_turns = 0
-        self._rows: dict[str, int] = {}  # of the state, by speaker; the one silent longest comes first
+        self._speakers: dict[str, Speaker] = {}  # by name; the one silent longest comes first
 
     def copy(self) -> EmotionTracker:
         """A tracker at the same point of the conversation that goes its own way from here; the model is shared."""
         other = EmotionTracker(self.model, self.feature_extractor)
         other._state = None if self._state is None else self._state.copy()
-        other._num_turns, other._rows = self._num_turns, self._rows
+        other._num_turns, other._speakers = self._num_turns, self._speakers
         return other
 
     def save(self, path: str | Path) -> None:
@@ -207,7 +255,7 @@ class EmotionTracker:
         about = {
             "format": STATE_FORMAT,
             "labels": self.labels,
-            "speakers": list(self._rows.items()),
+            "speakers": {name: asdict(speaker) for name, speaker in self._speakers.items()},
             "weights_sha256": _digest(self.model),
         }
         with atomic_write(path) as unfinished:
@@ -239,7 +287,8 @@ class EmotionTracker:
         if any(not torch.isfinite(tensor).all() for tensor in tensors.values()):
             raise ValueError(f"{path.name} holds values that are not finite; it is damaged")
         state = ConversationState.from_state_dict(tensors).to(self.model.device) if tensors else None
-        self._state, self._num_turns, self._rows = state, num_turns, dict(about["speakers"])
+        self._state, self._num_turns = state, num_turns
+        self._speakers = {name: Speaker(**known) for name, known in about["speakers"].items()}
 
     def _read(self, audio: Any, sampling_rate: Any, channel: int | None) -> tuple[Any, int | None]:
         """A waveform and its rate in Hz, from audio as `update` takes it."""
@@ -275,13 +324,17 @@ def _update(
         return_tensors="pt",
     )
     low_level = features.pop("low_level").tolist()
-    places = [
-        row_of_speaker(tracker._rows, speaker, model.config.max_speakers) for tracker, speaker in zip(trackers, speakers)
-    ]
+    names = [(speaker or "").strip() for speaker in speakers]
+    known, states = [], []  # after this turn began: the speakers, and the states with a new speaker's row empty
+    for tracker, name in zip(trackers, names):
+        among, leaves = with_speaker(tracker._speakers, name, model.config.max_speakers)
+        known.append(among)
+        states.append(_state_before(tracker, among[name].row if leaves else None))
+    rows = [among[name].row if name else UNKNOWN_SPEAKER for among, name in zip(known, names)]
     outputs = model(
         **features.to(model.device),
-        speaker_ids=torch.tensor([place.row for place in places], device=model.device),
-        conversation_state=_stack_states(trackers, places),
+        speaker_ids=torch.tensor(rows, device=model.device),
+        conversation_state=_stacked(states),
         use_conversation_state=True,
     )
     values = outputs.logits.cpu()  # (batch, num_labels)
@@ -297,13 +350,19 @@ def _update(
         state = outputs.conversation_state
         tracker._state = None if state is None else state.select(row)
         tracker._num_turns += 1
-        tracker._rows = places[row].rows
+        own = dict(zip(tracker.labels, values[row].tolist()))
+        before = known[row].get(names[row], Speaker(UNKNOWN_SPEAKER))
+        if names[row] and not low_level[row]:
+            known[row][names[row]] = before.hear(own)
+        tracker._speakers = known[row]
         results.append(
             TurnEmotion(
                 turn=tracker._num_turns,
                 speaker=speakers[row],
-                values=dict(zip(tracker.labels, values[row].tolist())),
+                values=own,
                 label_values=dict(zip(tracker.labels, label_values[row].tolist())),
+                differences={label: own[label] - value for label, value in before.baseline.items()} or None,
+                baseline_turns=before.num_turns,
                 attention=attention[row, :, : frames[row]].numpy(),
                 seconds=int(samples[row]) / extractor.sampling_rate,
                 low_level=low_level[row],
@@ -312,46 +371,36 @@ def _update(
     return results
 
 
-class SpeakerPlace(NamedTuple):
-    """Where the state of the speaker of a turn is.
-
-    Attributes:
-        rows: after the turn, row by name; the one silent longest comes first.
-        row: of the speaker; -1 for unknown.
-        is_taken_over: whether the row was that of another speaker, who is forgotten.
-    """
-
-    rows: dict[str, int]
-    row: int
-    is_taken_over: bool
-
-
-def row_of_speaker(rows: dict[str, int], speaker: str | None, max_speakers: int) -> SpeakerPlace:
+def with_speaker(speakers: dict[str, Speaker], name: str, max_speakers: int) -> tuple[dict[str, Speaker], bool]:
     """
     Args:
-        rows: before the turn, as in [`SpeakerPlace`].
-        speaker: who speaks; None or blank for unknown.
-        max_speakers: rows that there are.
+        speakers: by name; the one silent longest comes first.
+        name: who speaks now; blank for unknown.
+        max_speakers: as many are kept.
+
+    Returns:
+        The speakers with the one who speaks last, and whether they have the row of another, who is forgotten.
     """
-    name = (speaker or "").strip()
+    leaves = bool(name) and name not in speakers and len(speakers) == max_speakers
+    leaving = next(iter(speakers)) if leaves else name
+    others = {other: speaker for other, speaker in speakers.items() if other != leaving}
     if not name:
-        return SpeakerPlace(rows, UNKNOWN_SPEAKER, False)
-    is_taken_over = name not in rows and len(rows) == max_speakers
-    leaves = next(iter(rows)) if is_taken_over else name
-    row = rows.get(leaves, len(rows))
-    others = {other: place for other, place in rows.items() if other != leaves}
-    return SpeakerPlace({**others, name: row}, row, is_taken_over)
+        return others, False
+    row = speakers[leaving].row if leaves else len(speakers)
+    return {**others, name: speakers.get(name, Speaker(row))}, leaves
 
 
-def _stack_states(trackers: Sequence[EmotionTracker], places: Sequence[SpeakerPlace]) -> ConversationState | None:
-    """The states of the trackers as one batch; those that have heard nothing begin with the model's first state."""
-    states = []
-    for tracker, place in zip(trackers, places):
-        state = tracker._state if tracker._num_turns else tracker.model.mamba_ema.initial_state(1)
-        if state is None:  # a model without context
-            return None
-        states.append(state.forget_speaker(place.row) if place.is_taken_over else state)
-    return ConversationState.stack(states)
+def _state_before(tracker: EmotionTracker, leaving: int | None) -> ConversationState | None:
+    """The state that a turn continues, without the speaker of a row who gives way to another; None for a model without
+    context."""
+    state = tracker._state if tracker._num_turns else tracker.model.mamba_ema.initial_state(1)
+    return state if state is None or leaving is None else state.forget_speaker(leaving)
+
+
+def _stacked(states: Sequence[ConversationState | None]) -> ConversationState | None:
+    """The states of conversations with one model as a batch."""
+    known = [state for state in states if state is not None]
+    return ConversationState.stack(known) if known else None
 
 
 def _digest(model: MambaEMAForRegression) -> str:

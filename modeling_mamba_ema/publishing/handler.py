@@ -43,10 +43,10 @@ class EndpointHandler:
         unknown = sorted(set(parameters) - set(PARAMETERS))
         if unknown:
             raise ValueError(f"parameters {unknown} are not known; allowed are {', '.join(PARAMETERS)}")
-        inputs = data.get("inputs")
+        inputs: Any = data.get("inputs")
         texts = isinstance(inputs, list) and bool(inputs) and all(isinstance(turn, str) for turn in inputs)
         if texts != (parameters.get("speakers") is not None):
-            raise ValueError("a conversation is a list of base64 texts, with the parameter speakers: a name or null each")
+            raise ValueError("a conversation is a list of base64 texts, with speakers: a name or null for each")
         if texts:
             return self.pipeline([_decoded(turn) for turn in inputs], **parameters)
         if isinstance(inputs, str):

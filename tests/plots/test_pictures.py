@@ -134,8 +134,15 @@ def test_the_trajectory_shows_values_speakers_and_labels():
         title="call",
     )
     (axes,) = figure.axes
-    np.testing.assert_array_equal(line(axes, "valence").get_ydata(), [0.1, np.nan, 0.9])
-    np.testing.assert_allclose(line(axes, "arousal").get_ydata(), [0.3, 0.4, 0.5])
+    drawn = {
+        label: [other for other in axes.lines if other.get_color() == line(axes, label).get_color()]
+        for label in ("valence", "arousal")
+    }
+    # A line a speaker, beside the one in the legend.
+    for anna, ben, label in (([0.1, 0.9], [np.nan], "valence"), ([0.3, 0.5], [0.4], "arousal")):
+        np.testing.assert_allclose(drawn[label][1].get_ydata(), anna)
+        np.testing.assert_array_equal(drawn[label][1].get_xdata(), [1, 3])
+        np.testing.assert_allclose(drawn[label][2].get_ydata(), ben)
     np.testing.assert_allclose(line(axes, "valence, label of the corpus").get_ydata(), 0.2)
     legend = [text.get_text() for text in axes.get_legend().get_texts()]
     assert "anna" in legend
