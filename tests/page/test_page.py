@@ -374,6 +374,7 @@ def test_a_missing_or_incomplete_model_is_one_line_at_the_start(tmp_path, monkey
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     tiny_model().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:5_000])
+    capsys.readouterr()  # the bar that save_pretrained may show
     for name in ("nowhere/at-all", str(tmp_path / "none"), str(tmp_path)):
         assert main(["page", "--model", name, "--revision", revision]) == 1
         (line,) = capsys.readouterr().err.splitlines()
