@@ -7,7 +7,8 @@ DEMO := outputs/demo
 # glibc gives freed activations back to the system after each step and pays for the page faults again; keeping them
 # does not change a result. Other systems ignore these two.
 KEEP_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000
-WORKERS ?= 2# processes that run tests
+# Processes that run tests.
+WORKERS ?= 2
 CORES := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 
 .DEFAULT_GOAL := help
