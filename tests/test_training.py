@@ -3,9 +3,6 @@
 import json
 import os
 import signal
-import socket
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -20,7 +17,7 @@ from modeling_mamba_ema.training import MambaEMATrainer, StopOnSignal, why_incom
 from modeling_mamba_ema.training.batch_sampler import AudioSecondsBatchSampler, seconds_of_turns
 from modeling_mamba_ema.training.optimizer import check_parameter_groups, parameter_groups, require_finite_gradient
 from tests.helpers import tiny_model
-from tests.tiny_corpus import LABELS, ROOT, environment, make_trainer, write_run
+from tests.tiny_corpus import LABELS, launch, make_trainer, write_run
 
 
 @pytest.fixture(scope="module")
@@ -236,18 +233,6 @@ def test_other_arguments_than_those_of_this_package_are_refused(tmp_path):
 
 
 # whole runs, as a user starts them
-
-
-def launch(processes, *program):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    name = {1: "cpu", 2: "cpu_two_processes"}[processes]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    command += [f"configuration/accelerate/{name}.yaml", "--main_process_port", str(port)]
-    command += program
-    result = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200)
-    assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.fixture(scope="module")

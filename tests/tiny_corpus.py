@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import warnings
@@ -108,6 +109,20 @@ def run_program(*arguments: str, check: bool = True) -> subprocess.CompletedProc
     if check and result.returncode != 0:
         raise AssertionError(f"{arguments} ended with {result.returncode}:\n{result.stdout}\n{result.stderr}")
     return result
+
+
+def launch(processes: int, *program: str) -> None:
+    """A program with its arguments, by `accelerate launch` in one process or two."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    name = {1: "cpu", 2: "cpu_two_processes"}[processes]
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    command += [f"configuration/accelerate/{name}.yaml", "--main_process_port", str(port)]
+    result = subprocess.run(
+        [*command, *program], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def call_program(path: str, *arguments: str) -> int:

@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -23,9 +23,10 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer, TrainerState
 from transformers.trainer_utils import TrainOutput, seed_worker
 
-from ..ccc_loss import MISSING_LABEL
+from ..ccc_loss import MISSING_LABEL, check_labels
 from ..data.dataset import ConversationDataset
 from ..publishing.checksums import SUMS
+from .accumulation import AccumulatedLoss
 from .arguments import MambaEMATrainingArguments
 from .augmentation import mixed_conversations
 from .batch_sampler import AudioSecondsBatchSampler, seconds_of_turns
@@ -68,6 +69,8 @@ class MambaEMATrainer(Trainer):
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         self._degenerate: list[torch.Tensor] = []  # since the last log; read there, as a GPU is waited for then
+        self._batches: list[dict[str, Any]] = []  # that are accumulated for the next step
+        self._accumulated: AccumulatedLoss | None = None  # their loss, once it is known
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trainer's, after a look at the disk. Errors name what was read or saved when they arose.
@@ -196,28 +199,70 @@ class MambaEMATrainer(Trainer):
             getattr(loader, "base_dataloader", loader).timeout = self.args.worker_timeout  # within accelerate's wrapper
         return loader
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Trainer's loss; an error names the conversations of the batch."""
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's; the batches of a step are noted, because their loss is one."""
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        self._batches, self._accumulated = batches, None
+        return batches, num_items
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Trainer's loss. Of accumulated batches it is the loss of all their turns together, with the gradient of the
+        next of them. An error names the conversations."""
+        if model.training and len(self._batches) > 1 and self.compute_loss_func is None:
+            return self._loss_of_accumulated_batches(model)
+        inputs, names = self._inputs_of_model(inputs)
+        if model.training and "labels" in inputs:
+            self._degenerate.append(has_degenerate_label(inputs["labels"]))
+        with self._naming_conversations(names):
+            with self._mixed(model, inputs):
+                result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            require_finite_loss(result[0] if return_outputs else result)
+        return result
+
+    def _loss_of_accumulated_batches(self, model: nn.Module) -> torch.Tensor:
+        count = len(self._batches)
+        if self._accumulated is None:
+            plain: Any = self.accelerator.unwrap_model(model)
+            batches, names = zip(*(self._inputs_of_model(self._prepare_inputs(batch)) for batch in self._batches))
+            self._degenerate.append(has_degenerate_label(torch.cat([b["labels"].flatten(0, 1) for b in batches])))
+            with self._naming_conversations(", ".join(names)):
+                predict = partial(self._predict, plain)
+                self._accumulated = AccumulatedLoss(predict, plain.loss, batches, self.args.device)
+                require_finite_loss(self._accumulated.loss)
+        # Trainer divides it by the number of batches, and logs the sum over them.
+        loss = self._accumulated.loss + count * self._accumulated.next_share(partial(self._predict, model))
+        if not self._accumulated.shares:
+            self._batches, self._accumulated = [], None
+        return loss
+
+    def _predict(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predictions and labels of the turns that are there, (turns, labels) each."""
+        inputs = dict(inputs)
+        with self._mixed(model, inputs):
+            labels = inputs.pop("labels")
+            outputs = model(**inputs, return_dict=True)
+        logits, present = outputs["logits"], outputs["turn_mask"].bool()
+        check_labels(labels, tuple(logits.shape), cast(Any, self.model).config.labels)
+        return logits[present], labels[present].to(logits.dtype)
+
+    def _inputs_of_model(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+        """What the model takes of a batch, with the state before its windows; and the names of its conversations."""
         inputs = dict(inputs)
         names = ", ".join(inputs.pop("conversation_ids", []))
         context_turns = inputs.pop("context_turns", None)
         if context_turns is not None:
-            plain = self.accelerator.unwrap_model(model)
+            plain = self.accelerator.unwrap_model(cast(nn.Module, self.model))
             inputs = start_from_context(plain, inputs, context_turns, self.args.turns_per_chunk)
-        if model.training and "labels" in inputs:
-            self._degenerate.append(has_degenerate_label(inputs["labels"]))
+        return inputs, names
+
+    @contextlib.contextmanager
+    def _naming_conversations(self, names: str) -> Iterator[None]:
         try:
-            with self._mixed(model, inputs):
-                result = super().compute_loss(model, inputs, *args, **kwargs)
+            yield
         except ValueError as error:
             raise ValueError(f"step {self.state.global_step}: {error} (conversations of the batch: {names})") from error
-        loss = result[0] if isinstance(result, tuple) else result
-        if not bool(torch.isfinite(loss)):
-            raise ValueError(
-                f"step {self.state.global_step}: the loss is {float(loss)}, nothing can be learned from it "
-                f"(conversations of the batch: {names})"
-            )
-        return result
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
@@ -280,11 +325,20 @@ class MambaEMATrainer(Trainer):
             self.args.dataloader_drop_last = drop_last
 
 
+def require_finite_loss(loss: torch.Tensor) -> None:
+    """
+    Raises:
+        ValueError: the loss is NaN or infinite.
+    """
+    if not bool(torch.isfinite(loss)):
+        raise ValueError(f"the loss is {float(loss)}, nothing can be learned from it")
+
+
 def has_degenerate_label(labels: torch.Tensor) -> torch.Tensor:
     """Whether some label is missing or the same in all turns of the batch, so that its CCC is 0 and teaches nothing.
 
     Args:
-        labels: (batch, turns, labels) of this process, -100 where missing. The batch of all processes counts.
+        labels: (..., labels) of this process, -100 where missing. The batch of all processes counts.
 
     Returns:
         Scalar bool, on the labels' device.
