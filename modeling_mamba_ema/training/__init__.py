@@ -14,6 +14,7 @@ from .checkpoints import (
 from .collator import ConversationCollator
 from .evaluation import ccc_of_predictions, describe_metrics, measure, prediction_table, save_predictions
 from .frame_caching import cache_frames
+from .lora import add_lora, load_lora, merge_lora
 from .run_configuration import DataSection, RunConfiguration, load_run_configuration
 from .trainer import MambaEMATrainer
 
@@ -26,6 +27,7 @@ __all__ = [
     "MambaEMATrainingArguments",
     "RunConfiguration",
     "StopOnSignal",
+    "add_lora",
     "build_datasets",
     "build_model",
     "build_trainer",
@@ -35,9 +37,11 @@ __all__ = [
     "choose_checkpoint",
     "describe_metrics",
     "differences",
+    "load_lora",
     "load_run_configuration",
     "load_splits",
     "measure",
+    "merge_lora",
     "newest_complete_checkpoint",
     "prediction_table",
     "run_manifest",

@@ -21,6 +21,7 @@ from transformers import WavLMConfig
 from ..configuration_mamba_ema import MambaEMAConfig
 from ..data.atomic_write import atomic_write
 from .arguments import MambaEMATrainingArguments
+from .lora import lora_fields
 
 MAX_BYTES = 1_000_000
 # Beside the arguments of MambaEMAConfig, `model.params` takes these of transformers' PretrainedConfig.
@@ -187,6 +188,8 @@ def load_run_configuration(path: str | Path, overrides: Sequence[str] = ()) -> R
         _checked_values({} if sections.get(name) is None else sections[name], _known_names(section), f"{name}.")
         for name, section in (("model", ModelSection), ("data", DataSection), ("training", MambaEMATrainingArguments))
     )
+    if training.get("lora") is not None:
+        training["lora"] = _checked_values(training["lora"], lora_fields(), "training.lora.")
     for what in ("eval", "save", "logging"):
         if f"{what}_steps" in training and training.get(f"{what}_strategy", "epoch") == "epoch":
             raise ValueError(f"training.{what}_steps needs training.{what}_strategy=steps; without it, epochs count")

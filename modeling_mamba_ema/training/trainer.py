@@ -33,6 +33,7 @@ from .batch_sampler import AudioSecondsBatchSampler, seconds_of_turns
 from .callbacks import EvaluationLog, Progress, SealCheckpoints, SetEpoch
 from .checkpoints import checkpoints_in, require_space_for_checkpoints
 from .evaluation import ccc_of_predictions, predict_in_chunks, start_from_context
+from .lora import require_same_base
 from .optimizer import check_parameter_groups, parameter_groups, require_finite_gradient
 
 logger = logging.getLogger(__name__)
@@ -78,8 +79,10 @@ class MambaEMATrainer(Trainer):
         Raises:
             OSError: a disk without room for the checkpoints, or one that was full while a checkpoint was saved.
             RuntimeError: a worker process died or froze.
-            ValueError: NaN in labels, loss, gradient or weights.
+            ValueError: NaN in labels, loss, gradient or weights; adapters of another model.
         """
+        if resume_from_checkpoint is not None:
+            require_same_base(Path(resume_from_checkpoint), cast(Any, self.model))
         if resume_from_checkpoint is not None and self._had_stopped_early(Path(resume_from_checkpoint)):
             if self.state.best_model_checkpoint is not None:
                 self._load_best_model()
@@ -218,7 +221,7 @@ class MambaEMATrainer(Trainer):
         with self._naming_conversations(names):
             with self._mixed(model, inputs):
                 result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-            require_finite_loss(result[0] if return_outputs else result)
+            require_finite_loss(result[0] if isinstance(result, tuple) else result)
         return result
 
     def _loss_of_accumulated_batches(self, model: nn.Module) -> torch.Tensor:
