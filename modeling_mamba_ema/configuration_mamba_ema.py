@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
@@ -9,13 +10,15 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, HubertConfig, PretrainedConfig, Wav2Vec2Config, WavLMConfig
 from transformers.utils import logging
 
-from .conversation_encoder import CONTEXTS, check_ema_decay
+from .conversation_encoder import CONTEXTS, SCOPES, check_ema_decay
+from .feature_extraction_mamba_ema import validate_normalization
 from .mamba2 import check_head_dim
-from .pooling import POOLINGS, check_num_heads
+from .pooling import MIN_VARIANCE, POOLINGS, check_num_heads
 
 logger = logging.get_logger(__name__)
 
 DEFAULT_LABELS = ("valence", "arousal")
+ACTIVATIONS = ("gelu", "relu", "silu", "tanh")  # of the projection and the head, by their names in transformers
 SPEECH_ENCODERS: dict[str, type[PretrainedConfig]] = {
     config.model_type: config for config in (WavLMConfig, Wav2Vec2Config, HubertConfig)
 }
@@ -37,12 +40,22 @@ SPEECH_ENCODER_DEFAULTS: dict[str, Any] = {"layerdrop": 0.0, "apply_spec_augment
 _INTEGER_BOUNDS = {
     "hidden_size": (1, 4096),
     "num_hidden_layers": (1, 48),
+    "max_speakers": (1, 256),
     "state_size": (1, 1024),
     "conv_kernel": (2, 4),
     "expand": (1, 8),
     "head_dim": (1, 1024),
     "speech_encoder_pooling_heads": (1, 64),
+    "head_hidden_layers": (0, 1),
 }
+_NUMBER_BOUNDS = {
+    "speech_encoder_pooling_min_variance": (1e-12, 1.0),
+    "ema_decay": (0.0, 1.0),
+    "dropout": (0.0, 0.99),
+    "pooled_dropout": (0.0, 0.99),
+    "loss_mse_weight": (0.0, 1.0),
+}
+_FLAGS = ("activation_layer_norm", "bounded_predictions")
 _SPEECH_ENCODER_BOUNDS = {
     "hidden_size": (1, 4096),
     "num_hidden_layers": (1, 48),
@@ -75,6 +88,12 @@ class MambaEMAConfig(PretrainedConfig):
             `"statistics"` or `"attentive_statistics"`.
         speech_encoder_pooling_heads (`int`, *optional*, defaults to 4):
             Heads of `"multihead_attention"`; must divide the width of the speech encoder. Other poolings ignore it.
+        speech_encoder_pooling_hidden_size (`int`, *optional*):
+            Width of a hidden layer in the scorer of frames (Okabe et al. 2018, equation 3, see `HiddenScorer`). By
+            default scores are linear in the frame. Poolings that score no frames ignore it.
+        speech_encoder_pooling_min_variance (`float`, *optional*, defaults to 1e-10):
+            A variance over the frames of an utterance counts as at least this much. Poolings without a standard
+            deviation ignore it.
         speech_encoder_layers (`int` or `list[int]`, *optional*, defaults to -1):
             Which of the speech encoder's hidden states are read: -1 or `num_hidden_layers` is the last (after the final
             layer norm where it has one), 0 the input of the first layer. Several are summed with learned softmax
@@ -84,6 +103,10 @@ class MambaEMAConfig(PretrainedConfig):
             encoder none of whose weights is trained stays in evaluation mode.
         context (`str`, *optional*, defaults to `"mamba_ema"`):
             What carries emotion over the turns: `"none"`, `"ema"`, `"mamba"` or `"mamba_ema"`.
+        context_scope (`str`, *optional*, defaults to `"conversation"`):
+            Over whose turns: those of the `"conversation"`, whoever speaks; each `"speaker"`'s own; or `"both"`, side
+            by side. Without `speaker_ids` in the input a speaker's turns are those of the conversation.
+        max_speakers (`int`, *optional*, defaults to 8): Speakers of a conversation that have a context of their own.
         hidden_size (`int`, *optional*, defaults to 256): Width of the observations, the updater and the EMA state.
         num_hidden_layers (`int`, *optional*, defaults to 2): Mamba-2 blocks of the updater.
         state_size (`int`, *optional*, defaults to 64): State dimension N of Mamba-2.
@@ -93,10 +116,27 @@ class MambaEMAConfig(PretrainedConfig):
         ema_decay (`float`, *optional*, defaults to 0.8):
             alpha in `c_t = alpha c_{t-1} + (1 - alpha) u_t`, strictly between 0 and 1.
         ema_decay_learnable (`bool`, *optional*, defaults to `False`): Learn alpha per dimension, from `ema_decay` on.
-        dropout (`float`, *optional*, defaults to 0.1): Dropout in the updater's blocks and before the head.
+        dropout (`float`, *optional*, defaults to 0.1):
+            Dropout in the updater's blocks and before each linear layer of the head.
+        pooled_dropout (`float`, *optional*, defaults to 0.0): Dropout before the projection.
+        projection_activation (`str`, *optional*):
+            Activation after the projection: `"gelu"`, `"relu"`, `"silu"` or `"tanh"`. Default: none, observations are
+            linear in the pooled vector.
+        head_hidden_layers (`int`, *optional*, defaults to 1):
+            Hidden layers of the head, 0 or 1. With 0, predictions are linear in observation and context, and a new
+            context changes nothing before it is trained (see `RegressionHead`).
+        head_activation (`str`, *optional*, defaults to `"gelu"`): Activation of the head's hidden layer.
+        activation_layer_norm (`bool`, *optional*, defaults to `False`):
+            A layer norm before each activation of projection and head.
+        bounded_predictions (`bool`, *optional*, defaults to `True`):
+            Keep predictions on the unit scale by a sigmoid. Without it they may leave it.
         do_normalize (`bool`, *optional*, defaults to `True`):
-            Whether the speech encoder was trained on waveforms of zero mean and unit variance (WavLM-large: yes). The
-            feature extractor saved with the model has the same value.
+            Whether the speech encoder was trained on waveforms of zero mean and unit variance each (WavLM-large: yes).
+            The feature extractor saved with the model has the same value.
+        waveform_mean, waveform_std (`float`, *optional*):
+            Mean and standard deviation of all samples of the corpus that the model was trained on, if every waveform
+            was standardised by them, instead of each by its own; `do_normalize` is `False` then. The feature extractor
+            saved with the model has the same values.
         label_ranges (`dict[str, tuple[float, float]]`, *optional*):
             The labels' own scale by label name, for reading results back. A label that is not named has `[0, 1]`.
         loss_label_weights (`dict[str, float]`, *optional*):
@@ -135,9 +175,13 @@ class MambaEMAConfig(PretrainedConfig):
         speech_encoder_config: PretrainedConfig | dict[str, Any] | None = None,
         speech_encoder_pooling: str = "attention",
         speech_encoder_pooling_heads: int = 4,
+        speech_encoder_pooling_hidden_size: int | None = None,
+        speech_encoder_pooling_min_variance: float = MIN_VARIANCE,
         speech_encoder_layers: int | list[int] = -1,
         freeze_speech_encoder: bool = False,
         context: str = "mamba_ema",
+        context_scope: str = "conversation",
+        max_speakers: int = 8,
         hidden_size: int = 256,
         num_hidden_layers: int = 2,
         state_size: int = 64,
@@ -147,7 +191,15 @@ class MambaEMAConfig(PretrainedConfig):
         ema_decay: float = 0.8,
         ema_decay_learnable: bool = False,
         dropout: float = 0.1,
+        pooled_dropout: float = 0.0,
+        projection_activation: str | None = None,
+        head_hidden_layers: int = 1,
+        head_activation: str = "gelu",
+        activation_layer_norm: bool = False,
+        bounded_predictions: bool = True,
         do_normalize: bool = True,
+        waveform_mean: float | None = None,
+        waveform_std: float | None = None,
         label_ranges: dict[str, tuple[float, float]] | None = None,
         loss_label_weights: dict[str, float] | None = None,
         loss_mse_weight: float = 0.0,
@@ -157,9 +209,13 @@ class MambaEMAConfig(PretrainedConfig):
         self.speech_encoder_config = _as_speech_encoder_config(speech_encoder_config)
         self.speech_encoder_pooling = speech_encoder_pooling
         self.speech_encoder_pooling_heads = speech_encoder_pooling_heads
+        self.speech_encoder_pooling_hidden_size = speech_encoder_pooling_hidden_size
+        self.speech_encoder_pooling_min_variance = speech_encoder_pooling_min_variance
         self.speech_encoder_layers = speech_encoder_layers
         self.freeze_speech_encoder = freeze_speech_encoder
         self.context = context
+        self.context_scope = context_scope
+        self.max_speakers = max_speakers
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
         self.state_size = state_size
@@ -169,7 +225,15 @@ class MambaEMAConfig(PretrainedConfig):
         self.ema_decay = ema_decay
         self.ema_decay_learnable = ema_decay_learnable
         self.dropout = dropout
+        self.pooled_dropout = pooled_dropout
+        self.projection_activation = projection_activation
+        self.head_hidden_layers = head_hidden_layers
+        self.head_activation = head_activation
+        self.activation_layer_norm = activation_layer_norm
+        self.bounded_predictions = bounded_predictions
         self.do_normalize = do_normalize
+        self.waveform_mean = waveform_mean
+        self.waveform_std = waveform_std
         self.label_ranges = None if label_ranges is None else {k: list(v) for k, v in label_ranges.items()}
         self.loss_label_weights = loss_label_weights
         self.loss_mse_weight = loss_mse_weight
@@ -199,6 +263,25 @@ class MambaEMAConfig(PretrainedConfig):
             config_dict = {**own, **names, **_of_labels(own, names)}
         return super().from_dict(config_dict, **kwargs)
 
+    def with_changes(self, **changes: Any) -> MambaEMAConfig:
+        """A copy with other values.
+
+        Args:
+            changes: arguments of this class. `speech_encoder_config` is a dict of the fields to change. Ranges and loss
+                weights of labels that are gone are dropped.
+
+        Raises:
+            ValueError: a name that is no argument, or a value outside its range.
+        """
+        known = {*inspect.signature(MambaEMAConfig.__init__).parameters, *_LABEL_FIELDS} - {"self", "kwargs"}
+        for name in changes:
+            _require_choice("a field to change", name, sorted(known))
+        labels = {name: value for name, value in changes.items() if name in _LABEL_FIELDS}
+        fields = {**self.to_dict(), **{name: value for name, value in changes.items() if name not in _LABEL_FIELDS}}
+        encoder = changes.get("speech_encoder_config") or {}
+        fields["speech_encoder_config"] = {**self.speech_encoder_config.to_dict(), **encoder}
+        return type(self).from_dict(fields, **labels)
+
     @property
     def encoder_layer_indices(self) -> list[int]:
         """The speech encoder's hidden states that are read, from 0 (input of layer 1) to `num_hidden_layers`."""
@@ -224,18 +307,30 @@ class MambaEMAConfig(PretrainedConfig):
             super().validate()  # type: ignore[misc]
         _require_choice("speech_encoder_pooling", self.speech_encoder_pooling, POOLINGS)
         _require_choice("context", self.context, CONTEXTS)
+        _require_choice("context_scope", self.context_scope, SCOPES)
         for name, (low, high) in _INTEGER_BOUNDS.items():
             _require_integer(name, getattr(self, name), low, high)
         self._validate_speech_encoder()
-        _require_number("ema_decay", self.ema_decay, 0.0, 1.0)
-        _require_number("dropout", self.dropout, 0.0, 0.99)
-        _require_number("loss_mse_weight", self.loss_mse_weight, 0.0, 1.0)
+        for name, (lowest, highest) in _NUMBER_BOUNDS.items():
+            _require_number(name, getattr(self, name), lowest, highest)
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are True and False")
+        _require_choice("head_activation", self.head_activation, ACTIVATIONS)
+        if self.projection_activation is not None:
+            _require_choice("projection_activation", self.projection_activation, ACTIVATIONS)
+        validate_normalization(self.do_normalize, self.waveform_mean, self.waveform_std)
         if CONTEXTS[self.context].mamba:
             check_head_dim(self.hidden_size, self.expand, self.head_dim)
         if CONTEXTS[self.context].ema:
             check_ema_decay(self.ema_decay)
+        scorer_hidden_size = self.speech_encoder_pooling_hidden_size
+        if scorer_hidden_size is not None:
+            _require_integer("speech_encoder_pooling_hidden_size", scorer_hidden_size, 1, 4096)
         if POOLINGS[self.speech_encoder_pooling].headwise:
-            check_num_heads(self.speech_encoder_config.hidden_size, self.speech_encoder_pooling_heads)
+            for size in (self.speech_encoder_config.hidden_size, scorer_hidden_size):
+                if size is not None:
+                    check_num_heads(size, self.speech_encoder_pooling_heads)
         self._validate_layers()
         self._validate_labels()
 

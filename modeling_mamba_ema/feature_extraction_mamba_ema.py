@@ -13,8 +13,13 @@ from transformers.utils import TensorType
 
 SAMPLING_RATE = 16_000  # Hz, what WavLM was trained on
 MIN_SAMPLES = 400  # 25 ms: the receptive field of one WavLM frame
+DEFAULT_MAX_SECONDS = 30.0  # longest utterance
 MAX_PEAK = 8.0  # floating-point audio is within [-1, 1]; far beyond that it is unscaled integers
 LOW_LEVEL_DBFS = -70.0  # below this RMS an utterance counts as silence
+# Lowest and highest statistics of a corpus whose samples are within [-1, 1]. By a smaller deviation a waveform at
+# MAX_PEAK would become values that a speech encoder cannot take.
+WAVEFORM_STATISTICS = {"waveform_mean": (-1.0, 1.0), "waveform_std": (1e-3, 10.0)}
+NORMALIZATION = ("do_normalize", *WAVEFORM_STATISTICS)
 
 
 class InvalidAudioError(ValueError):
@@ -31,6 +36,9 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
         padding_value (`float`, defaults to 0.0): Value of padded samples.
         do_normalize (`bool`, defaults to `True`): Zero mean and unit variance for each utterance, as WavLM-large was
             trained. Utterances below -70 dBFS RMS are centred but not amplified: noise must not become speech.
+        waveform_mean (`float`, *optional*), waveform_std (`float`, *optional*): Mean and standard deviation of all
+            samples of a corpus, instead of `do_normalize`: a sample x becomes `(x - waveform_mean) / (waveform_std +
+            1e-6)`, so that loud and quiet speech stay loud and quiet.
         max_seconds (`float`, defaults to 30.0): Longest utterance, checked before a sample is copied. WavLM's attention
             takes memory quadratic in it.
 
@@ -58,14 +66,19 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
         sampling_rate: int = SAMPLING_RATE,
         padding_value: float = 0.0,
         do_normalize: bool = True,
-        max_seconds: float = 30.0,
+        max_seconds: float = DEFAULT_MAX_SECONDS,
+        waveform_mean: float | None = None,
+        waveform_std: float | None = None,
         **kwargs: Any,
     ):
+        validate_normalization(do_normalize, waveform_mean, waveform_std)
         kwargs.pop("return_attention_mask", None)  # a WavLM folder may say no; batches are right only with masks
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         self.return_attention_mask = True
         self.do_normalize = do_normalize
         self.max_seconds = max_seconds
+        self.waveform_mean = waveform_mean
+        self.waveform_std = waveform_std
 
     def __call__(
         self,
@@ -122,7 +135,7 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
                 present[-1].append(is_long_enough(waveform, name, allow_short=skip_short and depth == 2))
                 low_level.append(level(waveform) < 10 ** (LOW_LEVEL_DBFS / 20))
                 if present[-1][-1]:
-                    waveforms.append(self._normalize(waveform, low_level[-1]) if self.do_normalize else waveform)
+                    waveforms.append(self._normalize(waveform, low_level[-1]))
             if not any(present[-1]):
                 raise InvalidAudioError(f"conversation {row} has no turn of {MIN_SAMPLES} samples; leave it out")
         features = self.pad(
@@ -153,13 +166,23 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
         return features.convert_to_tensors(return_tensors)
 
     @classmethod
+    def for_model(cls, config: Any, **kwargs: Any) -> MambaEMAFeatureExtractor:
+        """The feature extractor that normalises as a model's configuration says.
+
+        Args:
+            config: a `MambaEMAConfig`.
+            kwargs: other arguments, such as `max_seconds`.
+        """
+        return cls(**{name: getattr(config, name) for name in NORMALIZATION}, **kwargs)
+
+    @classmethod
     def from_speech_encoder(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> MambaEMAFeatureExtractor:
-        """The feature extractor for a pretrained WavLM: its normalisation, or the default where it names none."""
+        """The feature extractor for a pretrained encoder: its normalisation, or the default where it names none."""
         try:
             theirs, _ = cls.get_feature_extractor_dict(pretrained_model_name_or_path, **kwargs)
         except OSError:
             return cls()
-        return cls(do_normalize=theirs.get("do_normalize", True))
+        return cls(**{name: theirs[name] for name in NORMALIZATION if name in theirs})
 
     def _checked_rate(self, sampling_rate: Any, resample: bool) -> int:
         if sampling_rate is None:
@@ -202,13 +225,37 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
             )
         return waveform if rate == self.sampling_rate else resampled(waveform, rate, self.sampling_rate)
 
-    @staticmethod
-    def _normalize(waveform: np.ndarray, low_level: bool) -> np.ndarray:
+    def _normalize(self, waveform: np.ndarray, low_level: bool) -> np.ndarray:
+        if self.waveform_mean is not None and self.waveform_std is not None:
+            return (waveform - float(self.waveform_mean)) / (float(self.waveform_std) + 1e-6)
+        if not self.do_normalize:
+            return waveform
         centred = waveform - waveform.mean(dtype=np.float64).astype(np.float32)
         if low_level:
             return centred
         variance = np.square(centred, dtype=np.float64).mean()
         return (centred / np.sqrt(variance + 1e-7)).astype(np.float32)
+
+
+def validate_normalization(do_normalize: Any, waveform_mean: Any, waveform_std: Any) -> None:
+    """
+    Raises:
+        ValueError: a value outside its range, one of the two statistics without the other, or two ways to normalise.
+    """
+    if not isinstance(do_normalize, bool):
+        raise ValueError(f"do_normalize is {do_normalize!r}; allowed are True and False")
+    given = {"waveform_mean": waveform_mean, "waveform_std": waveform_std}
+    if waveform_mean is None and waveform_std is None:
+        return
+    if None in given.values() or do_normalize:
+        raise ValueError(
+            f"do_normalize is {do_normalize}, waveform_mean {waveform_mean}, waveform_std {waveform_std}; allowed are "
+            "either do_normalize alone, or both statistics with do_normalize=False"
+        )
+    for name, (low, high) in WAVEFORM_STATISTICS.items():
+        value = given[name]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise ValueError(f"{name} is {value!r}; allowed are numbers from {low} to {high}")
 
 
 def _check_max_length(max_length: Any) -> None:

@@ -56,7 +56,8 @@ class SpeechEncoder(nn.Module):
         wavlm, wav2vec2 or hubert: the transformers model, also as `backbone`.
         pooling: the pooling's name.
         pooled_size: width of the pooled vector.
-        attention: the layer that scores frames, `nn.Linear(D, 1)` for `"attention"`; absent where nothing is learned.
+        attention: the layer that scores frames, `nn.Linear(D, 1)` for `"attention"`, a `HiddenScorer` where it has a
+            hidden layer; absent where nothing is learned.
         layer_weights: (layers,) logits of the softmax that sums the layers; absent where one layer is read.
     """
 
@@ -74,8 +75,16 @@ class SpeechEncoder(nn.Module):
         self.layers = config.encoder_layer_indices
         self.pooling = config.speech_encoder_pooling
         pooling = POOLINGS[self.pooling]
-        if pooling.build_scorer is not None:
-            self.attention = pooling.build_scorer(encoder_config.hidden_size, config.speech_encoder_pooling_heads)
+        scorer = pooling.build_scorer(
+            encoder_config.hidden_size,
+            config.speech_encoder_pooling_heads,
+            config.speech_encoder_pooling_hidden_size,
+        )
+        if scorer is not None:
+            self.attention = scorer
+        self._pool_options: dict[str, float] = {}
+        if pooling.deviation:
+            self._pool_options["min_variance"] = config.speech_encoder_pooling_min_variance
         self.pooled_size = pooling.sizes * encoder_config.hidden_size
         if len(self.layers) > 1:
             self.layer_weights = nn.Parameter(torch.zeros(len(self.layers)))
@@ -175,7 +184,7 @@ class SpeechEncoder(nn.Module):
         uniform = frames.new_zeros(*frames.shape[:2], 1)
         scores = self.attention(frames) if hasattr(self, "attention") else uniform
         weights = pooling_weights(scores, frame_mask)  # (batch, heads, frames)
-        pooled = POOLINGS[self.pooling].pool(frames, weights, frame_mask)
+        pooled = POOLINGS[self.pooling].pool(frames, weights, frame_mask, **self._pool_options)
         return pooled.to(frames.dtype), weights
 
     def hidden_states(

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
-from tests.tiny_corpus import write_corpus
+from tests.support.tiny_corpus import write_corpus
 
 MEMORY_LIMIT = 8 * 2**30  # bytes of data for a process; a test that runs away fails instead of taking the machine along
 THREADS = 2
+
+collect_ignore = ["tools/common_tests_of_transformers.py"]  # runs among the tests of transformers, see there
 
 
 def pytest_configure(config):
@@ -17,7 +19,7 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
-    """The corpus of `tests.tiny_corpus`; tests that change it write one of their own."""
+    """The corpus of `tests.support.tiny_corpus`; tests that change it write one of their own."""
     return write_corpus(tmp_path_factory.mktemp("corpus"))
 
 

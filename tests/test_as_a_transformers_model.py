@@ -8,7 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForAudioClassification, AutoProcessor
 
 from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression
-from tests.helpers import tiny_model
+from tests.support.models import tiny_model
 
 KINDS = ("wavlm", "wav2vec2", "hubert")
 ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]

@@ -3,8 +3,8 @@
 import pytest
 from transformers import WavLMConfig
 
-from modeling_mamba_ema import MambaEMAConfig, MambaEMAForRegression
-from tests.helpers import tiny_config
+from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression
+from tests.support.models import tiny_config
 
 
 def test_the_default_encoder_is_wavlm_large_without_layer_drop_and_spec_augment():
@@ -63,6 +63,18 @@ def test_an_unknown_pooling_is_an_error_that_lists_the_known_ones():
         ("ema_decay", "0.8"),
         ("dropout", -0.1),
         ("loss_mse_weight", 2),
+        ("speech_encoder_pooling_hidden_size", 0),
+        ("speech_encoder_pooling_hidden_size", 10**9),
+        ("speech_encoder_pooling_min_variance", 0.0),
+        ("pooled_dropout", 1.0),
+        ("projection_activation", "sin"),
+        ("head_activation", None),
+        ("head_hidden_layers", 2),
+        ("activation_layer_norm", 1),
+        ("bounded_predictions", "no"),
+        ("do_normalize", None),
+        ("waveform_std", 0.1),
+        ("waveform_mean", 0.0),
         ("speech_encoder_layers", 7),
         ("speech_encoder_layers", []),
         ("speech_encoder_layers", [-1, 2]),
@@ -83,6 +95,27 @@ def test_a_value_outside_its_range_is_named_with_what_is_allowed(field, value):
 def test_encoder_sizes_are_bounded():
     with pytest.raises(ValueError, match=r"speech_encoder_config.hidden_size is 1000000000; allowed are .* to 4096"):
         MambaEMAConfig(speech_encoder_config={"hidden_size": 10**9})
+
+
+@pytest.mark.parametrize(
+    ("statistics", "match"),
+    [
+        ({"do_normalize": True, "waveform_mean": 0.0, "waveform_std": 0.1}, "either do_normalize alone, or both"),
+        ({"do_normalize": False, "waveform_mean": 0.0, "waveform_std": 1e-4}, "waveform_std is 0.0001; allowed are"),
+        ({"do_normalize": False, "waveform_mean": 2.0, "waveform_std": 0.1}, "waveform_mean is 2.0; allowed are"),
+        ({"do_normalize": False, "waveform_mean": float("nan"), "waveform_std": 0.1}, "waveform_mean is nan"),
+        ({"do_normalize": False, "waveform_mean": "0", "waveform_std": 0.1}, "waveform_mean is '0'"),
+    ],
+)
+def test_statistics_of_the_corpus_that_cannot_be_meant_are_refused_by_model_and_feature_extractor(statistics, match):
+    for build in (tiny_config, MambaEMAFeatureExtractor):
+        with pytest.raises(ValueError, match=match):
+            build(**statistics)
+
+
+def test_heads_must_divide_the_hidden_layer_of_the_scorer():
+    with pytest.raises(ValueError, match="number of pooling heads is 4, but must divide hidden_size 6"):
+        tiny_config(speech_encoder_pooling="multihead_attention", speech_encoder_pooling_hidden_size=6)
 
 
 def test_heads_must_divide_the_encoders_width():

@@ -15,7 +15,7 @@ from modeling_mamba_ema import (
 from modeling_mamba_ema.fast_speech_encoder import fast_hidden_states, is_untouched
 from modeling_mamba_ema.speech_encoder import hidden_states_one_by_one, num_frames
 
-from .helpers import tiny_model
+from .support.models import tiny_model
 
 SAMPLES = [400, 16_000, 9_000, 24_000, 719]
 NORMS = ["layer", "group"]

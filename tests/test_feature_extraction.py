@@ -1,10 +1,11 @@
-"""MambaEMAFeatureExtractor: shapes, scales, folders. What is refused is in tests/reliability/test_bad_input.py."""
+"""MambaEMAFeatureExtractor: shapes, scales, folders. What is refused is in tests/test_bad_input.py."""
 
 import numpy as np
 import pytest
 import torch
 
 from modeling_mamba_ema import MambaEMAFeatureExtractor
+from tests.support.models import tiny_config
 
 RATE = 16_000
 
@@ -76,6 +77,29 @@ def test_noise_below_70_db_is_flagged_and_not_amplified(extractor):
     features = extractor([noise(2_000, scale=1e-5), noise(2_000)], sampling_rate=RATE, return_low_level=True)
     assert features["low_level"].tolist() == [True, False]
     assert np.abs(features["input_values"][0]).max() < 1e-4
+
+
+def test_statistics_of_a_corpus_leave_loud_and_quiet_utterances_loud_and_quiet():
+    extractor = MambaEMAFeatureExtractor(do_normalize=False, waveform_mean=0.01, waveform_std=0.2)
+    loud, quiet, silent = noise(2_000, scale=0.1), noise(900, seed=1, scale=0.001), noise(500, scale=1e-6)
+    features = extractor([loud, quiet, silent], sampling_rate=RATE, return_low_level=True)
+    for row, waveform in zip(features["input_values"], (loud, quiet, silent)):
+        np.testing.assert_array_equal(row[: len(waveform)], (waveform - 0.01) / (0.2 + 1e-6))
+        assert row.dtype == np.float32
+    assert features["low_level"].tolist() == [False, False, True]
+    assert not features["input_values"][1][900:].any()
+
+
+def test_the_statistics_of_a_corpus_are_saved_and_follow_the_configuration_and_the_encoder(tmp_path):
+    statistics = {"do_normalize": False, "waveform_mean": 0.01, "waveform_std": 0.2}
+    config = tiny_config(**statistics)
+    MambaEMAFeatureExtractor.for_model(config, max_seconds=20).save_pretrained(tmp_path)
+    for loaded in (
+        MambaEMAFeatureExtractor.from_pretrained(tmp_path),
+        MambaEMAFeatureExtractor.from_speech_encoder(tmp_path),
+    ):
+        assert {name: getattr(loaded, name) for name in statistics} == statistics
+    assert MambaEMAFeatureExtractor.from_pretrained(tmp_path).max_seconds == 20
 
 
 def test_a_folder_gives_the_same_feature_extractor_back(tmp_path):

@@ -1,15 +1,16 @@
-"""The whole model: batch invariance, streaming, gradients, labels; more in tests/reliability/test_invariances.py."""
+"""The whole model: batch invariance, streaming, gradients, labels; more in tests/test_invariances.py."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 import torch
 
-from modeling_mamba_ema import ConversationState, MambaEMAFeatureExtractor, MambaEMAModel
+from modeling_mamba_ema import ConversationState, MambaEMAFeatureExtractor, MambaEMAForRegression, MambaEMAModel
 from modeling_mamba_ema.conversation_encoder import CONTEXTS
 from modeling_mamba_ema.pooling import POOLINGS
-from tests.helpers import tiny_config, tiny_model
+from tests.support.models import tiny_config, tiny_model
 
 RATE = 16_000
 SETTINGS = [
@@ -17,6 +18,14 @@ SETTINGS = [
     *(("layer", "attention", context) for context in CONTEXTS if context != "mamba_ema"),
 ]
 settings = pytest.mark.parametrize(("norm", "pooling", "context"), SETTINGS)
+# The general forms of scorer, projection and head, all of them away from their defaults.
+GENERAL = {
+    "speech_encoder_pooling_hidden_size": 8,
+    "projection_activation": "tanh",
+    "head_hidden_layers": 0,
+    "activation_layer_norm": True,
+    "bounded_predictions": False,
+}
 names = ["float64", "float32"]
 precisions = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)], ids=names)
 in_pieces = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=names)
@@ -74,6 +83,94 @@ def test_the_state_of_a_ragged_batch_continues_each_conversation_as_if_it_had_be
     after = predict(model, [b, b], conversation_state=batch.conversation_state).logits
     alone = predict(model, [[d, b]]).logits[0, 1]
     torch.testing.assert_close(after[1], alone, atol=tolerance, rtol=0)
+
+
+@pytest.mark.parametrize("pooling", ["attention", "multihead_attention", "attentive_statistics"])
+@precisions
+def test_the_general_forms_give_the_same_numbers_alone_in_a_batch_and_in_a_stream(pooling, dtype, tolerance):
+    model = tiny_model(dtype=dtype, speech_encoder_pooling=pooling, **GENERAL)
+    turns = turns_of(4_000, 400, 24_000)
+    state, streamed = None, []
+    for turn in turns:
+        outputs = predict(model, turn, conversation_state=state, use_conversation_state=True)
+        state = outputs.conversation_state
+        streamed.append(outputs.logits[0])
+    batch = predict(model, [[turns[2]], turns, [turns[1], turns[0]]]).logits
+    torch.testing.assert_close(batch[1], torch.stack(streamed), atol=tolerance, rtol=0)
+    alone = predict(model, turns[2]).logits[0]
+    assert not torch.allclose(alone, streamed[2], atol=1e-3), "the context must change the numbers"
+    torch.testing.assert_close(batch[0, 0], alone, atol=tolerance, rtol=0)
+
+
+FORMS = {
+    "default": {},
+    "no hidden layer": {"head_hidden_layers": 0, "bounded_predictions": False, "projection_activation": "tanh"},
+    "layer norms": {"activation_layer_norm": True, "projection_activation": "relu", "head_activation": "silu"},
+    "nothing but linear layers": {"head_hidden_layers": 0, "activation_layer_norm": True},
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("context", ["none", "ema"])
+def test_projection_and_head_are_the_equations_of_their_docstrings(form, context):
+    fields = FORMS[form]
+    model = tiny_model(dtype=torch.float64, context=context, **fields)
+    a, b = turns_of(2_000, 3_000)
+    outputs = predict(model, [[a, b]])
+    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items() if ".speech_encoder." not in name}
+    functions = {
+        None: lambda x: x,
+        "tanh": np.tanh,
+        "relu": lambda x: np.maximum(x, 0),
+        "silu": lambda x: x / (1 + np.exp(-x)),
+        "gelu": lambda x: x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
+    }
+
+    def activated(x, name, prefix):
+        if name is not None and fields.get("activation_layer_norm"):
+            x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+            x = x * weights[f"{prefix}.norm.weight"] + weights[f"{prefix}.norm.bias"]
+        return functions[name](x)
+
+    def linear(x, name):
+        return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0)
+
+    pooled = outputs.pooled_output[0].numpy()  # (turns, pooled size)
+    z = activated(
+        linear(pooled, "mamba_ema.projection"), fields.get("projection_activation"), "mamba_ema.projection_activation"
+    )
+    c = np.stack([z[0], 0.8 * z[0] + 0.2 * z[1]]) if context == "ema" else z[:, :0]
+    if fields.get("head_hidden_layers", 1):
+        hidden = linear(np.concatenate([z, c], axis=-1), "head.dense")
+        scores = linear(activated(hidden, fields.get("head_activation", "gelu"), "head.activation"), "head.out_proj")
+    else:
+        scores = linear(z, "head.out_proj") + (linear(c, "head.context_proj") if context == "ema" else 0.0)
+    expected = 1 / (1 + np.exp(-scores)) if fields.get("bounded_predictions", True) else scores
+    np.testing.assert_allclose(outputs.logits[0].numpy(), expected, atol=1e-12)
+
+
+def test_a_part_of_the_head_that_reads_a_new_context_alone_begins_at_zero():
+    model = MambaEMAForRegression(tiny_config(head_hidden_layers=0))
+    assert not model.head.context_proj.weight.any()
+    assert model.head.out_proj.weight.all()
+
+
+def test_unbounded_predictions_leave_the_unit_scale_and_are_learned_all_the_same():
+    model = tiny_model(**GENERAL)
+    logits = predict(model, [turns_of(2_000, 3_000, 4_000)]).logits
+    assert ((logits < 0) | (logits > 1)).any()
+    labels = torch.rand(1, 3, 2, generator=torch.Generator().manual_seed(0))
+    model.train()(**features([turns_of(2_000, 3_000, 4_000)]), labels=labels).loss.backward()
+    assert all(p.grad.any() for name, p in model.named_parameters() if p.requires_grad and "head" in name)
+
+
+def test_dropout_of_the_pooled_vector_is_off_unless_asked_for():
+    speech = features(turns_of(4_000))
+    for probability, same in ((0.0, True), (0.5, False)):
+        model = tiny_model(pooled_dropout=probability, freeze_speech_encoder=True).train()
+        torch.manual_seed(0)
+        first, second = model(**speech).logits, model(**speech).logits
+        assert torch.equal(first, second) == same
 
 
 def test_context_none_reads_each_turn_by_itself_and_the_others_remember():

@@ -18,7 +18,7 @@ from transformers import AudioClassificationPipeline, AutoFeatureExtractor, Auto
 
 from modeling_mamba_ema import InvalidAudioError, MambaEMAPipeline
 from modeling_mamba_ema.publishing import prepare_release
-from tests.helpers import tiny_model
+from tests.support.models import tiny_model
 
 RATE = 16_000
 

@@ -5,7 +5,7 @@ import torch
 from transformers import WavLMModel
 
 from modeling_mamba_ema.speech_encoder import num_frames, padded_hidden_states, receptive_field
-from tests.helpers import tiny_config, tiny_model
+from tests.support.models import tiny_config, tiny_model
 
 NORMS = ("group", "layer")
 KINDS = ("wavlm", "wav2vec2", "hubert")

@@ -62,12 +62,13 @@ def pooling_costs(
     with torch.inference_mode():
         times = interleaved({name: partial(encoder.pool, values, mask) for name, encoder in encoders.items()}, repeats)
     costs = {}
+    sizes = (frames, hidden, config.speech_encoder_pooling_heads, config.speech_encoder_pooling_hidden_size)
     for pooling, encoder in encoders.items():
         attention = getattr(encoder, "attention", None)
         projection = 2 * encoder.pooled_size * config.hidden_size
         costs[pooling] = PoolingCost(
             parameters=0 if attention is None else sum(p.numel() for p in attention.parameters()),
-            flops=POOLINGS[pooling].flops(frames, hidden, config.speech_encoder_pooling_heads) + projection,
+            flops=POOLINGS[pooling].flops(*sizes) + projection,
             milliseconds=1000 * times[pooling],
         )
     return costs
@@ -121,5 +122,6 @@ def _without_wavlm(config: MambaEMAConfig, pooling: str, layers: int) -> SpeechE
             speech_encoder_layers=list(range(1, layers + 1)),
             speech_encoder_pooling=pooling,
             speech_encoder_pooling_heads=config.speech_encoder_pooling_heads,
+            speech_encoder_pooling_hidden_size=config.speech_encoder_pooling_hidden_size,
         )
     ).eval()

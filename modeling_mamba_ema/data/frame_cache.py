@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from ..audio_files import audio_seconds
-from ..feature_extraction_mamba_ema import MambaEMAFeatureExtractor
+from ..feature_extraction_mamba_ema import NORMALIZATION, MambaEMAFeatureExtractor
 from ..publishing.checksums import sha256, tensor_bytes, weights_sha256
 from ..speech_encoder import SpeechEncoder
 from .atomic_write import atomic_write
@@ -177,7 +177,7 @@ def encoder_key(encoder: SpeechEncoder, extractor: MambaEMAFeatureExtractor) -> 
         },
         "layers": encoder.layers,
         "sampling_rate": extractor.sampling_rate,
-        "do_normalize": extractor.do_normalize,
+        **{name: getattr(extractor, name) for name in NORMALIZATION},
     }
     weights = [item for item in encoder.backbone.state_dict().items() if item[0] not in _IRRELEVANT_WEIGHTS]
     return weights_sha256(weights, start=json.dumps(settings, sort_keys=True, default=str))

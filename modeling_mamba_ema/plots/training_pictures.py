@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .style import COLOURS, GREY
+from .style import COLOURS, GREY, unit_limits
 
 
 def plot_learning_curve(
@@ -61,7 +61,7 @@ def plot_predictions(table: pd.DataFrame) -> Figure:
         axes.set_ylabel(f"predicted {label}")
         axes.set_title(f"{label}, {len(rows)} turns", fontsize=12)
         axes.set_xlim(-0.02, 1.02)
-        axes.set_ylim(-0.02, 1.02)
+        axes.set_ylim(*unit_limits(rows["prediction"]))
         axes.set_aspect("equal")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=9, loc="upper left")

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..ccc_loss import MISSING_LABEL
 from ..data.dataset import ConversationDataset
-from ..feature_extraction_mamba_ema import MIN_SAMPLES, SAMPLING_RATE
+from ..feature_extraction_mamba_ema import DEFAULT_MAX_SECONDS, MIN_SAMPLES, SAMPLING_RATE
 
 
 class AugmentedDataset(torch.utils.data.Dataset):
@@ -40,7 +40,7 @@ class AugmentedDataset(torch.utils.data.Dataset):
         seed: int,
         noise_snr_db: Sequence[float] | None = None,
         speed_factors: Sequence[float] | None = None,
-        max_seconds: float = 30.0,
+        max_seconds: float = DEFAULT_MAX_SECONDS,
     ):
         if noise_snr_db is not None and (len(noise_snr_db) != 2 or not -20 <= noise_snr_db[0] <= noise_snr_db[1] <= 80):
             raise ValueError(

@@ -58,7 +58,7 @@ def build_model(run: RunConfiguration) -> tuple[MambaEMAForRegression, MambaEMAF
         model.config.label_ranges = {label: list(known[label]) for label in model.config.labels if label in known}
     if (lora := run.training.get("lora")) is not None:
         add_lora(model, lora, run.model.pretrained_model or run.model.pretrained_speech_encoder, run.model.revision)
-    extractor = MambaEMAFeatureExtractor(do_normalize=model.config.do_normalize, max_seconds=run.data.max_seconds)
+    extractor = MambaEMAFeatureExtractor.for_model(model.config, max_seconds=run.data.max_seconds)
     return model, extractor
 
 

@@ -20,6 +20,7 @@ from transformers import WavLMConfig
 
 from ..configuration_mamba_ema import MambaEMAConfig
 from ..data.atomic_write import atomic_write
+from ..feature_extraction_mamba_ema import DEFAULT_MAX_SECONDS
 from .arguments import MambaEMATrainingArguments
 from .lora import lora_fields
 
@@ -66,7 +67,7 @@ class DataSection:
     context_turns: int = 0  # turns before a window that make the state it starts from, without gradient
     noise_snr_db: list[float] | None = None  # add white noise to training audio, [lowest, highest] ratio in dB
     speed_factors: list[float] | None = None  # play training audio faster or slower, one of these factors an item
-    max_seconds: float = 30.0  # longest utterance
+    max_seconds: float = DEFAULT_MAX_SECONDS  # longest utterance
     on_bad_audio: str = "abort"  # files that cannot be used: abort before training, or skip and record them
     cache_frames: bool = False  # compute the frames of a frozen encoder once and train from the disk
     cache_folder: str = ".cache/frames"

@@ -18,8 +18,8 @@ from modeling_mamba_ema.training.accumulation import AccumulatedLoss
 from modeling_mamba_ema.training.augmentation import mixed_conversations
 from modeling_mamba_ema.training.batch_sampler import AudioSecondsBatchSampler, seconds_of_turns
 from modeling_mamba_ema.training.evaluation import start_from_context
-from tests.helpers import tiny_model
-from tests.tiny_corpus import LABELS, launch, make_trainer
+from tests.support.models import tiny_model
+from tests.support.tiny_corpus import LABELS, launch, make_trainer
 
 DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
 NO_DROPOUT = dict.fromkeys(DROPOUTS, 0.0)
@@ -205,8 +205,8 @@ import sys
 from pathlib import Path
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
 from tests.training.test_accumulation import NO_DROPOUT, descend
-from tests.helpers import tiny_model
-from tests.tiny_corpus import LABELS
+from tests.support.models import tiny_model
+from tests.support.tiny_corpus import LABELS
 
 corpus, folder, bf16 = sys.argv[1:]
 dataset = ConversationDataset(load_emotion_dataset(corpus, LABELS)["train"], LABELS)
