@@ -36,8 +36,8 @@ MIN_LABEL_SPREAD = 0.01
 
 
 def build_model(run: RunConfiguration) -> tuple[MambaEMAForRegression, MambaEMAFeatureExtractor]:
-    """A model that was trained before, a new head on a pretrained speech encoder, or a new model; with adapters where
-    the run has `training.lora`; and its feature extractor.
+    """A model that was trained before, with what `model.params` changes in it; a new head on a pretrained speech
+    encoder; or a new model. With adapters where the run has `training.lora`. And its feature extractor.
 
     Where nothing names the labels' scale, a new model takes the one that the corpus records.
 
@@ -47,6 +47,8 @@ def build_model(run: RunConfiguration) -> tuple[MambaEMAForRegression, MambaEMAF
     """
     if run.model.pretrained_model is not None:
         model = MambaEMAForRegression.from_pretrained(run.model.pretrained_model, revision=run.model.revision)
+        if run.model.params:
+            model = model.with_changes(**run.model.params)
     elif run.model.pretrained_speech_encoder is None:
         model = MambaEMAForRegression(MambaEMAConfig(**run.model.params))
     else:

@@ -33,16 +33,16 @@ _PRETRAINED_CONFIG = {"id2label": dict, "num_labels": int, "attn_implementation"
 class ModelSection:
     """What a run starts from."""
 
-    params: dict[str, Any] = field(default_factory=dict)  # of MambaEMAConfig; speech_encoder_config: of WavLMConfig
+    # Of MambaEMAConfig; speech_encoder_config: of WavLMConfig. With pretrained_model: what is to be changed in it.
+    params: dict[str, Any] = field(default_factory=dict)
     pretrained_speech_encoder: str | None = None  # folder or Hub name of a WavLM; None: random weights
-    pretrained_model: str | None = None  # folder or Hub name of a Mamba-EMA to continue from; params must be empty then
+    pretrained_model: str | None = None  # folder or Hub name of a Mamba-EMA to continue from
     revision: str = "main"  # commit, tag or branch of what is pretrained
 
     def __post_init__(self) -> None:
-        if self.pretrained_model and (self.pretrained_speech_encoder or self.params):
+        if self.pretrained_model and self.pretrained_speech_encoder:
             raise ValueError(
-                "model.pretrained_model brings its own sizes and encoder; leave out model.params and "
-                "model.pretrained_speech_encoder"
+                "model.pretrained_model brings its own encoder; leave out model.pretrained_speech_encoder"
             )
         self.params = _checked_values(self.params, _names_of_params(), "model.params.")
         name = "speech_encoder_config"

@@ -18,14 +18,17 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.distributed as dist
+from huggingface_hub import ModelCard
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer, TrainerState
-from transformers.trainer_utils import TrainOutput, seed_worker
+from transformers.trainer_utils import HubStrategy, TrainOutput, seed_worker
 
 from ..ccc_loss import MISSING_LABEL, check_labels
 from ..data.dataset import ConversationDataset
+from ..publishing import TrainingFacts, push_model
 from ..publishing.checksums import SUMS
+from ..publishing.model_card import model_card
 from .accumulation import AccumulatedLoss
 from .arguments import MambaEMATrainingArguments
 from .augmentation import mixed_conversations
@@ -33,7 +36,7 @@ from .batch_sampler import AudioSecondsBatchSampler, seconds_of_turns
 from .callbacks import EvaluationLog, Progress, SealCheckpoints, SetEpoch
 from .checkpoints import checkpoints_in, require_space_for_checkpoints
 from .evaluation import ccc_of_predictions, predict_in_chunks, start_from_context
-from .lora import require_same_base
+from .lora import has_lora, merge_lora, require_same_base
 from .optimizer import check_parameter_groups, parameter_groups, require_finite_gradient
 
 logger = logging.getLogger(__name__)
@@ -58,6 +61,7 @@ class MambaEMATrainer(Trainer):
         self.save_total_limit = args.save_total_limit
         args = copy.copy(args)
         args.save_total_limit = None  # Trainer would remove old checkpoints before the new one is complete
+        args.hub_strategy = HubStrategy.END  # a checkpoint is no release
         kwargs.setdefault("compute_metrics", ccc_of_predictions(cast(Any, model).config.labels))
         super().__init__(model=cast(Any, model), args=args, **kwargs)
         self.args: MambaEMATrainingArguments = args
@@ -309,6 +313,97 @@ class MambaEMATrainer(Trainer):
             if not hasattr(parameter, "full_tensor") and not bool(torch.isfinite(parameter).all()):
                 raise ValueError(f"step {self.state.global_step}: {name} holds NaN or infinity; no checkpoint is saved")
         super().save_model(output_dir, _internal_call)
+
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        tags: str | list[str] | None = None,
+        **card: Any,
+    ) -> Any:
+        """Upload the model, adapters merged, as a release with this package's model card: see `push_model`.
+
+        Args:
+            commit_message, token, revision, private: as for Trainer.
+            blocking: False is refused; the upload is always waited for.
+            tags: for the card.
+            card: what the card says, see [`create_model_card`].
+
+        Returns:
+            The address of the commit; None in all processes but the first.
+        """
+        if not blocking:
+            raise ValueError("push_to_hub(blocking=False) is not supported: the release is made and uploaded at once")
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if not self.is_world_process_zero():
+            return None
+        model: Any = self.model
+        if has_lora(model):
+            model = copy.deepcopy(model)
+            merge_lora(model)
+        return push_model(
+            model,
+            self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
+            commit_message=commit_message,
+            private=self.args.hub_private_repo if private is None else private,
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+            tags=[tags] if isinstance(tags, str) else tags,
+            training=self._training_facts(**card),
+        )
+
+    def create_model_card(
+        self,
+        language: str | list[str] | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Write this package's model card to `README.md` in `output_dir`.
+
+        Args:
+            language, license, finetuned_from, dataset, tags: as for Trainer.
+            model_name, tasks, dataset_tags, dataset_args: of Trainer's card; this one has no place for them.
+        """
+        if self.is_world_process_zero():
+            facts = self._training_facts(language, license, finetuned_from, dataset)
+            card: Any = ModelCard(model_card(cast(Any, self.model).config, facts))
+            card.data.tags = [*card.data.tags, *([tags] if isinstance(tags, str) else tags or [])]
+            card.save(Path(self.args.output_dir) / "README.md")
+
+    def _training_facts(
+        self,
+        language: str | list[str] | None = None,
+        license: str | None = None,
+        finetuned_from: str | None = None,
+        dataset: str | list[str] | None = None,
+        *,
+        model_name: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> TrainingFacts:
+        """What a card says of the training, with the CCC of the evaluation whose weights the model has."""
+        evaluations = [entry for entry in self.state.log_history if "eval_ccc" in entry]
+        if self.args.load_best_model_at_end and self.state.best_global_step:
+            evaluations = [entry for entry in evaluations if entry["step"] == self.state.best_global_step]
+        metrics = {name.removeprefix("eval_"): value for name, value in evaluations[-1].items()} if evaluations else {}
+        return TrainingFacts(
+            results={"validation": metrics} if metrics else {},
+            source=", ".join(dataset) if isinstance(dataset, list) else dataset,
+            command=None,
+            base_model=finetuned_from,
+            license=license,
+            languages=[language] if isinstance(language, str) else language or (),
+        )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         with self._every_batch():
