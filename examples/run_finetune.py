@@ -71,7 +71,7 @@ def main() -> int:
     # 3. trainer, and the checkpoint of this run that it goes on from
     stop = StopOnSignal()
     trainer = build_trainer(run, model, extractor, train, validation, arguments, [stop])
-    check_run(model.config, arguments, run.data.train_split, splits)
+    check_run(model.config, arguments, run.data, splits)
     manifest = run_manifest(splits, arguments.world_size)
     with arguments.main_process_first(desc="choosing a checkpoint"):
         checkpoint = choose_checkpoint(run, manifest, trainer.is_world_process_zero())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -25,10 +26,13 @@ EXIT_CODES = """exit codes:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command, see `mamba-ema --help`; returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console that lacks a character is no reason to lose a row
+            stream.reconfigure(errors="backslashreplace")
     options = command_parser().parse_args(arguments)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of libraries, about their own insides
-        warnings.filterwarnings("default", module=r"modeling_mamba_ema\.audio_files")
+        warnings.filterwarnings("default", module=r"modeling_mamba_ema\.(audio_files|inference)")
         warnings.showwarning = lambda message, *_, **__: complain(f"note: {message}")
         try:
             return options.run(options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Sequence
 from typing import Any
@@ -121,7 +122,7 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
             TypeError: something that is not a waveform, such as a path.
             ValueError: no or a wrong sampling rate.
         """
-        rate = self._checked_rate(sampling_rate, resample)
+        rate = self.checked_rate(sampling_rate, resample)
         _check_max_length(max_length)
         conversations, depth = as_conversations(raw_speech)
         waveforms: list[np.ndarray] = []
@@ -184,21 +185,23 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
             return cls()
         return cls(**{name: theirs[name] for name in NORMALIZATION if name in theirs})
 
-    def _checked_rate(self, sampling_rate: Any, resample: bool) -> int:
+    def checked_rate(self, sampling_rate: Any, resample: bool = False) -> int:
+        """A sampling rate in Hz as an int; `ValueError` where it is missing, no rate, or another without `resample`."""
         if sampling_rate is None:
             raise ValueError(
                 f"sampling_rate is missing; pass the rate of the audio in Hz, e.g. sampling_rate={self.sampling_rate}"
             )
-        if isinstance(sampling_rate, bool) or not isinstance(sampling_rate, (int, np.integer)):
+        rate = whole_number(sampling_rate)
+        if rate is None:
             raise ValueError(f"sampling_rate is {reprlib.repr(sampling_rate)}, but must be a whole number of Hz")
-        if not 4_000 <= sampling_rate <= 192_000:
-            raise ValueError(f"sampling_rate is {reprlib.repr(sampling_rate)} Hz; allowed are 4000 to 192000 Hz")
-        if sampling_rate != self.sampling_rate and not resample:
+        if not 4_000 <= rate <= 192_000:
+            raise ValueError(f"sampling_rate is {reprlib.repr(rate)} Hz; allowed are 4000 to 192000 Hz")
+        if rate != self.sampling_rate and not resample:
             raise ValueError(
-                f"sampling_rate is {sampling_rate} Hz, but the model works at {self.sampling_rate} Hz; "
-                "pass resample=True to convert"
+                f"sampling_rate is {rate} Hz, but the model works at {self.sampling_rate} Hz; pass resample=True to "
+                "convert"
             )
-        return int(sampling_rate)
+        return rate
 
     def _as_checked_waveform(self, raw: Any, rate: int, name: str) -> np.ndarray:
         """One waveform as people have it -> (samples,) float32 within [-1, 1] at the model's rate."""
@@ -206,7 +209,7 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
         seconds = len(samples) / rate
         if seconds > self.max_seconds:
             raise InvalidAudioError(
-                f"{name} is {seconds:.1f} s long; allowed are {self.max_seconds:g} s: cut it into turns, or raise "
+                f"{name} is {seconds:.7g} s long; allowed are {self.max_seconds:g} s: cut it into turns, or raise "
                 "max_seconds of the feature extractor (memory grows with the square of the length)"
             )
         waveform = as_float32(samples, name)
@@ -256,6 +259,15 @@ def validate_normalization(do_normalize: Any, waveform_mean: Any, waveform_std: 
         value = given[name]
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
             raise ValueError(f"{name} is {value!r}; allowed are numbers from {low} to {high}")
+
+
+def whole_number(value: Any) -> int | None:
+    """The int that a value stands for, such as 16000.0 or an array or tensor of one number; None where it is none."""
+    if isinstance(value, (np.ndarray, np.generic, torch.Tensor)) and math.prod(value.shape) == 1:
+        value = value.item()
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value // 1:  # NaN, infinity are not
+        return int(value)
+    return None
 
 
 def _check_max_length(max_length: Any) -> None:

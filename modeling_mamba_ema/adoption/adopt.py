@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
+from ..configuration_mamba_ema import WAVLM_LARGE
 from ..inference.loading import check_model_name
 from ..modeling_mamba_ema import MambaEMAForRegression
 from ..publishing import TrainingFacts, prepare_release
@@ -24,6 +25,8 @@ FORMATS: tuple[ModuleType, ...] = (odyssey, audeering)
 PUBLICATIONS: dict[str, Publication] = {
     name: publication for published in FORMATS for name, publication in published.PUBLICATIONS.items()
 }
+# Encoders whose configuration need not be looked for.
+KNOWN_ENCODERS = {"microsoft/wavlm-large": {"model_type": "wavlm", **WAVLM_LARGE}}
 SHOWN_NAMES = 5
 
 
@@ -78,27 +81,38 @@ def adopt(
     config = _read_json(source, "config.json", revision)
     if config is None:
         raise OSError(f"{source} has no config.json, so it is no published model")
-    published = _format(source, config, publication)
+    published = _format(source, config)
     preprocessor = _read_json(source, "preprocessor_config.json", revision)
-    conversion = published.convert(config, preprocessor, _encoder_config(published, config, encoder_config))
+    conversion = published.convert(config, preprocessor, _encoder_config(config, encoder_config))
+    if publication is not None and (
+        name not in published.PUBLICATIONS or list(publication.labels) != conversion.config.labels
+    ):
+        raise ValueError(f"{source} is not {name}: that one has another form or predicts other labels")
     weights = read_weights(source, revision)
     model = _converted(conversion, weights)
     model.save_pretrained(output)
-    prepare_release(output, _facts(name, revision, source, output, publication), model)
+    prepare_release(output, _facts(name, _commit(source, revision), output, publication), model)
     filled = len(model.state_dict())
     return Adoption(model, publication, len(weights), filled, tuple(sorted(conversion.zeros)))
 
 
 def _read_json(source: str, name: str, revision: str) -> dict[str, Any] | None:
     path = find_file(source, name, revision)
-    return None if path is None else json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return None if path is None else json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{name} of {source} is no JSON: {error}") from error
 
 
-def _format(source: str, config: Mapping[str, Any], publication: Publication | None) -> ModuleType:
+def _commit(source: str, revision: str) -> str | None:
+    """The commit that a revision on the Hub stands for; None for a folder."""
+    path = None if Path(source).is_dir() else find_file(source, "config.json", revision)
+    return None if path is None else path.parent.name  # the Hub's cache has a folder a commit
+
+
+def _format(source: str, config: Mapping[str, Any]) -> ModuleType:
     for published in FORMATS:
         if published.recognises(config):
-            if publication is not None and publication not in published.PUBLICATIONS.values():
-                raise ValueError(f"{source} does not have the form of the model that it is said to be")
             return published
     raise ValueError(
         f"{source} is a model of type {config.get('model_type')!r}, which cannot be adopted; those that can have the "
@@ -106,11 +120,13 @@ def _format(source: str, config: Mapping[str, Any], publication: Publication | N
     )
 
 
-def _encoder_config(published: ModuleType, config: Mapping[str, Any], given: str | None) -> dict[str, Any] | None:
-    """The speech encoder's configuration where config.json does not hold it itself."""
+def _encoder_config(config: Mapping[str, Any], given: str | None) -> dict[str, Any] | None:
+    """The speech encoder's configuration where config.json only names it, or another one is given."""
     name = config.get("ssl_type") if given is None else given
-    if name is None or (given is None and name in published.KNOWN_ENCODERS):
-        return None if name is None else published.KNOWN_ENCODERS[name]
+    if name is None:
+        return None
+    if given is None and name in KNOWN_ENCODERS:
+        return KNOWN_ENCODERS[name]
     path = Path(name)
     fields, _ = PretrainedConfig.get_config_dict(path.parent if path.is_file() else name)
     return fields
@@ -159,12 +175,10 @@ def _shown(names: Sequence[str]) -> str:
     return ", ".join(sorted(names)[:SHOWN_NAMES]) + (f" and {more} more" if more > 0 else "")
 
 
-def _facts(
-    name: str, revision: str, source: str, output: Path, publication: Publication | None
-) -> TrainingFacts | None:
+def _facts(name: str, commit: str | None, output: Path, publication: Publication | None) -> TrainingFacts | None:
     if publication is None:
         return None
-    words = ["mamba-ema", "adopt", source, str(output), *(["--revision", revision] if revision != "main" else [])]
+    words = ["mamba-ema", "adopt", name, output.name, *([] if commit is None else ["--revision", commit])]
     return TrainingFacts(
         results={},
         source=publication.corpus,

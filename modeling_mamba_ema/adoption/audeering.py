@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..configuration_mamba_ema import SPEECH_ENCODER_DEFAULTS, SPEECH_ENCODERS, MambaEMAConfig
-from .conversion import ENCODER, MSP_RANGE, Conversion, Publication, check_value, dimensional_labels, required
+from .conversion import ENCODER, LABELS, MSP_RANGE, Conversion, Publication, check_value, dimensional_labels, required
 
 _CITATION = (
     'J. Wagner et al., "Dawn of the Transformer Era in Speech Emotion Recognition: Closing the Valence Gap", IEEE '
@@ -18,11 +18,10 @@ _CITATION = (
 )
 PUBLICATIONS = {
     f"audeering/wav2vec2-large-robust-{layers}-ft-emotion-msp-dim": Publication(
-        "cc-by-nc-sa-4.0", "MSP-Podcast 1.7", _CITATION
+        LABELS, "cc-by-nc-sa-4.0", "MSP-Podcast 1.7", _CITATION
     )
     for layers in (12, 24)
 }
-KNOWN_ENCODERS: dict[str, dict[str, Any]] = {}
 
 
 def recognises(config: Mapping[str, Any]) -> bool:
@@ -37,11 +36,13 @@ def convert(
     Args:
         config: config.json, which holds wav2vec 2.0's configuration too.
         preprocessor: preprocessor_config.json.
-        encoder_config: None.
+        encoder_config: None; another one would not be that of the weights.
 
     Raises:
         ValueError: a configuration that is not of this kind.
     """
+    if encoder_config is not None:
+        raise ValueError("config.json holds the configuration of the speech encoder; no other can be given")
     if preprocessor is None:
         raise ValueError("there is no preprocessor_config.json, which says whether waveforms are normalised")
     labels = dimensional_labels(config)

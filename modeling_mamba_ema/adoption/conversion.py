@@ -19,12 +19,14 @@ class Publication:
     """What the publisher of a model states.
 
     Attributes:
+        labels: of the outputs, in their order.
         license: of the weights, as the Hub spells it.
         corpus: that the model was trained on, with its version.
         citation: of the paper that describes the model.
         results: CCC by split and label, as published.
     """
 
+    labels: tuple[str, ...]
     license: str
     corpus: str
     citation: str
@@ -65,9 +67,7 @@ def check_value(config: Mapping[str, Any], name: str, allowed: Any) -> None:
         ValueError: a value of a published config.json is there, and is not the one that this conversion knows.
     """
     if config.get(name, allowed) != allowed:
-        raise ValueError(
-            f"config.json has {name} {config[name]!r}; models of this kind are known with {allowed!r} only"
-        )
+        raise ValueError(f"config.json has {name} {config[name]!r}; such models can be adopted with {allowed!r} only")
 
 
 def dimensional_labels(config: Mapping[str, Any]) -> list[str]:

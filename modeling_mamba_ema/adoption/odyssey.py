@@ -10,23 +10,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..configuration_mamba_ema import SPEECH_ENCODER_DEFAULTS, WAVLM_LARGE, MambaEMAConfig
-from .conversion import ENCODER, MSP_RANGE, Conversion, Publication, check_value, dimensional_labels, required
+from ..configuration_mamba_ema import SPEECH_ENCODER_DEFAULTS, MambaEMAConfig
+from .conversion import ENCODER, LABELS, MSP_RANGE, Conversion, Publication, check_value, dimensional_labels, required
 
 _NAME = "3loi/SER-Odyssey-Baseline-WavLM-"
 _CITATION = (
     'L. Goncalves et al., "Odyssey 2024 - Speech Emotion Recognition Challenge: Dataset, Baseline Framework, and '
     'Results", Odyssey 2024: The Speaker and Language Recognition Workshop'
 )
-_ONE_LABEL = Publication("mit", "MSP-Podcast 1.11", _CITATION)
+# The model's page heads these numbers "Val Dom Aro"; whose they are is said in the paper.
+_RESULTS = {"Test3": {"arousal": 0.577, "valence": 0.577, "dominance": 0.405}}
 PUBLICATIONS = {
-    # The model's page heads these numbers "Val Dom Aro"; the order here is that of the paper.
-    f"{_NAME}Multi-Attributes": Publication(
-        "mit", "MSP-Podcast 1.11", _CITATION, {"Test3": {"arousal": 0.577, "valence": 0.577, "dominance": 0.405}}
-    ),
-    **{f"{_NAME}{label}": _ONE_LABEL for label in ("Arousal", "Dominance", "Valence")},
+    f"{_NAME}Multi-Attributes": Publication(LABELS, "mit", "MSP-Podcast 1.11", _CITATION, _RESULTS),
+    **{f"{_NAME}{label.capitalize()}": Publication((label,), "mit", "MSP-Podcast 1.11", _CITATION) for label in LABELS},
 }
-KNOWN_ENCODERS: dict[str, dict[str, Any]] = {"microsoft/wavlm-large": {"model_type": "wavlm", **WAVLM_LARGE}}
 
 
 def recognises(config: Mapping[str, Any]) -> bool:
@@ -35,7 +32,7 @@ def recognises(config: Mapping[str, Any]) -> bool:
 
 
 def convert(
-    config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None, encoder_config: Mapping[str, Any]
+    config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None, encoder_config: Mapping[str, Any] | None
 ) -> Conversion:
     """
     Args:
@@ -46,6 +43,7 @@ def convert(
     Raises:
         ValueError: a configuration that is not of this kind.
     """
+    assert encoder_config is not None
     labels = dimensional_labels(config)
     check_value(config, "num_classes", len(labels))
     check_value(config, "sampling_rate", 16_000)

@@ -52,8 +52,12 @@ def read_weights(source: str, revision: str) -> dict[str, torch.Tensor]:
             found = find_file(source, part, revision)
             if found is None:
                 raise OSError(f"{source} lacks {part}, which {name} names")
-            weights.update(_read_file(found))
-        return {_with_present_weight_norm(key): weight for key, weight in weights.items()}
+            for key, weight in _read_file(found).items():
+                key = _with_present_weight_norm(key)
+                if key in weights:
+                    raise ValueError(f"{part} holds {key}, which is there already under this or its old name")
+                weights[key] = weight
+        return weights
     raise OSError(f"{source} has no weights; looked for {', '.join(WEIGHT_FILES)}")
 
 

@@ -41,19 +41,16 @@ def run(options: argparse.Namespace) -> int:
         options.source, options.output, options.revision, options.encoder_config, published_as=options.published_as
     )
     config, publication = adopted.model.config, adopted.publication
+    ranges = {label: config.label_range(label) for label in config.labels}
     zeros = f" ({', '.join(adopted.zeros)} with 0, as in the published equations)" if adopted.zeros else ""
     facts = {
         "licence": "not known: ask its publisher" if publication is None else publication.license,
         "trained on": "not known" if publication is None else publication.corpus,
         "cite": "not known" if publication is None else publication.citation,
-        "predicts": ", ".join(f"{name} ({low:g} to {high:g})" for name, (low, high) in _ranges(config).items()),
+        "predicts": ", ".join(f"{name} ({low:g} to {high:g})" for name, (low, high) in ranges.items()),
         "weights": f"all {adopted.weights_read} of the file used, all {adopted.weights_filled} filled{zeros}",
         "saved in": options.output,
     }
     for title, fact in facts.items():
         print(f"{title + ':':<12}{fact}")
     return 0
-
-
-def _ranges(config):
-    return {name: config.label_range(name) for name in config.labels}

@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
 
     import transformers
 
-    from ..comparison import Cell, check_comparable, compare_poolings, train_all, write_comparison
+    from ..comparison import Cell, check_comparable, train_all, write_comparison
     from ..pooling import POOLINGS
     from ..training import differences, load_run_configuration
 
@@ -77,8 +77,7 @@ def run(options: argparse.Namespace) -> int:
     trainings = train_all(base, cells, split, output)
 
     # 3. comparison
-    results = compare_poolings(trainings.tables, trainings.model.config.labels)
     command = shlex.join(["mamba-ema", *sys.argv[1:]])
-    page = write_comparison(output, trainings, results, split, options.split == "validation", command)
+    page = write_comparison(output, trainings, split, options.split == "validation", command)
     print(f"{page}\nwritten to {output}")
     return 0

@@ -3,7 +3,8 @@
     mamba-ema evaluate --model outputs/demo/model data/demo --split test --output outputs/demo/evaluation
 
 Writes predictions (conversation, turn, label, prediction), metrics with 95 % intervals over conversations, and two
-pictures: predicted against true, and the error by the position of a turn in its conversation. Several processes share
+pictures: predicted against true, and the error by the position of a turn in its conversation. Of labels that the corpus
+lacks there are predictions only. Several processes share
 the work: accelerate launch --config_file configuration/accelerate/... -m modeling_mamba_ema evaluate ...
 """
 
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from .model_options import add_model_options
 
@@ -61,26 +63,21 @@ def run(options: argparse.Namespace) -> int:
         load_splits,
         measure,
         save_predictions,
+        warn_of_labels,
     )
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    no_training: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
     arguments = MambaEMATrainingArguments(
-        output_dir=str(options.output),
-        per_device_eval_batch_size=options.batch_size,
-        eval_strategy="no",
-        save_strategy="no",
-        load_best_model_at_end=False,
+        output_dir=str(options.output), per_device_eval_batch_size=options.batch_size, **no_training
     )
     model, extractor = load_model(options.model, options.revision)
-    data = DataSection(
-        source=options.source,
-        columns=dict(options.columns),
-        on_bad_audio=options.on_bad_audio,
-        max_seconds=extractor.max_seconds,
-    )
-    splits = load_splits(data, model.config, options.output, wanted=[options.split])
+    data = DataSection(source=options.source, columns=dict(options.columns), on_bad_audio=options.on_bad_audio)
+    data.max_seconds = extractor.max_seconds
+    splits = load_splits(data, model.config, options.output, wanted=[options.split], labels_optional=True)
+    warn_of_labels(options.split, splits[options.split], model.config.labels)
     cache = None
     if options.cache_frames:
         cache = cache_frames(model, extractor, splits.values(), options.cache_folder, arguments)
@@ -90,7 +87,8 @@ def run(options: argparse.Namespace) -> int:
     if trainer.is_world_process_zero():
         save_predictions(table, options.output / f"predictions.{options.format}")
         (options.output / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
-        plot_predictions(table).savefig(options.output / "predicted_against_true.png")
-        plot_error_by_position(table).savefig(options.output / "error_by_position.png")
+        if table["reference"].notna().any():
+            plot_predictions(table).savefig(options.output / "predicted_against_true.png")
+            plot_error_by_position(table).savefig(options.output / "error_by_position.png")
         print(f"{describe_metrics(options.split, metrics, model.config.labels)}\nwritten to {options.output}")
     return 0

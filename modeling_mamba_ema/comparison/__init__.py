@@ -1,20 +1,7 @@
 """Poolings and contexts compared over seeds and folds: trainings, statistics, costs, and a page in words."""
 
-from .report import Measured, comparison_page, verdict, write_comparison
-from .runs import Trainings, check_comparable, train_all
-from .statistics import MEAN, Cell, Difference, PoolingResult, compare_poolings
+from .report import write_comparison
+from .runs import check_comparable, train_all
+from .statistics import Cell, PoolingResult
 
-__all__ = [
-    "MEAN",
-    "Cell",
-    "Difference",
-    "Measured",
-    "PoolingResult",
-    "Trainings",
-    "check_comparable",
-    "compare_poolings",
-    "comparison_page",
-    "train_all",
-    "verdict",
-    "write_comparison",
-]
+__all__ = ["Cell", "PoolingResult", "check_comparable", "train_all", "write_comparison"]

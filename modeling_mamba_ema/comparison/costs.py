@@ -20,36 +20,21 @@ from ..speech_encoder import SpeechEncoder, hidden_states_one_by_one, num_frames
 
 
 @dataclass(frozen=True)
-class PoolingCost:
-    """Of one utterance.
-
-    Attributes:
-        parameters: learned by the pooling itself.
-        flops: of pooling and of the projection of its vector.
-        milliseconds: of pooling, median.
-    """
+class Cost:
+    """Of one utterance: learned parameters, operations, median time."""
 
     parameters: int
     flops: int
     milliseconds: float
 
 
-@dataclass(frozen=True)
-class EncoderCost:
-    """Of one utterance: matrix products, convolutions and attention of WavLM, and its time, median."""
-
-    flops: int
-    milliseconds: float
-
-
 def pooling_costs(
     config: MambaEMAConfig, poolings: Sequence[str], seconds: float, repeats: int = 50
-) -> dict[str, PoolingCost]:
-    """Costs of poolings for an utterance, timed in turn (A B C A B C ...) on this machine's CPU.
+) -> dict[str, Cost]:
+    """Costs of poolings, with the projection of their vector, timed in turn on this machine's CPU.
 
     Args:
         config: gives the widths and the layers that are read.
-        poolings: their names.
         seconds: length of the utterance.
         repeats: counted rounds.
     """
@@ -66,7 +51,7 @@ def pooling_costs(
     for pooling, encoder in encoders.items():
         attention = getattr(encoder, "attention", None)
         projection = 2 * encoder.pooled_size * config.hidden_size
-        costs[pooling] = PoolingCost(
+        costs[pooling] = Cost(
             parameters=0 if attention is None else sum(p.numel() for p in attention.parameters()),
             flops=POOLINGS[pooling].flops(*sizes) + projection,
             milliseconds=1000 * times[pooling],
@@ -74,8 +59,8 @@ def pooling_costs(
     return costs
 
 
-def encoder_cost(model: MambaEMAForRegression, seconds: float, repeats: int = 3) -> EncoderCost:
-    """Cost of the speech encoder for an utterance, without pooling, where the model is."""
+def encoder_cost(model: MambaEMAForRegression, seconds: float, repeats: int = 3) -> Cost:
+    """Cost of the speech encoder without pooling, where the model is: products, convolutions and attention."""
     encoder: SpeechEncoder = model.speech_encoder
     device = encoder.backbone.device
     samples = torch.randn(1, round(seconds * SAMPLING_RATE), device=device)
@@ -91,16 +76,14 @@ def encoder_cost(model: MambaEMAForRegression, seconds: float, repeats: int = 3)
     with torch.inference_mode():
         seconds_taken = interleaved({"encoder": encode}, repeats)["encoder"]
     encoder.train(was_training)
-    return EncoderCost(counter.get_total_flops(), 1000 * seconds_taken)
+    parameters = sum(parameter.numel() for parameter in encoder.backbone.parameters())
+    return Cost(parameters, counter.get_total_flops(), 1000 * seconds_taken)
 
 
 def interleaved(
     functions: dict[str, Callable[[], Any]], rounds: int, warm_up: dict[str, Callable[[], Any]] | None = None
 ) -> dict[str, float]:
-    """Median seconds of each function, run in turn (A B C A B C ...).
-
-    Before the counted rounds everything runs once: the functions themselves, or `warm_up`, which has one for each.
-    """
+    """Median seconds of each function, run in turn (A B C A B C ...), after one round of `warm_up` or of themselves."""
     warm_up = functions if warm_up is None else warm_up
     for name in functions:
         warm_up[name]()

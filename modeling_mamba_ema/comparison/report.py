@@ -14,54 +14,45 @@ import pandas as pd
 
 from ..data.frame_cache import utterances_of
 from ..plots import plot_pooling_comparison, write_picture
-from .costs import EncoderCost, PoolingCost, encoder_cost, pooling_costs
+from .costs import Cost, encoder_cost, pooling_costs
 from .runs import Trainings
-from .statistics import BASELINE, MEAN, Difference, PoolingResult, cell_ccc
+from .statistics import BASELINE, MEAN, Difference, PoolingResult, cell_ccc, compare_poolings
 
 # Below this, intervals over conversations are known to be too narrow: in simulations with 40 turns each, 95 % intervals
 # held the truth 88 times of 100 with 8 conversations, 91 times with 30, and 95 times with 60.
 FEW_CONVERSATIONS = 30
 FEW_SPEAKERS = 20
+ENCODER = "encoder"  # among the names of poolings
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the poolings were measured on.
-
-    Attributes:
-        split: its name.
-        chose_the_epoch: whether the split also chose each training's best epoch.
-        speakers: how many; None where the corpus names none.
-        seeds, folds: how many trainings of each pooling and context; 1 fold where there are none.
-    """
+    """What the poolings were measured on."""
 
     split: str
-    chose_the_epoch: bool
+    chose_the_epoch: bool  # whether the split also chose each training's best epoch
     turns: int
     conversations: int
-    speakers: int | None
+    speakers: int | None  # None where the corpus names none
     seeds: int
-    folds: int
+    folds: int  # 1 where there are none
 
 
-def write_comparison(
-    output: Path,
-    trainings: Trainings,
-    results: Sequence[PoolingResult],
-    split: str,
-    chose_the_epoch: bool,
-    command: str,
-) -> str:
+def write_comparison(output: Path, trainings: Trainings, split: str, chose_the_epoch: bool, command: str) -> str:
     """Write comparison.md, .json, .csv (a row a training), .png and .svg; returns the page.
 
     Args:
         output: folder of the comparison.
-        trainings, results: of every pooling and context.
-        split: that the trainings predicted.
+        trainings: all of them.
+        split: that they predicted.
         chose_the_epoch: whether the split also chose each training's best epoch.
         command: what a reader runs to get the page.
+
+    Raises:
+        ValueError: see [`compare_poolings`].
     """
     config, tables = trainings.model.config, trainings.tables
+    results = compare_poolings(tables, config.labels)
     rows = [splits[split] for splits in trainings.folds.values()]
     named = all("speaker" in part.column_names for part in rows)
     measured = Measured(
@@ -75,16 +66,15 @@ def write_comparison(
     )
     seconds = float(np.median([utterance.seconds for part in rows for utterance in utterances_of(part)]))
     costs = pooling_costs(config, list(dict.fromkeys(result.pooling for result in results)), seconds)
-    encoder = encoder_cost(trainings.model, seconds)
-    page = comparison_page(results, costs, encoder, measured, seconds, command)
+    costs[ENCODER] = encoder_cost(trainings.model, seconds)
+    page = comparison_page(results, costs, measured, seconds, command)
     everything = {
         "command": command,
         "measured": dataclasses.asdict(measured),
         "verdict": verdict(results, measured),
         "results": [dataclasses.asdict(result) for result in results],
         "utterance_seconds": seconds,
-        "encoder_cost": dataclasses.asdict(encoder),
-        "pooling_costs": {pooling: dataclasses.asdict(cost) for pooling, cost in costs.items()},
+        "costs": {name: dataclasses.asdict(cost) for name, cost in costs.items()},
     }
     (output / "comparison.md").write_text(page, encoding="utf-8")
     (output / "comparison.json").write_text(json.dumps(everything, indent=2) + "\n", encoding="utf-8")
@@ -117,23 +107,9 @@ def verdict(results: Sequence[PoolingResult], measured: Measured) -> list[str]:
 
 
 def comparison_page(
-    results: Sequence[PoolingResult],
-    costs: Mapping[str, PoolingCost],
-    encoder: EncoderCost,
-    measured: Measured,
-    seconds: float,
-    command: str,
+    results: Sequence[PoolingResult], costs: Mapping[str, Cost], measured: Measured, seconds: float, command: str
 ) -> str:
-    """The page.
-
-    Args:
-        results: of every pooling and context.
-        costs: by pooling.
-        encoder: cost of WavLM, to which the costs are set in relation.
-        measured: what the results were measured on.
-        seconds: length of the utterance whose costs are given.
-        command: what a reader runs to get the page.
-    """
+    """The page; `costs` of the poolings, and of the encoder under `ENCODER`, are those of an utterance of `seconds`."""
     labels = list(results[0].ccc)
     titles = [name if name == MEAN else f"CCC {name}" for name in labels]
     sentences = [f"- {sentence}" for sentence in verdict(results, measured)]
@@ -153,7 +129,7 @@ def comparison_page(
         lines.append("")
     spread = "over seeds" if measured.folds == 1 else "over seeds, then over folds"
     lines += [f"Mean ± standard deviation {spread}; in brackets 95 % intervals of the difference in {MEAN}.", ""]
-    return "\n".join([*lines, *_cost_table(costs, encoder, seconds), ""])
+    return "\n".join([*lines, *_cost_table(costs, seconds), ""])
 
 
 def _about(pooling: str, difference: Difference) -> str:
@@ -176,13 +152,9 @@ def _caveats(measured: Measured) -> list[str]:
         + " A pooling that is not distinguishable from mean pooling is not shown to be equal to it."
     ]
     if measured.chose_the_epoch:
-        caveats.append(
-            "This split also chose each training's best epoch: its CCC is somewhat too high for every pooling."
-        )
+        caveats.append("This split also chose each training's best epoch: its CCC is too high for every pooling.")
     if measured.conversations < FEW_CONVERSATIONS:
-        caveats.append(
-            f"With only {measured.conversations} conversations, the intervals are narrower than they should be."
-        )
+        caveats.append(f"With only {measured.conversations} conversations, the intervals are too narrow.")
     if measured.speakers is not None and measured.speakers < FEW_SPEAKERS:
         caveats.append(f"What holds for {measured.speakers} speakers need not hold for others.")
     return caveats
@@ -199,21 +171,20 @@ def _signed(difference: Difference) -> str:
     return f"**{text}**" if difference.excludes_zero else text
 
 
-def _cost_table(costs: Mapping[str, PoolingCost], encoder: EncoderCost, seconds: float) -> list[str]:
+def _cost_table(costs: Mapping[str, Cost], seconds: float) -> list[str]:
     lines = [
         f"## cost of an utterance of {seconds:.1f} s",
         "",
         "| pooling | parameters | MFLOPs | more than mean, share of WavLM's | ms | more than mean, share of WavLM's |",
         "|" + " --- |" * 6,
     ]
-    base = costs[BASELINE]
+    base, encoder = costs[BASELINE], costs[ENCODER]
     for pooling, cost in costs.items():
-        flops = (cost.flops - base.flops) / encoder.flops
-        milliseconds = (cost.milliseconds - base.milliseconds) / encoder.milliseconds
-        lines.append(
-            f"| `{pooling}` | {cost.parameters:,} | {cost.flops / 1e6:.2f} | {flops:.4%} | {cost.milliseconds:.3f} | "
-            f"{milliseconds:.2%} |"
-        )
+        if pooling != ENCODER:
+            flops = (cost.flops - base.flops) / encoder.flops
+            time = (cost.milliseconds - base.milliseconds) / encoder.milliseconds
+            cells = [f"`{pooling}`", f"{cost.parameters:,}", f"{cost.flops / 1e6:.2f}", f"{flops:.4%}"]
+            lines.append(f"| {' | '.join([*cells, f'{cost.milliseconds:.3f}', f'{time:.2%}'])} |")
     return [
         *lines,
         "",

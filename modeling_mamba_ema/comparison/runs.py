@@ -28,6 +28,7 @@ from ..training import (
     build_model,
     build_trainer,
     cache_frames,
+    check_labels_vary,
     load_splits,
     prediction_table,
     save_predictions,
@@ -41,12 +42,6 @@ def check_comparable(
     run: RunConfiguration, poolings: Sequence[str], contexts: Sequence[str], seeds: int, split: str
 ) -> None:
     """Refuse before any training what could not be compared in the end.
-
-    Args:
-        run: the configuration that all trainings share.
-        poolings, contexts: to compare.
-        seeds: number of trainings of each kind.
-        split: "validation" or "test", what they are measured on.
 
     Raises:
         ValueError: with what to change.
@@ -92,17 +87,11 @@ def run_of_cell(run: RunConfiguration, cell: Cell) -> RunConfiguration:
 
 @dataclasses.dataclass(frozen=True)
 class Trainings:
-    """What all trainings gave.
+    """What all trainings gave."""
 
-    Attributes:
-        model: one as they began, for its costs.
-        folds: the splits of each fold; a single one, None, where there are no folds.
-        tables: predictions of each training on the split that was asked for, see `prediction_table`.
-    """
-
-    model: MambaEMAForRegression
-    folds: dict[str | None, DatasetDict]
-    tables: dict[Cell, pd.DataFrame]
+    model: MambaEMAForRegression  # one as they began, for its costs
+    folds: dict[str | None, DatasetDict]  # the splits of each; a single one, None, where there are no folds
+    tables: dict[Cell, pd.DataFrame]  # predictions on the split that was asked for, see `prediction_table`
 
 
 def train_all(run: RunConfiguration, cells: Sequence[Cell], split: str, output: Path) -> Trainings:
@@ -126,6 +115,9 @@ def train_all(run: RunConfiguration, cells: Sequence[Cell], split: str, output: 
         fold: load_splits(run_of_fold(run, fold).data, model.config, output)
         for fold in dict.fromkeys(cell.fold for cell in cells)
     }
+    for splits in folds.values():
+        for name in dict.fromkeys((run.data.train_split, str(run.data.validation_split), split)):
+            check_labels_vary(name, splits[name], model.config.labels)
     rows = [part for splits in folds.values() for part in splits.values()]
     frame_cache = None
     if model.config.freeze_speech_encoder and not run.data.changes_audio:
@@ -155,11 +147,6 @@ def train_and_predict(
     run: RunConfiguration, splits: DatasetDict, frame_cache: FrameCache | None
 ) -> dict[str, pd.DataFrame]:
     """Train as run_finetune.py does, with the best evaluation's weights in memory instead of checkpoints on the disk.
-
-    Args:
-        run: of one training.
-        splits: of [`load_splits`].
-        frame_cache: with the frames of its utterances, or None.
 
     Returns:
         Predictions on the validation and the test split, see `prediction_table`.

@@ -27,7 +27,7 @@ from ..speech_encoder import SpeechEncoder
 from .atomic_write import atomic_write
 
 # Raise it when reading audio or the layout of an entry changes: old entries are then no longer found.
-VERSION = 1
+VERSION = 2
 # Half of float16's 2^-10 between neighbours is 8 times less than bfloat16's 2^-7. bfloat16's wider range is not needed:
 # hidden states lie far below 65504, and where one does not, its utterance is kept in float32.
 DTYPE = torch.float16
@@ -44,11 +44,12 @@ class FrameCacheError(ValueError):
 
 @dataclass(frozen=True)
 class Utterance:
-    """A file, or the stretch of it between two times in seconds."""
+    """A file, or the stretch of it between two times in seconds, in one of its channels or in their average."""
 
     file_name: str
     start: float | None = None
     end: float | None = None
+    channel: int | None = None
 
     @property
     def seconds(self) -> float:
@@ -57,14 +58,15 @@ class Utterance:
 
     def __str__(self) -> str:
         name = Path(self.file_name).name
-        return name if self.start is None and self.end is None else f"{name} from {self.start} to {self.end} s"
+        if self.start is not None or self.end is not None:
+            name += f" from {self.start} to {self.end} s"
+        return name if self.channel is None else f"{name}, channel {self.channel}"
 
 
 def utterances_of(rows: Dataset) -> list[Utterance]:
     """One for each row of a split."""
-    starts = rows["start"] if "start" in rows.column_names else [None] * len(rows)
-    ends = rows["end"] if "end" in rows.column_names else [None] * len(rows)
-    return [Utterance(name, start, end) for name, start, end in zip(rows["file_name"], starts, ends)]
+    places = [rows[name][:] if name in rows.column_names else [None] * len(rows) for name in ("start", "end", "channel")]
+    return [Utterance(*place) for place in zip(rows["file_name"][:], *places)]
 
 
 class FrameCache:
@@ -95,7 +97,7 @@ class FrameCache:
         """
         if utterance not in self._keys:
             content = self._file_hash(utterance.file_name)
-            parts = [self.encoder_key, content, utterance.start, utterance.end]
+            parts = [self.encoder_key, content, utterance.start, utterance.end, utterance.channel]
             self._keys[utterance] = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         return self._keys[utterance]
 

@@ -1,27 +1,24 @@
-"""Splits for a corpus that has none: no speaker (or session, or film) in two of them."""
+"""Splits for a corpus that has none: no speaker (or session, or film) in two of them; and what others have in two."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from datasets import Dataset
 
 SHARE = 0.2  # of the turns, for each new split
+# What is looked for in several splits, and why it may be no matter.
+SHARED = {"file_name": "", "conversation_id": " (no matter where each split numbers them anew)", "speaker": ""}
 
 
 def split_off(rows: Dataset, column: str, names: Sequence[str]) -> list[Dataset]:
     """Divide rows so that no value of a column is in two parts, and no conversation either.
 
-    Which values come together is drawn once and for all: the same rows give the same parts.
-
-    Args:
-        rows: of a corpus in normal form.
-        column: such as `speaker`.
-        names: of the parts to split off, for messages; each gets about `SHARE` of the turns.
-
     Returns:
-        What is left, then the parts in the order of their names.
+        What is left, then a part for each of `names`, with about `SHARE` of the turns; always the same parts.
 
     Raises:
         ValueError: no such column, a row without a value, or fewer groups than parts.
@@ -48,16 +45,32 @@ def split_off(rows: Dataset, column: str, names: Sequence[str]) -> list[Dataset]
     return [rows.select(np.flatnonzero(part_of[groups] == number)) for number in range(len(names) + 1)]
 
 
+def in_several_splits(splits: Mapping[str, Dataset], wanted: Sequence[str]) -> list[str]:
+    """What a wanted split has in common with another, so that its figures say less; a line for each kind.
+
+    Args:
+        splits: of a corpus in normal form, by name.
+        wanted: those that are used.
+    """
+    lines = []
+    for column, doubt in SHARED.items():
+        found: dict[str, list[str]] = {}
+        for split, rows in splits.items():
+            for value in set(rows[column][:] if column in rows.column_names else ()) - {None}:
+                found.setdefault(str(value), []).append(split)
+        shared = {value: names for value, names in found.items() if len(names) > 1 and set(names) & set(wanted)}
+        if shared:
+            first = min(shared)
+            more = f" and {len(shared) - 1} more" if len(shared) > 1 else ""
+            lines.append(f"{column} {Path(first).name}{more}: in the splits {', '.join(shared[first])}{doubt}")
+    return lines
+
+
 def _connected(conversations: Sequence, values: Sequence) -> np.ndarray:
     """(rows,) numbers, the same for rows that share a conversation or a value, directly or through other rows."""
-    parents: dict[tuple[str, str], tuple[str, str]] = {}
-
-    def root(node: tuple[str, str]) -> tuple[str, str]:
-        while parents.setdefault(node, node) != node:
-            parents[node] = node = parents[parents[node]]
-        return node
-
-    nodes = [("conversation", str(name)) for name in conversations]
-    for conversation, value in zip(nodes, values):
-        parents[root(conversation)] = root(("value", str(value)))
-    return np.unique([" ".join(root(node)) for node in nodes], return_inverse=True)[1]
+    groups, before = pd.Series(range(len(values))), None
+    while before is None or not groups.equals(before):
+        before = groups
+        for column in (conversations, values):
+            groups = groups.groupby(list(column)).transform("min")
+    return np.unique(groups, return_inverse=True)[1]

@@ -17,7 +17,7 @@ def metrics_of_table(table: pd.DataFrame) -> dict[str, float]:
 
     Returns:
         CCC, Pearson, RMSE and MAE for each label and as means, with 95 % intervals over conversations: the same numbers
-        as training gives.
+        as training gives. Labels with fewer than two references are left out.
 
     Raises:
         ValueError: columns or rows that are missing or doubled, or a prediction that is not finite.
@@ -29,7 +29,10 @@ def metrics_of_table(table: pd.DataFrame) -> dict[str, float]:
     if table.duplicated([*keys, "label"]).any():
         turn = table[table.duplicated([*keys, "label"])].iloc[0]
         raise ValueError(f"turn {turn['turn']} of conversation {turn['conversation_id']!r} has {turn['label']} twice")
-    labels = list(dict.fromkeys(table["label"]))
+    given = table.groupby("label", sort=False)["reference"].count()
+    labels = [label for label in dict.fromkeys(table["label"]) if given[label] >= 2]
+    if not labels:
+        raise ValueError("no label has two references, so nothing can be measured")
     turns = table.drop_duplicates(keys)[keys]
     wide = table.set_index([*keys, "label"])[["prediction", "reference"]].unstack("label")
     wide = wide.reindex(pd.MultiIndex.from_frame(turns))

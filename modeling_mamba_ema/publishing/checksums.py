@@ -90,12 +90,7 @@ def sha256(path: Path) -> str:
 
 
 def weights_sha256(tensors: Iterable[tuple[str, torch.Tensor]], start: str = "") -> str:
-    """SHA-256 of tensors with their names, types and shapes, in hexadecimal; their order does not matter.
-
-    Args:
-        tensors: pairs of name and tensor.
-        start: text that is hashed first.
-    """
+    """SHA-256 of a text and of tensors with their names, types and shapes; the order of the tensors does not matter."""
     digest = hashlib.sha256(start.encode())
     for name, tensor in sorted(tensors, key=lambda pair: pair[0]):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

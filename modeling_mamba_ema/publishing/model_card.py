@@ -111,6 +111,7 @@ def _eval_results(config: MambaEMAConfig, training: TrainingFacts) -> list[EvalR
         )
         for split, metrics in training.results.items()
         for name, title in _metric_names(config)
+        if name in metrics
     ] + [
         EvalResult(
             task_type="audio-classification",
@@ -231,7 +232,11 @@ def _results(config: MambaEMAConfig, training: TrainingFacts | None) -> str:
         "|" + " --- |" * (len(names) + 3),
     ]
     for split, metrics in training.results.items():
-        cells = [f"{metrics[name]:.3f}{_interval(metrics, name)}" for name, _ in names]
+        if "ccc" not in metrics:  # the split has no labels
+            continue
+        cells = [
+            f"{metrics[name]:.3f}{_interval(metrics, name)}" if name in metrics else "no labels" for name, _ in names
+        ]
         counts = f"{metrics['num_turns']:.0f} | {metrics['num_conversations']:.0f}"
         lines.append(f"| {split} | {counts} | {' | '.join(cells)} |")
     return "\n".join(lines)

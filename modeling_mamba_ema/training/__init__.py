@@ -1,18 +1,19 @@
 """Fine-tuning on transformers' Trainer."""
 
 from .arguments import MambaEMATrainingArguments
-from .building import build_datasets, build_model, build_trainer, check_run, load_splits
-from .callbacks import EvaluationLog, KeepBestWeights, StopOnSignal
-from .checkpoints import (
-    choose_checkpoint,
-    differences,
-    newest_complete_checkpoint,
-    run_manifest,
-    save_run,
-    why_incomplete,
+from .building import (
+    build_datasets,
+    build_model,
+    build_trainer,
+    check_labels_vary,
+    check_run,
+    load_splits,
+    warn_of_labels,
 )
+from .callbacks import EvaluationLog, KeepBestWeights, StopOnSignal
+from .checkpoints import choose_checkpoint, differences, run_manifest, save_run
 from .collator import ConversationCollator
-from .evaluation import ccc_of_predictions, describe_metrics, measure, prediction_table, save_predictions
+from .evaluation import describe_metrics, measure, prediction_table, save_predictions
 from .frame_caching import cache_frames
 from .lora import add_lora, load_lora, merge_lora
 from .run_configuration import DataSection, RunConfiguration, load_run_configuration
@@ -32,7 +33,7 @@ __all__ = [
     "build_model",
     "build_trainer",
     "cache_frames",
-    "ccc_of_predictions",
+    "check_labels_vary",
     "check_run",
     "choose_checkpoint",
     "describe_metrics",
@@ -42,10 +43,9 @@ __all__ = [
     "load_splits",
     "measure",
     "merge_lora",
-    "newest_complete_checkpoint",
     "prediction_table",
     "run_manifest",
     "save_predictions",
     "save_run",
-    "why_incomplete",
+    "warn_of_labels",
 ]

@@ -15,14 +15,8 @@ from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 # Of `metric_for_best_model`: a lower value of these is better.
 _ERRORS = ("loss", "rmse", "mae")
-_LOWEST = {
-    "gradient_accumulation_steps": 1,
-    "turns_per_chunk": 1,
-    "early_stopping_patience": 1,
-    "max_seconds_per_batch": 1,
-    "worker_timeout": 1,
-    "mixup_alpha": 0,
-}
+_AT_LEAST_1 = ("gradient_accumulation_steps", "turns_per_chunk", "early_stopping_patience", "max_seconds_per_batch")
+_LOWEST = {**dict.fromkeys(_AT_LEAST_1, 1), "worker_timeout": 1, "mixup_alpha": 0}
 
 
 @dataclass

@@ -33,10 +33,11 @@ class AudioSecondsBatchSampler(Sampler[list[int]]):
         max_seconds: of audio in a batch.
         num_processes: that share a batch.
         seed: of the order, together with the epoch.
-        min_items: a batch mixes at least this many conversations: the CCC of a single one is another objective.
+        min_items: a batch mixes at least this many conversations, or all there are: the CCC of a single one is another
+            objective.
 
     Raises:
-        ValueError: fewer items than `min_items` or than processes, or seconds that are not positive.
+        ValueError: fewer items than processes, or seconds that are not positive.
     """
 
     # Read by accelerate: batches of varying size, always a whole round for all processes.
@@ -54,7 +55,7 @@ class AudioSecondsBatchSampler(Sampler[list[int]]):
         self.total = np.array([sum(turns) for turns in turn_seconds])  # (items,)
         self.longest = np.array([max(turns) for turns in turn_seconds])  # (items,)
         self.num_processes = num_processes
-        self.min_items = max(min_items, num_processes)
+        self.min_items = max(min(min_items, len(self.total)), num_processes)
         self.seed = seed
         self.epoch = 0
         if max_seconds <= 0:

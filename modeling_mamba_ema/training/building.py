@@ -17,7 +17,7 @@ from ..data.bad_audio import describe_bad_audio, drop_bad_audio, save_bad_audio,
 from ..data.dataset import ConversationDataset, load_emotion_dataset
 from ..data.frame_cache import FrameCache, utterances_of
 from ..data.sources import read_label_ranges
-from ..data.splitting import split_off
+from ..data.splitting import in_several_splits, split_off
 from ..fast_speech_encoder import SPEC_AUGMENT_MIN_FRAMES
 from ..feature_extraction_mamba_ema import SAMPLING_RATE, MambaEMAFeatureExtractor
 from ..modeling_mamba_ema import MambaEMAForRegression
@@ -65,7 +65,11 @@ def build_model(run: RunConfiguration) -> tuple[MambaEMAForRegression, MambaEMAF
 
 
 def load_splits(
-    data: DataSection, config: MambaEMAConfig, output: Path, wanted: Sequence[str] | None = None
+    data: DataSection,
+    config: MambaEMAConfig,
+    output: Path,
+    wanted: Sequence[str] | None = None,
+    labels_optional: bool = False,
 ) -> DatasetDict:
     """The splits that a run names, every utterance of which has audio that can be used.
 
@@ -77,6 +81,7 @@ def load_splits(
         config: the model's; names the labels and their scales.
         output: folder for the lists of utterances that cannot be used.
         wanted: names of the splits; None: those that `data` names for training.
+        labels_optional: labels for which the corpus has no column are missing.
 
     Raises:
         ValueError: a corpus that cannot be read, or lacks a split, or has bad audio.
@@ -89,7 +94,7 @@ def load_splits(
         )
         wanted = [name for name in (data.train_split, data.validation_split, data.test_split) if name is not None]
     scales = {label: config.label_range(label) for label in config.labels}
-    splits = load_emotion_dataset(data.source, config.labels, scales, data.columns)
+    splits = load_emotion_dataset(data.source, config.labels, scales, data.columns, labels_optional)
     missing = [name for name in wanted if name not in splits]
     if missing and data.split_by is not None and data.train_split in splits:
         parts = split_off(splits[data.train_split], data.split_by, missing)
@@ -97,6 +102,8 @@ def load_splits(
         logger.info("%s", ", ".join(f"{name}: {len(splits[name])} turns" for name in wanted))
     elif missing:
         raise ValueError(f"{data.source} has no split {', '.join(missing)}; there are {', '.join(splits)}: {hint}")
+    for line in in_several_splits(splits, wanted):
+        logger.warning("%s", line)
     splits = DatasetDict({name: splits[name] for name in wanted})
     bad_audio = scan_audio(splits, data.max_seconds)
     if bad_audio and data.on_bad_audio == "abort":
@@ -137,20 +144,13 @@ def build_trainer(
     arguments: MambaEMATrainingArguments,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> MambaEMATrainer:
-    """The trainer of a run.
-
-    Args:
-        run: the configuration.
-        model, extractor: of [`build_model`].
-        train, validation: to learn from, and to choose the best evaluation on.
-        arguments: of the run. `push_to_hub` is left to the program: Trainer would upload checkpoints, not a release.
-        callbacks: beside those of [`MambaEMATrainer`].
+    """The trainer of a run, which learns from `train` and chooses the best evaluation on `validation`.
 
     Raises:
         ValueError: options that are not allowed, or do not go together.
     """
     arguments = copy.copy(arguments)
-    arguments.push_to_hub = False
+    arguments.push_to_hub = False  # left to the program: Trainer would upload checkpoints, not a release
     learnt: ConversationDataset | AugmentedDataset = train
     if run.data.changes_audio:
         noise, speeds = run.data.noise_snr_db, run.data.speed_factors
@@ -166,18 +166,13 @@ def build_trainer(
     )
 
 
-# What would ruin a run, found before its first step.
-
-
 def check_run(
-    config: MambaEMAConfig, arguments: MambaEMATrainingArguments, train_split: str, splits: DatasetDict
+    config: MambaEMAConfig, arguments: MambaEMATrainingArguments, data: DataSection, splits: DatasetDict
 ) -> None:
-    """
-    Args:
-        config: the model's.
-        arguments: of the run.
-        train_split: name of the split to learn from.
-        splits: of [`load_splits`].
+    """Find what would ruin a run before its first step.
+
+    A test split without labels is no reason to refuse a run: its predictions are written, and what it cannot be
+    measured on is said.
 
     Raises:
         ValueError: a metric that no evaluation gives, labels that do not vary, or settings of WavLM that stop or spoil
@@ -188,17 +183,24 @@ def check_run(
     chosen = str(arguments.metric_for_best_model).removeprefix("eval_")
     if chosen not in (*metrics, "loss"):
         raise ValueError(f"training.metric_for_best_model is {chosen}; evaluations give {', '.join(metrics)} and loss")
-    for name, rows in splits.items():
-        check_labels_vary(name, rows, config.labels)
-    check_speech_encoder(config, arguments.world_size, splits[train_split])
+    for name in (data.train_split, str(data.validation_split)):
+        check_labels_vary(name, splits[name], config.labels)
+    if data.test_split is not None:
+        warn_of_labels(data.test_split, splits[data.test_split], config.labels)
+    check_speech_encoder(config, arguments.world_size, splits[data.train_split])
+
+
+def warn_of_labels(split: str, rows: Dataset, labels: Sequence[str]) -> None:
+    """Log for which labels a split gives no figure, or one that says nothing."""
+    for label in labels:
+        try:
+            check_labels_vary(split, rows, [label])
+        except ValueError as error:
+            logger.warning("%s", error)
 
 
 def check_labels_vary(split: str, rows: Dataset, labels: Sequence[str]) -> None:
-    """A CCC needs labels that vary.
-
-    Raises:
-        ValueError: a label is missing throughout the split, or (nearly) the same in all its turns.
-    """
+    """Refuse a split in which a label is missing throughout, or (nearly) the same in all turns."""
     for label in labels:
         values = np.asarray(rows[label], dtype=np.float64)
         values = values[values != MISSING_LABEL]
@@ -206,22 +208,12 @@ def check_labels_vary(split: str, rows: Dataset, labels: Sequence[str]) -> None:
             what = "missing" if values.size == 0 else f"{values.mean():.3g} throughout"
             raise ValueError(
                 f"{label} is {what} in the split {split} ({values.size} labelled turns): a CCC needs labels that vary. "
-                "Check the column and its scale, leave this label out of model.params.id2label, or, for a test split "
-                "without labels, set data.test_split=null"
+                "Check the column and its scale, or leave this label out of model.params.id2label"
             )
 
 
 def check_speech_encoder(config: MambaEMAConfig, world_size: int, rows: Dataset) -> None:
-    """Settings of WavLM that stop or spoil training.
-
-    Args:
-        config: the model's.
-        world_size: number of processes.
-        rows: the training split.
-
-    Raises:
-        ValueError: layer drop with several processes, or SpecAugment with short utterances.
-    """
+    """Refuse layer drop with several processes, and SpecAugment with short utterances."""
     encoder = config.speech_encoder_config
     if config.freeze_speech_encoder:  # it stays in evaluation mode, where neither is done
         return

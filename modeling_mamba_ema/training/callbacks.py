@@ -64,14 +64,9 @@ class EvaluationLog(TrainerCallback):
             return
         ccc = {name.removeprefix("eval_ccc_"): value for name, value in metrics.items() if name.startswith("eval_ccc_")}
         with tqdm.external_write_mode(file=sys.stderr):  # not into the line of a progress bar
-            logger.info(
-                "epoch %.3g: CCC %s, mean %.3f; RMSE %.3f on a scale from 0 to 1 (%d turns)",
-                state.epoch,
-                ", ".join(f"{label} {value:.3f}" for label, value in ccc.items()),
-                metrics["eval_ccc"],
-                metrics["eval_rmse"],
-                metrics["eval_num_turns"],
-            )
+            by_label = ", ".join(f"{label} {value:.3f}" for label, value in ccc.items())
+            mean = f"mean {metrics['eval_ccc']:.3f}; RMSE {metrics['eval_rmse']:.3f} on a scale from 0 to 1"
+            logger.info("epoch %.3g: CCC %s, %s (%d turns)", state.epoch, by_label, mean, metrics["eval_num_turns"])
 
 
 class StopOnSignal(TrainerCallback):

@@ -76,11 +76,7 @@ def why_incomplete(checkpoint: Path) -> str | None:
 
 
 def newest_complete_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint of a run that can be resumed; newer broken ones are renamed `broken-...`, none is deleted.
-
-    Args:
-        folder: holds `checkpoint-<step>` folders; may be missing.
-    """
+    """The newest `checkpoint-<step>` that can be resumed; newer broken ones are renamed, none is deleted."""
     for checkpoint in reversed(checkpoints_in(folder)):
         problem = why_incomplete(checkpoint)
         if problem is None:
@@ -98,15 +94,7 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 
 def require_space_for_checkpoints(folder: Path, model: nn.Module, count: int) -> None:
-    """
-    Args:
-        folder: where they will be written; may be missing.
-        model: what they hold, with AdamW's two moments of what is trained.
-        count: how many.
-
-    Raises:
-        OSError: less is free.
-    """
+    """Refuse a disk without room for some checkpoints: the weights, and AdamW's two moments of what is trained."""
     unsaved = getattr(model, "_keys_to_ignore_on_save", None) or ()  # what adapters are trained on
     weights = sum(
         p.numel() * p.element_size() * (3 if p.requires_grad else 1)
@@ -131,8 +119,7 @@ def choose_checkpoint(run: RunConfiguration, manifest: Mapping[str, Any], main_p
     Call it in the main process first, then in the others: it renames broken or unwanted checkpoints.
 
     Args:
-        run: the configuration; the one of the run before is in its output folder.
-        manifest: of this run, see [`run_manifest`]; the one of the run before is in its output folder.
+        run, manifest: of this run; those of the run before are in its output folder.
         main_process: whether this is the first of the run's processes.
 
     Raises:
@@ -170,14 +157,10 @@ def choose_checkpoint(run: RunConfiguration, manifest: Mapping[str, Any], main_p
         problem = why_incomplete(checkpoint)
         if problem is not None:
             raise ValueError(f"training.resume_from_checkpoint: {checkpoint} cannot be resumed: {problem}")
-    processes = len(list(checkpoint.glob("rng_state*.pth")))  # each has a random state of its own
-    if processes != manifest["world_size"]:
-        logger.warning(
-            "%s was written by %d processes, this run has %d: dropout will differ from the uninterrupted run",
-            checkpoint.name,
-            processes,
-            manifest["world_size"],
-        )
+    before, now = len(list(checkpoint.glob("rng_state*.pth"))), manifest["world_size"]  # a random state a process
+    if before != now:
+        what = f"{checkpoint.name} was written by {before} processes, this run has {now}"
+        logger.warning("%s: dropout will differ from the uninterrupted run", what)
     for name, change in changes.items():
         logger.warning("WARNING: since %s was written, %s changed: %s", checkpoint.name, name, change)
     return checkpoint

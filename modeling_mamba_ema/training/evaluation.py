@@ -31,32 +31,32 @@ _NO_METRICS = ("loss", "runtime", "samples_per_second", "steps_per_second", "mod
 def ccc_of_predictions(labels: Sequence[str], intervals: bool = False) -> Any:
     """A `compute_metrics` for Trainer: the `ccc` metric over all turns of the evaluation set, on the unit scale.
 
+    A label that the set has for fewer than two turns is left out, and nothing is measured where that holds for all.
+
     Args:
         labels: names of the labels, in the model's order.
         intervals: add 95 % intervals over conversations; then every item must be a whole conversation.
     """
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
+        predictions, references = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+        # Trainer pads what it gathers with -100; turns that are not there have no prediction (NaN) and no label.
+        known = np.isfinite(predictions).all(axis=-1, keepdims=True) & (references != MISSING_LABEL)
+        measured = np.flatnonzero(known.sum(axis=(0, 1)) >= 2)
+        if not len(measured):
+            return {}
+        there = known[..., measured].any(axis=-1)
+        conversations = np.broadcast_to(np.arange(len(references))[:, None], there.shape)[there]
         # Else evaluate would report every load to a server, of local metrics too.
         evaluate.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-        predictions, references, conversation = flatten_turns(prediction)
         return evaluate.load(ccc_metric_path()).compute(
-            predictions=predictions,
-            references=references,
-            label_names=list(labels),
-            conversation_ids=conversation.tolist() if intervals else None,
+            predictions=predictions[there][:, measured],
+            references=references[there][:, measured],
+            label_names=[labels[int(column)] for column in measured],
+            conversation_ids=conversations.tolist() if intervals else None,
         )
 
     return compute
-
-
-def flatten_turns(prediction: EvalPrediction) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Turns that are there: predictions (turns, labels), references (turns, labels), index of their conversation."""
-    predictions, references = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-    # Trainer pads what it gathers with -100; turns that are not there have no prediction (NaN) and no label.
-    there = np.isfinite(predictions).all(axis=-1) & (references != MISSING_LABEL).any(axis=-1)
-    conversation = np.broadcast_to(np.arange(len(references))[:, None], there.shape)
-    return predictions[there], references[there], conversation[there]
 
 
 def measure(
@@ -87,26 +87,23 @@ def prediction_table(predictions: np.ndarray, dataset: ConversationDataset, conf
         `reference` (NaN where the corpus has none) and `prediction`, both on the unit scale. Where a label has another
         scale, `reference_value` and `prediction_value` are on it, and `scale` names it, such as "1 to 7".
     """
-    rows = dataset.rows
+    rows, labels = dataset.rows, dataset.labels
     indices = np.concatenate(dataset.items)  # (turns,)
     turns = rows.select_columns(["file_name", "conversation_id", "turn"]).to_pandas().iloc[indices]
     turns["position"] = turns.groupby("conversation_id", sort=False).cumcount()
-    valid = np.concatenate([predictions[item, : len(turn)] for item, turn in enumerate(dataset.items)])
-    tables = []
-    for column, label in enumerate(dataset.labels):
-        reference = np.asarray(rows[label], dtype=np.float64)[indices]
-        reference = np.where(reference == MISSING_LABEL, np.nan, reference)
-        table = turns.assign(label=label, reference=reference, prediction=valid[:, column].astype(np.float64))
-        if any(config.label_range(name) != (0.0, 1.0) for name in dataset.labels):
-            low, high = config.label_range(label)
-            values = low + (high - low) * table[["reference", "prediction"]]
-            table = table.assign(
-                reference_value=values["reference"], prediction_value=values["prediction"], scale=f"{low:g} to {high:g}"
-            )
-        tables.append(table)
-    together = pd.concat(tables, ignore_index=True)
-    together["order"] = np.tile(np.arange(len(turns)), len(tables))
-    return together.sort_values("order", kind="stable", ignore_index=True).drop(columns="order")
+    references = np.stack([np.asarray(rows[label], dtype=np.float64)[indices] for label in labels], axis=1)
+    valid = np.concatenate([predictions[item, : len(part)] for item, part in enumerate(dataset.items)])
+    table = turns.iloc[np.repeat(np.arange(len(turns)), len(labels))].reset_index(drop=True)
+    table["label"] = labels * len(turns)
+    table["reference"] = np.where(references == MISSING_LABEL, np.nan, references).ravel()
+    table["prediction"] = valid.astype(np.float64).ravel()
+    ranges = [config.label_range(label) for label in labels]
+    if any(scale != (0.0, 1.0) for scale in ranges):
+        low, high = np.array(ranges * len(turns)).T
+        for name in ("reference", "prediction"):
+            table[f"{name}_value"] = low + (high - low) * table[name]
+        table["scale"] = [f"{low:g} to {high:g}" for low, high in ranges] * len(turns)
+    return table
 
 
 def save_predictions(table: pd.DataFrame, path: Path) -> None:
@@ -121,8 +118,13 @@ def save_predictions(table: pd.DataFrame, path: Path) -> None:
 
 def describe_metrics(split: str, metrics: Mapping[str, float], labels: Sequence[str]) -> str:
     """Some lines for people."""
+    if "ccc" not in metrics:
+        return f"{split}: no labels to measure on; predictions only"
     lines = [f"{split}: {metrics['num_turns']:.0f} turns of {metrics['num_conversations']:.0f} conversations"]
     for title, name in [*((f"CCC {label}", f"ccc_{label}") for label in labels), ("CCC mean", "ccc")]:
+        if name not in metrics:
+            lines.append(f"  {title:<16} no labels")
+            continue
         low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]
         lines.append(f"  {title:<16} {metrics[name]:.3f}  (95 % interval {low:.3f} to {high:.3f})")
     lines.append(f"  {'RMSE, MAE':<16} {metrics['rmse']:.3f}, {metrics['mae']:.3f}  (on a scale from 0 to 1)")

@@ -41,7 +41,7 @@ def cache_frames(
     Args:
         model: its speech encoder must be frozen; moved to the run's device.
         extractor: the run's.
-        splits: rows with `file_name` and, if need be, `start` and `end`.
+        splits: rows of a corpus in normal form.
         folder: of the cache.
         arguments: Trainer's; they know device and processes.
 
@@ -80,13 +80,9 @@ def cache_frames(
     needed = sum(_entry_bytes(encoder, seconds[utterance]) for utterance in missing)
     free = shutil.disk_usage(cache.root).free
     if not quiet:
+        there, size = len(utterances) - len(missing), f"{needed / 1e9:.2f} GB ({free / 1e9:.0f} GB are free)"
         logger.info(
-            "frames of %d utterances are in %s; computing those of %d more, %.2f GB (%.0f GB are free)",
-            len(utterances) - len(missing),
-            cache.folder,
-            len(missing),
-            needed / 1e9,
-            free / 1e9,
+            "frames of %d utterances are in %s; computing those of %d more, %s", there, cache.folder, len(missing), size
         )
     if needed > max(free - SPARE_BYTES, 0):
         raise FrameCacheError(
@@ -119,7 +115,7 @@ def cache_frames(
 @torch.inference_mode()
 def _encode(encoder: SpeechEncoder, extractor: MambaEMAFeatureExtractor, utterance: Utterance) -> torch.Tensor:
     """(layers, frames, hidden) of one utterance: alone, they are the same to the bit whatever else is computed."""
-    waveform = load_audio(utterance.file_name, utterance.start, utterance.end)
+    waveform = load_audio(utterance.file_name, utterance.start, utterance.end, utterance.channel)
     try:
         features = extractor(waveform, sampling_rate=SAMPLING_RATE, return_tensors="pt")
     except InvalidAudioError as error:

@@ -41,9 +41,7 @@ class ModelSection:
 
     def __post_init__(self) -> None:
         if self.pretrained_model and self.pretrained_speech_encoder:
-            raise ValueError(
-                "model.pretrained_model brings its own encoder; leave out model.pretrained_speech_encoder"
-            )
+            raise ValueError("model.pretrained_model brings its own encoder; leave out model.pretrained_speech_encoder")
         self.params = _checked_values(self.params, _names_of_params(), "model.params.")
         name = "speech_encoder_config"
         if self.params.get(name) is not None:
@@ -238,7 +236,8 @@ def _checked_values(values: Any, known: Mapping[str, Any], prefix: str) -> dict[
 def _checked(value: Any, annotation: Any, name: str) -> Any:
     is_union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
     options = typing.get_args(annotation) if is_union else (annotation,)
-    choices = [str(member.value) for option in options if _is_enum(option) for member in option]
+    enums: list[Any] = [option for option in options if isinstance(option, enum.EnumMeta)]
+    choices = [str(member.value) for kind in enums for member in kind]
     if value is False and "no" in choices:  # YAML 1.1 reads no as false
         return "no"
     if value in choices if choices else _fits(value, annotation):
@@ -264,10 +263,6 @@ def _fits(value: Any, annotation: Any) -> bool:
     if kind is dict:
         return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values() if inner)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
-
-
-def _is_enum(annotation: Any) -> bool:
-    return isinstance(annotation, enum.EnumMeta)
 
 
 def _name(annotation: Any) -> str:

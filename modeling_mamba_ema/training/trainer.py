@@ -112,10 +112,8 @@ class MambaEMATrainer(Trainer):
             ) from error
 
     def _had_stopped_early(self, checkpoint: Path) -> bool:
-        """Whether patience was used up where the checkpoint was written; its state is then the trainer's.
-
-        A run that is killed between its early stop and its results would else train on until the next evaluation.
-        """
+        """Whether patience was used up where the checkpoint was written; its state is then the trainer's. Else a run
+        that is killed between its early stop and its results would train on until the next evaluation."""
         state = TrainerState.load_from_json(str(checkpoint / "trainer_state.json"))
         saved = state.stateful_callbacks.get(EarlyStoppingCallback.__name__, {})
         count = saved.get("attributes", {}).get("early_stopping_patience_counter", 0) if isinstance(saved, dict) else 0
@@ -153,15 +151,10 @@ class MambaEMATrainer(Trainer):
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         if self.optimizer is None:
-            model = self.model if model is None else model
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, model)
-            encoder_rate = self.args.encoder_learning_rate
-            groups = parameter_groups(
-                model,
-                weight_decay=self.args.weight_decay,
-                learning_rate=self.args.learning_rate,
-                encoder_learning_rate=self.args.learning_rate if encoder_rate is None else encoder_rate,
-            )
+            args, model = self.args, self.model if model is None else model
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(args, model)
+            encoder_rate = args.learning_rate if args.encoder_learning_rate is None else args.encoder_learning_rate
+            groups = parameter_groups(model, args.weight_decay, args.learning_rate, encoder_rate)
             check_parameter_groups(model, groups)
             self.optimizer = optimizer_class(groups, **options)
             self.optimizer.register_step_pre_hook(
@@ -437,9 +430,6 @@ def has_degenerate_label(labels: torch.Tensor) -> torch.Tensor:
 
     Args:
         labels: (..., labels) of this process, -100 where missing. The batch of all processes counts.
-
-    Returns:
-        Scalar bool, on the labels' device.
     """
     values = labels.detach().flatten(0, -2).float()  # (turns, labels)
     missing = values == MISSING_LABEL

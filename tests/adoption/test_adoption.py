@@ -23,6 +23,7 @@ from modeling_mamba_ema.inference.onnx_export import export_onnx
 from modeling_mamba_ema.page import views
 from modeling_mamba_ema.publishing.publish import files_to_publish
 from modeling_mamba_ema.sample import FOLDER, load_sample_conversation
+from tests.support.programs import environment
 from tests.support.published_models import (
     LABELS,
     LARGE,
@@ -35,7 +36,6 @@ from tests.support.published_models import (
     write_encoder_config,
     write_weights,
 )
-from tests.support.tiny_corpus import environment
 
 RATE = 16_000
 SHAPES = {
@@ -278,7 +278,7 @@ def test_the_folder_is_a_release_whose_card_states_licence_corpus_and_published_
     assert {"README.md", "handler.py", "model.safetensors", "preprocessor_config.json", "SHA256SUMS"} <= files
     card = ModelCard.load(folder / "README.md")
     assert card.data.base_model == model.published_as
-    assert "mamba-ema adopt" in card.text
+    assert f"mamba-ema adopt {model.published_as} model" in card.text
     if isinstance(model, OdysseyModel):
         assert card.data.license == "mit"
         assert card.data.datasets == ["MSP-Podcast 1.11"]
@@ -302,7 +302,7 @@ def test_the_folder_is_a_release_whose_card_states_licence_corpus_and_published_
 def test_the_command_says_licence_corpus_labels_and_that_every_weight_has_its_place(tmp_path, capsys):
     model, source, options = published_folder("odyssey, valence alone", tmp_path)
     arguments = ["adopt", source, str(tmp_path / "model"), "--encoder-config", options["encoder_config"]]
-    assert main([*arguments, "--published-as", "3loi/SER-Odyssey-Baseline-WavLM-Valence"]) == 0
+    assert main([*arguments, "--published-as", model.published_as]) == 0
     printed = capsys.readouterr().out
     weights = len(model.state_dict())
     assert "mit\n" in printed
@@ -345,7 +345,7 @@ def test_a_model_is_adopted_from_the_hub_at_a_revision(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "cc-by-nc-sa-4.0" in done.stdout
     card = ModelCard.load(tmp_path / "model" / "README.md")
-    assert "--revision v1" in card.text
+    assert f"mamba-ema adopt {model.published_as} model --revision {commit}" in card.text
     ours, samples = AutoModel.from_pretrained(tmp_path / "model").eval(), model.normalise(waveform(9_000))
     torch.testing.assert_close(ours(samples[None]).logits[0], model(samples), atol=1e-5, rtol=0)
 
@@ -396,6 +396,11 @@ WRONG_WEIGHTS = {
         "odyssey",
         lambda weights: weights.update({"mamba_ema.speech_encoder.attention.score.bias": torch.zeros(1)}),
         r"1 have no place in the model",
+    ),
+    "a weight under its old and its new name": (
+        "audeering, 12 layers",
+        lambda weights: weights.update({"wav2vec2.encoder.pos_conv_embed.conv.weight_g": torch.zeros(1, 1, 16)}),
+        "pos_conv_embed.conv.parametrizations.weight.original0, which is there already under this or its old name",
     ),
     "another shape": (
         "audeering, 12 layers",
@@ -459,8 +464,15 @@ def test_a_configuration_of_another_kind_is_refused(tmp_path, what):
 
 
 def test_a_name_that_does_not_belong_to_the_files_is_refused(tmp_path):
-    refused(tmp_path / "a", "odyssey", "does not have the form", published_as=AudeeringModel.published_as)
-    refused(tmp_path / "b", "odyssey", "no published model that is known; known are 3loi/", published_as="me/mine")
+    refused(tmp_path / "a", "odyssey", "has another form or", published_as=AudeeringModel.published_as)
+    valence = "3loi/SER-Odyssey-Baseline-WavLM-Valence"
+    refused(tmp_path / "b", "odyssey", f"is not {valence}: .* other labels", published_as=valence)
+    refused(tmp_path / "c", "odyssey", "no published model that is known; known are 3loi/", published_as="me/mine")
+
+
+def test_an_encoder_that_the_configuration_holds_itself_cannot_be_given(tmp_path):
+    encoder = write_encoder_config(NARROW, tmp_path / "other")
+    refused(tmp_path, "audeering, 12 layers", "no other can be given", encoder_config=str(encoder))
 
 
 def test_another_encoder_than_the_weights_were_made_with_is_refused(tmp_path):
@@ -479,6 +491,13 @@ def test_a_folder_that_holds_something_is_not_written_to(tmp_path):
     with pytest.raises(OSError, match="is not empty; name another folder"):
         adopt(source, tmp_path / "model", **options)
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["notes.txt"]
+
+
+def test_a_configuration_that_is_no_json_is_named(tmp_path):
+    _, source, options = published_folder("audeering, 12 layers", tmp_path)
+    (Path(source) / "preprocessor_config.json").write_text("{")
+    with pytest.raises(ValueError, match="preprocessor_config.json of .* is no JSON"):
+        adopt(source, tmp_path / "model", **options)
 
 
 @pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json", "model.safetensors"])

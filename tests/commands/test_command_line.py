@@ -20,7 +20,7 @@ from modeling_mamba_ema.__main__ import COMMANDS, main
 from modeling_mamba_ema.inference import EmotionTracker, TimelineWriter
 from modeling_mamba_ema.sample import FOLDER, load_sample_conversation
 from tests.support.models import tiny_model
-from tests.support.tiny_corpus import ROOT
+from tests.support.programs import ROOT
 
 RATE = 16_000
 
@@ -178,6 +178,7 @@ def test_the_sample_is_one_line_to_a_first_result(model, expected, capsys):
         assert [float(cell) for cell in line.split()[3:5]] == pytest.approx(list(values.values()), abs=6e-4)
 
 
+@pytest.mark.promise("B-19")
 def test_files_are_separate_unless_they_are_a_conversation(model, expected, capsys):
     files = [turn["file_name"] for turn in load_sample_conversation()]
     assert main(["predict", "--model", model, "--json", *files]) == 0

@@ -9,7 +9,8 @@ import pytest
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
 from modeling_mamba_ema.metrics.tables import metrics_of_table
 from modeling_mamba_ema.training import measure, save_predictions
-from tests.support.tiny_corpus import LABELS, call_command, make_trainer, write_corpus
+from tests.support.programs import call_command
+from tests.support.tiny_corpus import LABELS, make_trainer, write_corpus
 
 
 @pytest.fixture(scope="module")

@@ -16,24 +16,16 @@ import yaml
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerControl, TrainerState
 
-from modeling_mamba_ema.comparison import (
-    MEAN,
-    Cell,
-    Difference,
-    Measured,
-    PoolingResult,
-    check_comparable,
-    compare_poolings,
-    comparison_page,
-    verdict,
-)
-from modeling_mamba_ema.comparison.costs import EncoderCost, PoolingCost, encoder_cost, pooling_costs
-from modeling_mamba_ema.comparison.statistics import cell_ccc
+from modeling_mamba_ema.comparison import Cell, PoolingResult, check_comparable
+from modeling_mamba_ema.comparison.costs import Cost, encoder_cost, pooling_costs
+from modeling_mamba_ema.comparison.report import ENCODER, Measured, comparison_page, verdict
+from modeling_mamba_ema.comparison.statistics import MEAN, Difference, cell_ccc, compare_poolings
 from modeling_mamba_ema.metrics import concordance_cc, paired_bootstrap_difference
 from modeling_mamba_ema.pooling import POOLINGS
 from modeling_mamba_ema.training import KeepBestWeights, load_run_configuration
 from tests.support.models import tiny_config, tiny_model
-from tests.support.tiny_corpus import LABELS, ROOT, call_command, call_program, environment, write_corpus, write_run
+from tests.support.programs import ROOT, call_command, call_program, environment
+from tests.support.tiny_corpus import LABELS, write_corpus, write_run
 
 # statistics
 
@@ -205,7 +197,7 @@ def test_the_verdict_says_so_when_nothing_can_be_told():
     ("changes", "words"),
     [
         ({"seeds": 1}, "with one seed, chance in training is not in them"),
-        ({"conversations": 8}, "With only 8 conversations, the intervals are narrower than they should be"),
+        ({"conversations": 8}, "With only 8 conversations, the intervals are too narrow"),
         ({"speakers": 4}, "What holds for 4 speakers need not hold for others"),
         ({"speakers": None}, "speakers the corpus does not name"),
         ({"split": "validation", "chose_the_epoch": True}, "also chose each training's best epoch"),
@@ -404,8 +396,9 @@ def test_what_cannot_be_compared_is_refused_before_any_training(tmp_path, overri
 
 
 def test_the_page_gives_costs_in_relation_to_the_encoder():
-    costs = {"mean": PoolingCost(0, 1_000_000, 0.1), "attention": PoolingCost(1_025, 2_000_000, 0.2)}
+    costs = {"mean": Cost(0, 1_000_000, 0.1), "attention": Cost(1_025, 2_000_000, 0.2)}
+    costs[ENCODER] = Cost(300_000_000, 1_000_000_000, 10.0)
     results = [result("mean", 0), result("attention", 0.1)]
-    page = comparison_page(results, costs, EncoderCost(1_000_000_000, 10.0), measured(), 2.0, "the command")
+    page = comparison_page(results, costs, measured(), 2.0, "the command")
     assert "| `attention` | 1,025 | 2.00 | 0.1000% | 0.200 | 1.00% |" in page
     assert "**+0.100 (+0.050 to +0.150)**" in page

@@ -12,7 +12,9 @@ from datasets import Dataset
 from modeling_mamba_ema.audio_files import AudioFileError, check_audio, load_audio
 from modeling_mamba_ema.data.bad_audio import describe_bad_audio, drop_bad_audio, save_bad_audio, scan_audio
 from modeling_mamba_ema.training import load_run_configuration
-from tests.support.tiny_corpus import ROOT, environment, write_corpus, write_run
+from tests.support.programs import call_program
+from tests.support.runs import FINETUNE
+from tests.support.tiny_corpus import write_corpus, write_run
 
 RATE = 16_000
 LABELS = ["valence", "arousal"]
@@ -59,6 +61,7 @@ def spoil(path, fault):
     return path.name
 
 
+@pytest.mark.promise("A-09")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_each_fault_is_found_with_its_reason(tmp_path, fault):
     name = spoil(tmp_path / "a.wav", fault)
@@ -66,6 +69,7 @@ def test_each_fault_is_found_with_its_reason(tmp_path, fault):
         check_audio(tmp_path / name, max_seconds=30)
 
 
+@pytest.mark.promise("A-09")
 @pytest.mark.parametrize("fault", FAULTS)
 def test_what_the_scan_refuses_the_loader_refuses_too(tmp_path, fault):
     name = spoil(tmp_path / "a.wav", fault)
@@ -141,30 +145,27 @@ def spoilt(tmp_path_factory):
 
 def finetune(folder, corpus, *overrides):
     run = write_run(folder / "run.yaml", corpus, folder / "run")
-    return subprocess.run(
-        [sys.executable, "examples/run_finetune.py", str(run), "training.num_train_epochs=1", *overrides],
-        cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
+    return call_program(FINETUNE, run, "training.num_train_epochs=1", *overrides)
 
 
-def test_training_does_not_begin_and_all_bad_files_are_listed(spoilt, tmp_path):
+@pytest.mark.promise("C-04", "bad audio is listed before the first step; skipping it is recorded", "every file")
+def test_training_does_not_begin_and_all_bad_files_are_listed(spoilt, tmp_path, capsys):
     corpus, faults = spoilt
-    done = finetune(tmp_path, corpus)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert f"5 of {len((corpus / 'metadata.jsonl').read_text().splitlines())} utterances" in done.stderr
+    assert finetune(tmp_path, corpus) == 1
+    message = capsys.readouterr().err
+    assert f"5 of {len((corpus / 'metadata.jsonl').read_text().splitlines())} utterances" in message
     for name in faults:
-        assert f"{name}.wav " in done.stderr
-    assert "data.on_bad_audio=skip" in done.stderr
+        assert f"{name}.wav " in message
+    assert "data.on_bad_audio=skip" in message
     listed = (tmp_path / "run" / "bad_audio.jsonl").read_text().splitlines()
     assert len(listed) == 5
     assert not list((tmp_path / "run").glob("checkpoint-*"))
 
 
+@pytest.mark.promise("C-04")
 def test_skipping_trains_on_the_rest_and_records_what_was_left_out(spoilt, tmp_path):
     corpus, faults = spoilt
-    done = finetune(tmp_path, corpus, "data.on_bad_audio=skip")
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert finetune(tmp_path, corpus, "data.on_bad_audio=skip") == 0
     skipped = [json.loads(line) for line in (tmp_path / "run" / "skipped_audio.jsonl").read_text().splitlines()]
     assert {row["file_name"].rsplit("/", 1)[1] for row in skipped} == {f"{name}.wav" for name in faults}
     assert all(row["reason"] for row in skipped)

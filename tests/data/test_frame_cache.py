@@ -17,7 +17,8 @@ from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_da
 from modeling_mamba_ema.data.frame_cache import FrameCache, FrameCacheError, Utterance, encoder_key
 from modeling_mamba_ema.training import ConversationCollator, MambaEMATrainingArguments, cache_frames
 from tests.support.models import tiny_model
-from tests.support.tiny_corpus import LABELS, ROOT, call_command, call_program, environment, run_program, write_run
+from tests.support.programs import ROOT, call_command, call_program, environment, run_program
+from tests.support.tiny_corpus import LABELS, write_run
 
 EXTRACTOR = MambaEMAFeatureExtractor()
 

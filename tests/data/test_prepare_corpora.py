@@ -22,7 +22,9 @@ from tests.support.miniature_corpora import (
     write_msp_improv,
     write_msp_podcast,
 )
-from tests.support.tiny_corpus import run_program, write_run
+from tests.support.programs import call_program
+from tests.support.runs import FINETUNE
+from tests.support.tiny_corpus import write_run
 
 LABELS = ["valence", "arousal", "dominance"]
 CORPORA = {"iemocap": write_iemocap, "msp-podcast": write_msp_podcast, "msp-improv": write_msp_improv}
@@ -350,7 +352,7 @@ def test_iemocap_trains_from_its_prepared_folder_on_its_own_scale_and_on_any_fol
     run = write_run(tmp_path / "run.yaml", tmp_path / "data", tmp_path / "run")
     arguments = ["training.num_train_epochs=1", "data.columns.split=split_fold3"]
     arguments.append("model.params.id2label={0: valence, 1: arousal, 2: dominance}")
-    run_program("examples/run_finetune.py", str(run), *arguments)
+    assert call_program(FINETUNE, run, *arguments) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["test"]["num_turns"] == 5
     assert "ccc_dominance" in results["test"]

@@ -17,7 +17,8 @@ from modeling_mamba_ema.data.sources import read_label_ranges
 from tests.support.models import tiny_model
 from tests.support.local_hub import hub_with_dataset
 from tests.support.miniature_corpora import write_crema_d
-from tests.support.tiny_corpus import LABELS, ROOT, call_command, call_program, environment, write_run
+from tests.support.programs import ROOT, call_command, call_program, environment
+from tests.support.tiny_corpus import LABELS, write_run
 
 ROWS = [
     {"file_name": "a.wav", "conversation_id": "c1", "turn": 1, "valence": 0.1, "arousal": 0.9, "speaker": "ann"},

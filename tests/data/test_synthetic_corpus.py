@@ -8,7 +8,7 @@ import pytest
 import soundfile as sf
 
 from modeling_mamba_ema.data.synthetic_corpus import SPEAKERS, emotional_walk
-from tests.support.tiny_corpus import run_program
+from tests.support.programs import run_program
 
 
 def make(folder, seed=0, conversations=5):

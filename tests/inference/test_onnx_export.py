@@ -13,7 +13,7 @@ from modeling_mamba_ema.__main__ import main
 from modeling_mamba_ema.inference import EmotionTracker
 from modeling_mamba_ema.inference.onnx_export import export_onnx
 from tests.support.models import tiny_model
-from tests.support.tiny_corpus import environment
+from tests.support.programs import environment
 
 ONE_LAYER = {"num_hidden_layers": 1}
 MODELS = [

@@ -24,7 +24,7 @@ from modeling_mamba_ema.inference import (
 from modeling_mamba_ema.inference.voice_activity import BLOCK, detect_speech, spoken_turns
 from modeling_mamba_ema.sample import load_sample_conversation
 from tests.support.models import tiny_model
-from tests.support.tiny_corpus import ROOT, environment
+from tests.support.programs import ROOT, environment
 
 RATE = 16_000
 
@@ -52,6 +52,9 @@ def values(rows):
     return np.array([list(row.values.values()) for row in rows], dtype=float)
 
 
+@pytest.mark.promise(
+    "A-05", "longer recordings are scored in windows with the conversation's state carried over", "as the conversation"
+)
 def test_rows_are_the_numbers_of_the_conversation_with_its_state_carried_over_the_segments(call):
     path, segments = call
     with Recording(path) as recording:
@@ -68,6 +71,7 @@ def test_rows_are_the_numbers_of_the_conversation_with_its_state_carried_over_th
     assert all(len(repr(flat[name])) <= 6 for name in ("valence", "arousal", "valence_value"))
 
 
+@pytest.mark.promise("A-05")
 def test_long_segments_are_split_and_short_ones_have_no_values_and_leave_the_state_alone(tmp_path):
     noise = np.random.default_rng(0).normal(0, 0.1, 70 * RATE).astype(np.float32)
     sf.write(tmp_path / "a.wav", noise, RATE, subtype="FLOAT")

@@ -31,6 +31,7 @@ def numbers(results) -> np.ndarray:
     return np.array([list(result.values.values()) for result in results])
 
 
+@pytest.mark.promise("B-19")
 @pytest.mark.parametrize("context", ["none", "ema", "mamba", "mamba_ema"])
 def test_turn_by_turn_gives_the_numbers_and_attention_of_the_whole_conversation(context):
     live = tracker(context=context)

@@ -32,12 +32,14 @@ def pairs(turns, seed=0):
     return 0.3 + 0.5 * truth + generator.normal(0, 0.1, turns), truth
 
 
+@pytest.mark.promise("B-17", "the CCC metric equals audmetric's, in batches of any size", "1e-12")
 @pytest.mark.parametrize("turns", [2, 3, 10, 1_000, 100_000])
 def test_equals_audmetric(turns):
     y, t = pairs(turns)
     assert concordance_cc(y, t) == pytest.approx(audmetric.concordance_cc(t, y), abs=1e-12)
 
 
+@pytest.mark.promise("B-17")
 @settings(max_examples=100, deadline=None)
 @given(arrays(np.float64, st.tuples(st.just(2), st.integers(2, 40)), elements=st.floats(-5, 5, width=32)))
 def test_equals_audmetric_on_any_numbers(values):
@@ -48,6 +50,7 @@ def test_equals_audmetric_on_any_numbers(values):
     np.testing.assert_allclose(ours, theirs, atol=1e-12, equal_nan=True)
 
 
+@pytest.mark.promise("B-17")
 def test_differs_from_torchmetrics_only_by_sample_moments():
     y, t = pairs(50)
     n = len(y)
@@ -60,6 +63,7 @@ def test_differs_from_torchmetrics_only_by_sample_moments():
     assert concordance_cc(y, t) == pytest.approx(population, abs=1e-12)
 
 
+@pytest.mark.promise("B-17")
 def test_reports_every_label_and_plain_means(metric):
     y, t = np.stack([*pairs(30)]), np.stack(pairs(30, seed=1))
     predictions, references = np.column_stack([y[0], t[0]]), np.column_stack([y[1], t[1]])
@@ -72,6 +76,7 @@ def test_reports_every_label_and_plain_means(metric):
     assert results["num_turns"] == 30
 
 
+@pytest.mark.promise("B-17")
 @pytest.mark.parametrize("size", [1, 7, 64])
 def test_batches_give_the_whole_sets_value_not_a_mean_of_batches(metric, size):
     y, t = pairs(200)

@@ -36,6 +36,9 @@ def heard_alone(seeds):
     return [own.update(sf.read(io.BytesIO(wav(clip(seed))), dtype="float32")[0], 16_000).values for seed in seeds]
 
 
+@pytest.mark.promise(
+    "D-01", "30 visitors at once get 30 answers of their own", "2e-5; memory grows by less than 200 MB"
+)
 def test_thirty_visitors_at_once_get_thirty_answers_of_their_own(tmp_path, record_property):
     serial = [heard_alone([seed])[0] for seed in range(30)]
     with serve_elsewhere(tmp_path) as (visitor, process):
@@ -57,6 +60,7 @@ def test_thirty_visitors_at_once_get_thirty_answers_of_their_own(tmp_path, recor
     assert growth < 200
 
 
+@pytest.mark.promise("D-02", "two visitors interleaved for 50 turns hear their own conversations", "2e-5")
 def test_two_visitors_interleaved_for_fifty_turns_hear_their_own_conversations():
     seeds = [range(50), range(100, 150)]
     alone = [heard_alone(own) for own in seeds]
@@ -75,6 +79,7 @@ def test_two_visitors_interleaved_for_fifty_turns_hear_their_own_conversations()
             assert values == pytest.approx(expected, abs=2e-5)
 
 
+@pytest.mark.promise("D-07", "500 requests fill neither memory nor disk", "0.1 MB a request")
 @pytest.mark.timeout(1800)
 def test_five_hundred_requests_do_not_fill_memory_or_disk(tmp_path, record_property):
     uploads = tmp_path / "uploads"

@@ -49,6 +49,7 @@ def assert_same_turns(heard, expected):
             assert one[name] == pytest.approx(getattr(other, name), abs=2e-5)
 
 
+@pytest.mark.promise("B-19")
 def test_a_conversation_gets_the_numbers_of_the_python_api_and_is_drawn(visitor):
     own, speaker = tracker(), visitor.another()
     expected = [own.update(rounded(clip(seed)), RATE, speaker=name) for seed, name in enumerate(["anna", "<b>ben</b>"])]
@@ -145,6 +146,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.promise("D-05", "a broken file is a sentence without paths", "every case")
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_file_is_a_sentence_without_paths(visitor, name):
     content, words = BROKEN[name]
@@ -203,6 +205,7 @@ class Canary(BaseHTTPRequestHandler):
         pass
 
 
+@pytest.mark.promise("D-06", "no path or URL trick reads a file or opens a connection", "0 reads, 0 connections")
 def test_no_file_of_the_server_is_read_and_no_address_is_visited(visitor, tmp_path, monkeypatch):
     canary = HTTPServer(("127.0.0.1", 0), Canary)
     threading.Thread(target=canary.serve_forever, daemon=True).start()
@@ -269,6 +272,9 @@ def assert_cheap(action, record_property):
     assert growth < 100
 
 
+@pytest.mark.promise(
+    "D-04", "files over the limit, and small ones that unpack to gigabytes, are refused", "under 1 s and 100 MB"
+)
 def test_a_file_one_byte_over_the_limit_is_refused_at_once(visitor, record_property):
     content = bytes(10 * 1024 * 1024 + 1)
 
@@ -291,6 +297,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.promise("D-04")
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_small_file_that_unpacks_to_gigabytes_is_refused_before_it_is_unpacked(visitor, name, record_property):
     content, words = BOMBS[name]
@@ -305,6 +312,7 @@ def test_a_small_file_that_unpacks_to_gigabytes_is_refused_before_it_is_unpacked
     assert_cheap(refuse, record_property)
 
 
+@pytest.mark.promise("D-03", "a full queue is a 503 with text, and the page answers again", "within 2 s")
 def test_a_full_queue_is_a_503_and_the_page_answers_again(record_property):
     with serve(queue_size=2) as visitor:
         crowd = [visitor.another() for _ in range(12)]
@@ -325,6 +333,7 @@ def test_a_full_queue_is_a_503_and_the_page_answers_again(record_property):
     assert seconds < 2
 
 
+@pytest.mark.promise("D-08", "a closed tab frees its conversation", "within 60 s")
 def test_a_closed_tab_frees_its_conversation(visitor, record_property):
     speaker = visitor.another()
     with speaker.http.stream("GET", f"/heartbeat/{speaker.session}") as stream:
@@ -359,6 +368,7 @@ def test_the_page_listens_on_loopback_tells_nobody_and_fetches_nothing(visitor):
     assert visitor.page.share is False
 
 
+@pytest.mark.promise("D-09", "a missing or incomplete model is one line at the start", "as stated")
 @pytest.mark.parametrize("revision", ["main", "0123456789abcdef"])
 def test_a_missing_or_incomplete_model_is_one_line_at_the_start(tmp_path, monkeypatch, capsys, revision):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

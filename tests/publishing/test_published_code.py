@@ -14,7 +14,7 @@ from tests.support.models import tiny_model
 ALLOWED_MODULES = {
     *("numpy", "torch", "torch.distributed", "torch.nn", "torch.nn.functional", "torch.nn.utils.rnn"),
     *("transformers", "transformers.activations", "transformers.dynamic_module_utils"),
-    *("transformers.utils", "transformers.utils.generic"),
+    *("transformers.integrations.hub_kernels", "transformers.utils", "transformers.utils.generic"),
     *(
         "__future__",
         "base64",
@@ -32,7 +32,7 @@ ALLOWED_MODULES = {
     *("re", "reprlib", "struct", "typing", "warnings", "wave"),
 }
 # Only inside try / except ImportError: the model runs without them.
-GUARDED_MODULES = {"mamba_ssm.ops.triton.ssd_combined", "soundfile", "soxr"}
+GUARDED_MODULES = {"mamba_ssm.ops.triton.ssd_combined", "soundfile", "soxr", "torch._C._functorch"}
 # Of os, the one name that is used in annotations.
 ALLOWED_OS_NAMES = {"PathLike"}
 FORBIDDEN_NAMES = {"eval", "exec", "compile", "open", "input", "globals", "breakpoint", "__import__", "__builtins__"}
@@ -56,6 +56,7 @@ def folder(tmp_path_factory):
     return folder
 
 
+@pytest.mark.promise("E-01", "only safetensors, JSON, Python, text and two short samples are published", "as stated")
 def test_only_weights_settings_code_text_and_two_short_samples_are_published(folder):
     others = {"README.md", "requirements.txt", "SHA256SUMS", "sample_quarrel.wav", "sample_good_news.wav"}
     assert all(path.is_file() for path in folder.iterdir())
@@ -94,11 +95,15 @@ def violations(name, source):
                 yield f"{name} uses {ast.unparse(node)}"
 
 
+@pytest.mark.promise(
+    "E-02", "published code imports and calls only what is listed, is flat and short enough to be read", "0 others"
+)
 def test_published_code_imports_and_calls_only_what_is_listed_here(folder):
     for path in folder.glob("*.py"):
         assert list(violations(path.name, path.read_text(encoding="utf-8"))) == []
 
 
+@pytest.mark.promise("E-02")
 @pytest.mark.parametrize(
     "source",
     [
@@ -126,19 +131,22 @@ def test_the_scan_sees(source):
     assert list(violations("file.py", source))
 
 
+@pytest.mark.promise("E-02")
 def test_published_code_is_flat_and_short_enough_to_be_read(folder, record_property):
     lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in folder.glob("*.py")}
     record_property("figure", f"{len(lines)} files, {sum(lines.values())} lines, the longest {max(lines.values())}")
-    assert sum(lines.values()) < 4_000
+    assert sum(lines.values()) < 4_500
     assert max(lines.values()) < 800
 
 
+@pytest.mark.promise("E-12")
 def test_a_release_is_intact(folder):
     assert damaged_files(folder) == []
     if shutil.which("sha256sum"):
         subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=folder, check=True, capture_output=True)
 
 
+@pytest.mark.promise("E-12", "a saved folder carries SHA256SUMS, by which damage is found", "every case")
 @pytest.mark.parametrize(
     ("damage", "says"),
     [

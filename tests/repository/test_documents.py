@@ -36,23 +36,27 @@ def test_the_check_sees_what_it_looks_for():
     assert not list(unpinned("AutoModel.from_pretrained(name)"))
 
 
+@pytest.mark.promise("E-09", "no document or program trusts remote code without a revision", "0")
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_documents_never_trust_remote_code_without_a_revision(path):
     for block in python_blocks(path.read_text(encoding="utf-8")):
         assert list(unpinned(block)) == []
 
 
+@pytest.mark.promise("E-09")
 def test_the_model_card_never_trusts_remote_code_without_a_revision():
     blocks = python_blocks(model_card(MambaEMAConfig()))
     assert any("trust_remote_code=True" in block for block in blocks)
     assert [call for block in blocks for call in unpinned(block)] == []
 
 
+@pytest.mark.promise("E-09")
 @pytest.mark.parametrize("path", PROGRAMS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_programs_never_trust_remote_code_without_a_revision(path):
     assert list(unpinned(path.read_text(encoding="utf-8"))) == []
 
 
+@pytest.mark.promise("E-10", "the oldest versions allowed are above the advisories that SECURITY.md names", "as stated")
 def test_floors_are_above_the_advisories():
     text = (ROOT / "setup.cfg").read_text(encoding="utf-8")
     floors = {

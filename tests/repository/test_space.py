@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests.support.models import tiny_model
-from tests.support.tiny_corpus import environment
+from tests.support.programs import environment
 
 ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "examples" / "space"

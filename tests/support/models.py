@@ -1,10 +1,11 @@
-"""Small models that the tests share."""
+"""Small models that the tests share, and what goes into them."""
 
 from typing import Any
 
 import torch
+from transformers import BatchFeature
 
-from modeling_mamba_ema import MambaEMAConfig, MambaEMAForRegression
+from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression
 
 # WavLM's real front end (receptive field 400, hop 320) made narrow; kept as small as heads and groups allow.
 TINY_ENCODER: dict[str, Any] = {
@@ -42,3 +43,14 @@ def tiny_model(norm: str = "layer", dtype: torch.dtype = torch.float32, seed: in
             elif name.endswith("encoder.attention.weight"):
                 parameter.normal_(0, 1.0)
     return model.to(dtype)
+
+
+def features(speech: Any) -> BatchFeature:
+    """A model's inputs for waveforms at 16 kHz: one, a batch, or a batch of conversations."""
+    return MambaEMAFeatureExtractor()(speech, sampling_rate=16_000, return_tensors="pt")
+
+
+@torch.no_grad()
+def predict(model: Any, speech: Any, **options: Any) -> Any:
+    """A model's outputs for waveforms at 16 kHz."""
+    return model(**features(speech), **options)

@@ -21,7 +21,7 @@ import soundfile as sf
 from modeling_mamba_ema import MambaEMAFeatureExtractor
 from modeling_mamba_ema.inference import EmotionTracker
 from tests.support.models import tiny_model
-from tests.support.tiny_corpus import environment
+from tests.support.programs import environment
 
 FILE_DATA = {"_type": "gradio.FileData"}
 

@@ -46,12 +46,13 @@ class OdysseyModel(nn.Module):
         layers: `classifier_hidden_layers`.
     """
 
-    published_as = "3loi/SER-Odyssey-Baseline-WavLM-Multi-Attributes"
     mean, std = -8.3e-5, 0.0849  # of the samples of the corpus
 
     def __init__(self, encoder: dict[str, Any], labels: tuple[str, ...] = LABELS, layers: int = 1):
         super().__init__()
         self.labels, self.layers, self.encoder = labels, layers, encoder
+        name = "Multi-Attributes" if len(labels) > 1 else labels[0].capitalize()
+        self.published_as = f"3loi/SER-Odyssey-Baseline-WavLM-{name}"
         width = encoder["hidden_size"]
         self.ssl_model = WavLMModel(WavLMConfig(**encoder))
         self.pool_model = nn.Module()

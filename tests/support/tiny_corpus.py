@@ -1,26 +1,17 @@
 """A corpus of noise that takes no time to write, and a run configuration small enough to train on it in seconds."""
 
 import json
-import os
-import runpy
-import socket
-import subprocess
-import sys
-import warnings
 from pathlib import Path
 
 import numpy as np
 import soundfile as sf
-import transformers
 import yaml
 
 from modeling_mamba_ema import MambaEMAFeatureExtractor
-from modeling_mamba_ema.__main__ import main
 from modeling_mamba_ema.training import ConversationCollator, MambaEMATrainer, MambaEMATrainingArguments
 from tests.support.models import tiny_model
 
 LABELS = ["valence", "arousal"]
-ROOT = Path(__file__).parents[2]
 SPLITS = {"train": 10, "validation": 5, "test": 4}
 
 TINY_RUN = {
@@ -94,60 +85,3 @@ def make_trainer(tmp_path, dataset, model=None, **arguments):
         eval_dataset=dataset,
         data_collator=ConversationCollator(MambaEMAFeatureExtractor()),
     )
-
-
-def environment() -> dict[str, str]:
-    path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part)
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-
-
-def run_program(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """A program of examples/ with its arguments, in a process of its own."""
-    result = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200
-    )
-    if check and result.returncode != 0:
-        raise AssertionError(f"{arguments} ended with {result.returncode}:\n{result.stdout}\n{result.stderr}")
-    return result
-
-
-def launch(processes: int, *program: str) -> str:
-    """A program with its arguments, by `accelerate launch` in one process or two; what it wrote to standard error."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    name = {1: "cpu", 2: "cpu_two_processes"}[processes]
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
-    command += [f"configuration/accelerate/{name}.yaml", "--main_process_port", str(port)]
-    result = subprocess.run(
-        [*command, *program], cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=200
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stderr
-
-
-def call_program(path: str, *arguments: str) -> int:
-    """A program of examples/ with its arguments, in this process, which saves the seconds that importing takes."""
-    verbosity, argv = transformers.utils.logging.get_verbosity(), sys.argv
-    sys.argv = [path, *arguments]
-    try:
-        with warnings.catch_warnings():
-            runpy.run_path(str(ROOT / path), run_name="__main__")
-    except SystemExit as end:
-        if isinstance(end.code, str):  # as Python itself would end
-            print(end.code, file=sys.stderr)
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
-    finally:
-        sys.argv = argv
-        transformers.utils.logging.set_verbosity(verbosity)
-    return 0
-
-
-def call_command(*arguments: str) -> int:
-    """A command of `mamba-ema` in this process."""
-    verbosity = transformers.utils.logging.get_verbosity()
-    try:
-        with warnings.catch_warnings():
-            return main([str(argument) for argument in arguments])
-    finally:
-        transformers.utils.logging.set_verbosity(verbosity)

@@ -11,6 +11,7 @@ def passing():
     assert all_pass_as_the_code_is()
 
 
+@pytest.mark.promise("B-21", "six deliberate mistakes are each caught by a named test", "6 of 6")
 @pytest.mark.slow
 @pytest.mark.usefixtures("passing")
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.name)

@@ -1,48 +1,25 @@
-"""The report calls a promise kept only if its tests ran and passed, and no answer that is none counts as equal."""
+"""The report calls a promise kept only if its tests ran and passed, and shows the figures they saw."""
 
-import math
+import os
 
 import pytest
 
-from tests.tools.compat import largest_difference
-from tests.tools.promises.promise import promise
-from tests.tools.report import is_kept, seen_by
-from tests.tools.watcher import Watcher
+from tests.tools.promises import Promise, read_promises
+from tests.tools.report import BEGIN, END, Seen, is_kept, run, seen_by, table, write
 
-PROMISE = promise("X-01", "two tests pass", "exact", "test_one.py::test_a", "test_two.py::test_b")
+PROMISE = Promise("X-01", "two tests pass", "exact", ["test_one.py::test_a", "test_two.py::test_b"])
 
 
-def watcher_of(**outcomes):
-    watcher = Watcher()
+def seen(**outcomes):
+    made = Seen()
     for test, name in zip(PROMISE.tests, "ab", strict=True):
         if name in outcomes:
-            watcher.outcomes[test] = outcomes[name]
-    return watcher
+            made.outcomes[test] = outcomes[name]
+    return made
 
 
 @pytest.mark.parametrize(
-    ("other", "difference"),
-    [
-        ([[[0.5, 0.25]]], 0.0),
-        ([[[0.5, 0.75]]], 0.5),
-        ([[[0.5, math.nan]]], math.inf),
-        ([[[0.5, math.inf]]], math.inf),
-        ([[[0.5]]], math.inf),
-        ([[]], math.inf),
-    ],
-)
-def test_a_number_that_is_missing_or_is_none_differs_infinitely(other, difference):
-    assert largest_difference([[[0.5, 0.25]]], other) == difference
-    assert largest_difference(other, [[[0.5, 0.25]]]) == difference
-
-
-def test_two_answers_without_numbers_are_not_equal():
-    assert largest_difference([[]], [[]]) == math.inf
-    assert largest_difference([[[math.nan]]], [[[math.nan]]]) == math.inf
-
-
-@pytest.mark.parametrize(
-    ("outcomes", "kept", "seen"),
+    ("outcomes", "kept", "words"),
     [
         ({"a": ["passed"], "b": ["passed", "passed"]}, True, "3 of 3"),
         ({"a": ["passed"], "b": ["passed", "skipped"]}, True, "2 of 3"),
@@ -52,32 +29,56 @@ def test_two_answers_without_numbers_are_not_equal():
         ({}, False, "0 of 0"),
     ],
 )
-def test_a_promise_is_kept_only_if_each_of_its_tests_ran_and_none_failed(outcomes, kept, seen):
-    watcher = watcher_of(**outcomes)
-    assert is_kept(PROMISE, watcher) is kept
-    assert seen_by(PROMISE, watcher) == seen
+def test_a_promise_is_kept_only_if_each_of_its_tests_ran_and_none_failed(outcomes, kept, words):
+    assert is_kept(PROMISE, seen(**outcomes)) is kept
+    assert seen_by(PROMISE, seen(**outcomes)) == words
 
 
 def test_the_largest_difference_of_each_precision_is_shown_before_the_figures():
-    watcher = watcher_of(a=["passed"], b=["passed"])
+    both = seen(a=["passed"], b=["passed"])
     first, second = PROMISE.tests
-    watcher.differences[first] = {"float32": 1e-6, "float64": 1e-15}
-    watcher.differences[second] = {"float32": 2e-6}
-    watcher.figures[second] = ["3 s"]
-    assert seen_by(PROMISE, watcher) == "1.0e-15 float64; 2.0e-06 float32; 3 s"
+    both.differences[first] = {"float32": 1e-6, "float64": 1e-15}
+    both.differences[second] = {"float32": 2e-6}
+    both.figures[second] = ["3 s"]
+    assert seen_by(PROMISE, both) == "1.0e-15 float64; 2.0e-06 float32; 3 s"
 
 
-def test_what_two_watchers_wrote_is_put_together_and_a_missing_file_counts_as_not_run(tmp_path):
-    first, second = PROMISE.tests
-    one, two, both = watcher_of(a=["passed"]), watcher_of(b=["passed"]), Watcher()
-    one.differences[first], two.figures[second], two.seconds[second] = {"float32": 1e-6}, ["3 s"], 3.0
-    one.write(tmp_path / "one.json")
-    two.write(tmp_path / "two.json")
+TESTS = """
+import pytest, torch
 
-    both.add(tmp_path / "one.json")
-    both.add(tmp_path / "none.json")
-    assert not is_kept(PROMISE, both)
-    both.add(tmp_path / "two.json")
-    assert is_kept(PROMISE, both)
-    assert seen_by(PROMISE, both) == "1.0e-06 float32; 3 s"
-    assert both.seconds == {second: 3.0}
+@pytest.mark.promise("X-01", "what", "1e-3")
+@pytest.mark.parametrize("gap", [1e-4, 5e-4])
+def test_measured(gap):
+    torch.testing.assert_close(torch.tensor(1.0 + gap), torch.tensor(1.0), atol=1e-3, rtol=0)
+    torch.testing.assert_close(torch.tensor(2.0), torch.tensor(1.0), rtol=2.0, atol=0)  # its size says nothing
+
+@pytest.mark.promise("X-01")
+def test_reported(record_property):
+    record_property("figure", "3 s")
+
+@pytest.mark.promise("X-02", "what", "0")
+def test_broken():
+    torch.testing.assert_close(torch.tensor(2.0), torch.tensor(1.0))
+
+def test_without_promise():
+    raise AssertionError
+"""
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestAssertRewriteWarning")
+def test_a_run_keeps_what_the_tests_of_promises_saw_and_runs_no_others(tmp_path, capsys):
+    (tmp_path / "test_some.py").write_text(TESTS)
+    seen = run(tmp_path, "-c", os.devnull, "--rootdir", str(tmp_path))
+    kept, broken = read_promises(tmp_path)
+    assert is_kept(kept, seen)
+    assert seen_by(kept, seen) == "5.0e-04 float32; 3 s"
+    assert not is_kept(broken, seen)
+    assert "**BROKEN**" in table([broken], seen)
+    assert "test_some.py::test_without_promise" not in seen.outcomes
+
+
+def test_the_table_takes_the_place_of_the_one_before(tmp_path):
+    document = tmp_path / "reliability.md"
+    document.write_text(f"before\n{BEGIN}| old |\n{END}after\n")
+    write("| new |\n", document)
+    assert document.read_text() == f"before\n{BEGIN}| new |\n{END}after\n"

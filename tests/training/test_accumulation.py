@@ -11,7 +11,7 @@ from torch.utils.data import Subset
 
 from modeling_mamba_ema import MambaEMAFeatureExtractor, MambaEMAForRegression
 from modeling_mamba_ema.ccc_loss import ccc_loss
-from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
+from modeling_mamba_ema.data.dataset import ConversationDataset
 from modeling_mamba_ema.speech_encoder import SpeechEncoder
 from modeling_mamba_ema.training import MambaEMATrainingArguments, cache_frames
 from modeling_mamba_ema.training.accumulation import AccumulatedLoss
@@ -19,22 +19,13 @@ from modeling_mamba_ema.training.augmentation import mixed_conversations
 from modeling_mamba_ema.training.batch_sampler import AudioSecondsBatchSampler, seconds_of_turns
 from modeling_mamba_ema.training.evaluation import start_from_context
 from tests.support.models import tiny_model
-from tests.support.tiny_corpus import LABELS, launch, make_trainer
+from tests.support.programs import launch_two_processes
+from tests.support.tiny_corpus import LABELS, make_trainer
 
 DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
 NO_DROPOUT = dict.fromkeys(DROPOUTS, 0.0)
 # The softmax over time does not see the bias of its scores: its gradient is rounding alone.
 NO_GRADIENT = "speech_encoder.attention.bias"
-
-
-@pytest.fixture(scope="module")
-def splits(corpus):
-    return load_emotion_dataset(corpus, LABELS)
-
-
-@pytest.fixture(scope="module")
-def train_split(splits):
-    return ConversationDataset(splits["train"], LABELS)
 
 
 def descend(folder, dataset, model, batch_size, steps, **arguments):
@@ -89,7 +80,6 @@ def test_in_bf16_the_loss_is_that_of_one_large_batch_and_the_gradient_but_for_ro
     accumulated = descend(tmp_path, train_split, models[1], batch_size=batch_size, steps=steps, **options)
     assert accumulated == pytest.approx(large, abs=1e-6)
     change, other = (torch.cat([(p - b).flatten() for p, b in zip(model.parameters(), before)]) for model in models)
-    print((change - other).norm() / change.norm())
     assert (change - other).norm() < 2**-8 * change.norm()  # bf16 has 8 bits
 
 
@@ -191,7 +181,6 @@ def test_loss_and_gradients_are_those_of_one_graph_over_all_batches(
     model.zero_grad()
     loss, found = share_by_share(trainer, batches)
     assert found.keys() == expected.keys()
-    print("loss", loss - expected_loss, max((found[n] - expected[n]).abs().max() for n in found))
     torch.testing.assert_close(loss, expected_loss, atol=1e-6, rtol=0)
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-5, msg=name)
@@ -222,7 +211,7 @@ SECONDS = 1.6  # a batch of all processes: 2 to 4 of the conversations
 @pytest.mark.parametrize("bf16", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["float32", "bf16"])
 def test_two_processes_train_as_one_does_on_one_large_batch(tmp_path, corpus, train_split, bf16):
     (tmp_path / "one_step.py").write_text(ONE_STEP.replace("SECONDS", str(SECONDS)))
-    launch(2, str(tmp_path / "one_step.py"), str(corpus), str(tmp_path), str(bf16))
+    launch_two_processes(tmp_path, [str(tmp_path / "one_step.py"), str(corpus), str(tmp_path), str(bf16)])
     sampler = AudioSecondsBatchSampler(seconds_of_turns(train_split), SECONDS, num_processes=2)
     items = [item for batch in sampler.batches(0)[:3] for item in batch]
     model = tiny_model(speech_encoder_config=NO_DROPOUT)
@@ -233,7 +222,6 @@ def test_two_processes_train_as_one_does_on_one_large_batch(tmp_path, corpus, tr
     if not bf16:
         assert_same_weights(saved, model, 1e-6)
     change, other = (torch.cat([p.detach().flatten() for p in m.parameters()]) - before for m in (model, saved))
-    print("two", (change - other).norm() / change.norm(), large)
     assert (change - other).norm() < 2**-8 * change.norm()
 
 

@@ -1,32 +1,24 @@
 """Training that is killed goes on as if nothing had happened."""
 
-import json
+import pickle
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file
 from transformers import TrainerCallback
 
-from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
-from modeling_mamba_ema.training import newest_complete_checkpoint, why_incomplete
-from modeling_mamba_ema.training.checkpoints import REQUIRED, seal_checkpoint
-from tests.support.tiny_corpus import LABELS, ROOT, call_program, environment, make_trainer, run_program, write_run
-
-FILES = ["model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json", "config.json"]
-
-
-def make_checkpoint(folder, step):
-    checkpoint = folder / f"checkpoint-{step}"
-    checkpoint.mkdir(parents=True)
-    for name in FILES:
-        (checkpoint / name).write_text(f"{name} at {step}, long enough to cut\n")
-    seal_checkpoint(checkpoint)
+from modeling_mamba_ema.training.checkpoints import (
+    REQUIRED,
+    newest_complete_checkpoint,
+    seal_checkpoint,
+    why_incomplete,
+)
+from tests.support.pickles import pickles
+from tests.support.programs import HANGS, call_program, start_program, wait_until
+from tests.support.runs import CHECKPOINT_FILES, FINETUNE, assert_same_run, make_checkpoint, start_interrupted
+from tests.support.tiny_corpus import make_trainer, write_run
 
 
 def missing(path):
@@ -47,8 +39,13 @@ def flipped(path):
     path.write_bytes(content)
 
 
+@pytest.mark.promise(
+    "C-02",
+    "each file of a checkpoint missing, truncated, empty or with a flipped bit: the one before is taken",
+    "every damage",
+)
 @pytest.mark.parametrize("damage", [missing, truncated, empty, flipped])
-@pytest.mark.parametrize("name", [*FILES, "SHA256SUMS"])
+@pytest.mark.parametrize("name", [*CHECKPOINT_FILES, "SHA256SUMS"])
 def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, caplog, name, damage):
     make_checkpoint(tmp_path, 2)
     make_checkpoint(tmp_path, 10)
@@ -59,7 +56,7 @@ def test_a_damaged_checkpoint_is_set_aside_for_the_one_before(tmp_path, caplog, 
     assert "checkpoint-10 cannot be resumed" in caplog.text
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", CHECKPOINT_FILES)
 def test_a_checkpoint_sealed_without_a_needed_file_is_incomplete(tmp_path, name):
     make_checkpoint(tmp_path, 1)
     (tmp_path / "checkpoint-1" / name).unlink()
@@ -89,11 +86,11 @@ class KillBeforeSealing(TrainerCallback):
             raise KeyboardInterrupt
 
 
+@pytest.mark.promise("C-01")
 @pytest.mark.parametrize("limit", [1, 2])
-def test_old_checkpoints_go_only_when_the_new_one_is_complete(tmp_path, corpus, limit):
-    rows = load_emotion_dataset(corpus, LABELS)["train"]
+def test_old_checkpoints_go_only_when_the_new_one_is_complete(tmp_path, train_split, limit):
     options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 4, "save_total_limit": limit}
-    trainer = make_trainer(tmp_path, ConversationDataset(rows, LABELS), **options)
+    trainer = make_trainer(tmp_path, train_split, **options)
     trainer.callback_handler.callbacks.insert(0, KillBeforeSealing(4))
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
@@ -106,111 +103,102 @@ def test_old_checkpoints_go_only_when_the_new_one_is_complete(tmp_path, corpus, 
 def uninterrupted(tmp_path_factory, corpus):
     folder = tmp_path_factory.mktemp("uninterrupted")
     configuration = write_run(folder / "run.yaml", corpus, folder / "run")
-    run_program("examples/run_finetune.py", str(configuration))
+    assert call_program(FINETUNE, configuration) == 0
     return folder / "run"
 
 
-def final_checkpoint(run):
-    return newest_complete_checkpoint(run)
-
-
-def assert_same_run(run, other):
-    assert final_checkpoint(run).name == final_checkpoint(other).name
-    for part in (final_checkpoint, lambda folder: folder / "model"):
-        weights, expected = (load_file(part(folder) / "model.safetensors") for folder in (run, other))
-        assert weights.keys() == expected.keys()
-        for name, value in expected.items():
-            assert torch.equal(weights[name], value), name
-    assert json.loads((run / "results.json").read_text()) == json.loads((other / "results.json").read_text())
-
-
-def start(configuration):
-    return subprocess.Popen(
-        [sys.executable, "examples/run_finetune.py", str(configuration)],
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for_checkpoint(process, run, step):
-    deadline = time.monotonic() + 150
-    while not list(run.glob(f"checkpoint-{step}/SHA256SUMS")):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
-
-
-def stop_a_run(tmp_path, corpus, number):
-    """A run that a signal stopped after its fourth step: its folder, its configuration, its exit code and its log."""
+def interrupted_run(tmp_path, corpus, number):
+    """A run that got a signal after its fifth step: its folder, its configuration, its exit code and its log."""
     run = tmp_path / "run"
     configuration = write_run(tmp_path / "run.yaml", corpus, run)
-    process = start(configuration)
-    try:
-        wait_for_checkpoint(process, run, 4)
-        process.send_signal(number)
-        _, log = process.communicate(timeout=120)
-    finally:
-        process.kill()
-        process.communicate()
+    process = start_interrupted(configuration, 5, f"os.kill(os.getpid(), {number:d})")
+    _, log = process.communicate(timeout=HANGS)
     assert not list(run.glob("broken-*"))
     assert not (run / "results.json").exists()
     return run, configuration, process.returncode, log
 
 
 def test_a_run_that_is_killed_goes_on_to_the_same_weights(tmp_path, corpus, uninterrupted):
-    run, configuration, code, _ = stop_a_run(tmp_path, corpus, signal.SIGKILL)
+    run, configuration, code, _ = interrupted_run(tmp_path, corpus, signal.SIGKILL)
     assert code == -signal.SIGKILL
+    assert newest_complete_checkpoint(run).name == "checkpoint-4"
     # What a kill in the middle of a save leaves behind.
-    unfinished = shutil.copytree(final_checkpoint(run), run / "checkpoint-99")
+    unfinished = shutil.copytree(run / "checkpoint-4", run / "checkpoint-99")
     (unfinished / "SHA256SUMS").unlink()
     (unfinished / "optimizer.pt").write_bytes(b"PK")
-    run_program("examples/run_finetune.py", str(configuration))
+    assert call_program(FINETUNE, configuration) == 0
     assert_same_run(run, uninterrupted)
 
 
+@pytest.mark.promise("C-08")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_run_that_is_stopped_ends_without_a_traceback_and_goes_on_to_the_same_weights(
     tmp_path, corpus, uninterrupted, number, code
 ):
-    run, configuration, ended, log = stop_a_run(tmp_path, corpus, number)
+    run, configuration, ended, log = interrupted_run(tmp_path, corpus, number)
     assert ended == code
     assert "the same command goes on from it" in log
     assert "Traceback" not in log
-    run_program("examples/run_finetune.py", str(configuration))
+    assert call_program(FINETUNE, configuration) == 0
     assert_same_run(run, uninterrupted)
 
 
+@pytest.mark.promise(
+    "C-01",
+    "a run killed at 8 random moments, or while it saves, ends with the weights of one that was never killed",
+    "bitwise",
+)
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(3600)
 def test_eight_kills_at_random_moments_change_nothing(tmp_path, corpus, uninterrupted):
     run, random = tmp_path / "run", np.random.default_rng(0)
     configuration = write_run(tmp_path / "run.yaml", corpus, run)
     for _ in range(8):
-        process, before = start(configuration), newest_step(run)
-        deadline = time.monotonic() + 150
-        while process.poll() is None and newest_step(run) <= before:
-            assert time.monotonic() < deadline
-            time.sleep(0.002)
-        time.sleep(random.uniform(0, 0.2))
+        process = start_program(FINETUNE, configuration)
+        wait_for_another_checkpoint(run, process)
+        time.sleep(random.uniform(0, 0.2))  # whenever the kill comes, it changes nothing
         process.kill()
-        process.communicate(timeout=30)
-    run_program("examples/run_finetune.py", str(configuration))
+        process.communicate(timeout=HANGS)
+    assert call_program(FINETUNE, configuration) == 0
     assert_same_run(run, uninterrupted)
 
 
-def newest_step(run):
-    return max((int(path.name.split("-")[1]) for path in run.glob("checkpoint-*")), default=0)
+def wait_for_another_checkpoint(run, process):
+    """Or for the end of the process."""
+
+    def newest_step():
+        return max((int(path.name.split("-")[1]) for path in run.glob("checkpoint-*")), default=0)
+
+    before = newest_step()
+    wait_until(lambda: newest_step() > before or process.poll() is not None)
 
 
-def test_a_finished_run_is_left_alone_and_other_settings_are_refused(uninterrupted, capsys, caplog):
-    program = ("examples/run_finetune.py", str(uninterrupted.parent / "run.yaml"))
-    before = (uninterrupted / "results.json").stat().st_mtime_ns
+def test_a_finished_run_is_left_alone_and_other_settings_are_refused(uninterrupted, caplog, capsys):
     caplog.set_level("INFO")
-    assert call_program(*program) == 0
+    configuration = uninterrupted.parent / "run.yaml"
+    before = (uninterrupted / "results.json").stat().st_mtime_ns
+    assert call_program(FINETUNE, configuration) == 0
     assert "holds a finished run" in caplog.text
-    assert call_program(*program, "training.learning_rate=0.5") == 1
+    assert call_program(FINETUNE, configuration, "training.learning_rate=0.5") == 1
     assert "training.learning_rate: 0.002 -> 0.5" in capsys.readouterr().err
     assert (uninterrupted / "results.json").stat().st_mtime_ns == before
+
+
+@pytest.mark.promise("E-05")
+@pickles
+def test_pickles_in_a_checkpoint_run_nothing_on_resume(tmp_path, train_split, write_pickle):
+    def trainer(steps):
+        options = {"save_strategy": "steps", "save_steps": 1, "max_steps": steps}
+        return make_trainer(tmp_path / "run", train_split, **options)
+
+    trainer(1).train()
+    checkpoint = tmp_path / "run" / "checkpoint-1"
+    write_pickle(checkpoint / "training_args.bin", tmp_path / "witness")
+    seal_checkpoint(checkpoint)
+    trainer(2).train(resume_from_checkpoint=str(checkpoint))  # training_args.bin is never read
+    for name in ("rng_state.pth", "optimizer.pt", "scheduler.pt"):
+        shutil.copytree(checkpoint, tmp_path / "evil" / name)
+        write_pickle(tmp_path / "evil" / name / name, tmp_path / "witness")
+        with pytest.raises((pickle.UnpicklingError, RuntimeError)):
+            trainer(2).train(resume_from_checkpoint=str(tmp_path / "evil" / name))
+    assert not (tmp_path / "witness").exists()

@@ -1,15 +1,10 @@
 """Faults injected into training: each ends with a sentence that names it, and loses nothing that was saved."""
 
 import json
-import logging
 import math
 import os
-import resource
-import runpy
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,40 +12,34 @@ import numpy as np
 import pytest
 import soundfile as sf
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from transformers import TrainerCallback
 
 from modeling_mamba_ema.audio_files import AudioFileError
 from modeling_mamba_ema.data import dataset as dataset_module
+from modeling_mamba_ema.data.atomic_write import atomic_write
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
 from modeling_mamba_ema.training import (
     RunConfiguration,
     choose_checkpoint,
-    newest_complete_checkpoint,
     run_manifest,
     save_run,
 )
 from modeling_mamba_ema.training.building import check_labels_vary, check_speech_encoder
+from modeling_mamba_ema.training.checkpoints import newest_complete_checkpoint
 from tests.support.models import tiny_config
-from tests.support.tiny_corpus import LABELS, ROOT, environment, make_trainer, run_program, write_corpus, write_run
-from tests.training.test_checkpoints import assert_same_run, make_checkpoint, start, wait_for_checkpoint
-
-
-@pytest.fixture
-def train_split(corpus):
-    return ConversationDataset(load_emotion_dataset(corpus, LABELS)["train"], LABELS)
-
-
-def program(monkeypatch, *arguments):
-    """The fine-tuning program in this process, which spares its imports."""
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(sys, "argv", ["run_finetune.py", *map(str, arguments)])
-    monkeypatch.setattr(logging.root, "handlers", [])
-    runpy.run_path("examples/run_finetune.py", run_name="__main__")
-
+from tests.support.programs import HANGS, call_program, start_program, wait_until
+from tests.support.runs import FINETUNE, assert_same_run, make_checkpoint, start_interrupted
+from tests.support.tiny_corpus import LABELS, make_trainer, write_corpus, write_run
 
 # a full disk
 
 
+@pytest.mark.promise(
+    "C-03",
+    "a disk without room is told before the first step; one that fills up costs nothing before the last checkpoint",
+    "as stated",
+)
 def test_a_disk_without_room_for_the_checkpoints_is_told_before_the_first_step(tmp_path, train_split, monkeypatch):
     folder = tmp_path / "not" / "there"
     trainer = make_trainer(folder, train_split, save_strategy="steps", save_steps=1, save_total_limit=2)
@@ -61,24 +50,24 @@ def test_a_disk_without_room_for_the_checkpoints_is_told_before_the_first_step(t
     assert trainer.state.global_step == 0
 
 
+@pytest.mark.promise("C-03")
 @pytest.mark.slow
 def test_a_disk_that_fills_up_while_saving_costs_nothing_but_the_steps_since_the_last_checkpoint(tmp_path, corpus):
     whole = write_run(tmp_path / "whole.yaml", corpus, tmp_path / "whole")
-    run_program("examples/run_finetune.py", str(whole))
+    assert call_program(FINETUNE, whole) == 0
     run = tmp_path / "run"
     configuration = write_run(tmp_path / "run.yaml", corpus, run)
-    process = start(configuration)
-    wait_for_checkpoint(process, run, 2)
     # No file may grow beyond this any more; to the program a write fails as on a full disk.
-    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2_000, resource.RLIM_INFINITY))
-    _, log = process.communicate(timeout=150)
+    full = "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, resource.RLIM_INFINITY))"
+    process = start_interrupted(configuration, 3, full)
+    _, log = process.communicate(timeout=HANGS)
     assert process.returncode == 1
     assert "could not be saved" in log
     assert "the same command goes on from the newest" in log
     there = sorted(path.name for path in run.glob("*checkpoint*"))
-    assert newest_complete_checkpoint(run) is not None
+    assert newest_complete_checkpoint(run).name == "checkpoint-2"
     assert sorted(path.name for path in run.glob("*checkpoint*")) == there  # nothing incomplete was left
-    run_program("examples/run_finetune.py", str(configuration))
+    assert call_program(FINETUNE, configuration) == 0
     assert_same_run(run, tmp_path / "whole")
 
 
@@ -92,7 +81,8 @@ def instead_of_reading(monkeypatch, folder, action):
 
     def load(path, *args, **kwargs):
         if not (folder / "file").exists():
-            (folder / "file").write_text(Path(path).name)
+            with atomic_write(folder / "file") as unfinished:
+                unfinished.write_text(Path(path).name)
             action()
         return read(path, *args, **kwargs)
 
@@ -100,17 +90,28 @@ def instead_of_reading(monkeypatch, folder, action):
     return (folder / "file").read_text
 
 
+@pytest.mark.promise(
+    "C-05", "a worker that dies, freezes or hangs in a file ends the run with the file's name", "as stated"
+)
 @pytest.mark.parametrize(("number", "what"), [(signal.SIGKILL, "died"), (signal.SIGSTOP, "froze")])
 def test_a_worker_that_dies_or_freezes_ends_the_run_with_the_name_of_its_file(
     tmp_path, train_split, monkeypatch, number, what
 ):
     name = instead_of_reading(monkeypatch, tmp_path, lambda: os.kill(os.getpid(), number))
-    trainer = make_trainer(tmp_path, train_split, dataloader_num_workers=1, worker_timeout=3.0)
+    get = _MultiProcessingDataLoaderIter._try_get_data
+
+    def get_when_the_worker_is_at_its_file(*args):
+        wait_until((tmp_path / "file").exists)
+        return get(*args)
+
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", get_when_the_worker_is_at_its_file)
+    trainer = make_trainer(tmp_path, train_split, dataloader_num_workers=1, worker_timeout=1.0)
     with pytest.raises(RuntimeError, match=f"a process that reads audio {what} while it was reading train_") as caught:
         trainer.train()
     assert name() in str(caught.value)
 
 
+@pytest.mark.promise("C-05")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_file_that_hangs_ends_the_run_with_its_name(tmp_path, train_split, monkeypatch, workers):
     name = instead_of_reading(monkeypatch, tmp_path, lambda: time.sleep(3600))
@@ -127,17 +128,12 @@ def ranks_of(launcher):
     return [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
 
 
-def wait_for_end(pid, seconds):
+def has_ended(pid):
     """A child that ended stays as a zombie until its parent, the launcher, looks."""
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        try:
-            if Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z":
-                return True
-        except FileNotFoundError:
-            return True
-        time.sleep(0.05)
-    return False
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
+    except FileNotFoundError:
+        return True
 
 
 @pytest.mark.slow
@@ -145,21 +141,17 @@ def wait_for_end(pid, seconds):
 def test_when_one_of_two_processes_is_killed_or_frozen_the_other_ends(tmp_path, corpus, number):
     run = tmp_path / "run"
     configuration = write_run(tmp_path / "run.yaml", corpus, run)
-    command = [sys.executable, "-m", "accelerate.commands.launch"]
-    command += ["--config_file", "configuration/accelerate/cpu_two_processes.yaml", "--main_process_port", "0"]
-    options = ["training.num_train_epochs=2000", "training.ddp_timeout=15"]
-    command += ["examples/run_finetune.py", str(configuration), *options]
-    launcher = subprocess.Popen(
-        command, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    launch = ["-m", "accelerate.commands.launch", "--config_file", "configuration/accelerate/cpu_two_processes.yaml"]
+    options = ["training.num_train_epochs=100000", "training.ddp_timeout=60"]
+    launcher = start_program(*launch, "--main_process_port", "0", FINETUNE, configuration, *options)
     try:
-        wait_for_checkpoint(launcher, run, 4)
+        wait_until((run / "checkpoint-4" / "SHA256SUMS").exists, launcher)
         first, second = ranks_of(launcher)
         os.kill(second, number)
-        assert wait_for_end(first, seconds=150)
+        wait_until(lambda: has_ended(first))
         if number == signal.SIGSTOP:
             os.kill(second, signal.SIGKILL)  # what the launcher does after 30 s
-        launcher.communicate(timeout=150)
+        launcher.communicate(timeout=HANGS)
         assert launcher.returncode != 0
         assert newest_complete_checkpoint(run) is not None
     finally:
@@ -176,6 +168,11 @@ class Spoil(TrainerCallback):
             model.speech_encoder.attention.weight[0, 0] = torch.nan
 
 
+@pytest.mark.promise(
+    "C-07",
+    "NaN in weights, audio, labels or gradients stops the run at that step, and is never saved",
+    "no step is taken",
+)
 def test_weights_with_nan_are_not_saved(tmp_path, train_split):
     trainer = make_trainer(tmp_path, train_split, save_strategy="steps", save_steps=1)
     trainer.add_callback(Spoil())
@@ -184,6 +181,7 @@ def test_weights_with_nan_are_not_saved(tmp_path, train_split):
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
 
 
+@pytest.mark.promise("C-07")
 def test_audio_with_nan_stops_the_run_naming_the_file(tmp_path):
     corpus = write_corpus(tmp_path / "corpus")
     samples, rate = sf.read(corpus / "train_5_1.wav")
@@ -207,6 +205,9 @@ class Metric:
         }
 
 
+@pytest.mark.promise(
+    "C-10", "an evaluation without a number is never the best; a run of such ends with an error", "as stated"
+)
 def test_an_evaluation_without_a_number_is_never_the_best(tmp_path, train_split):
     options = {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}
     options["load_best_model_at_end"] = True
@@ -220,15 +221,18 @@ def test_an_evaluation_without_a_number_is_never_the_best(tmp_path, train_split)
     assert trainer.state.best_model_checkpoint is None
 
 
-def test_a_run_whose_evaluations_gave_no_number_ends_with_an_error_and_no_model(tmp_path, corpus, monkeypatch):
+@pytest.mark.promise("C-10")
+def test_a_run_whose_evaluations_gave_no_number_ends_with_an_error_and_no_model(tmp_path, corpus, monkeypatch, capsys):
     metric = Metric(*[math.nan] * 100)
     monkeypatch.setattr("modeling_mamba_ema.training.trainer.ccc_of_predictions", lambda *_: metric)
-    with pytest.raises(SystemExit, match="no evaluation gave a CCC that is a number"):
-        program(monkeypatch, write_run(tmp_path / "run.yaml", corpus, tmp_path / "run"), "training.num_train_epochs=1")
+    configuration = write_run(tmp_path / "run.yaml", corpus, tmp_path / "run")
+    assert call_program(FINETUNE, configuration, "training.num_train_epochs=1") == 1
+    assert "no evaluation gave a CCC that is a number" in capsys.readouterr().err
     assert not (tmp_path / "run" / "model").exists()
     assert not (tmp_path / "run" / "results.json").exists()
 
 
+@pytest.mark.promise("C-11")
 @pytest.mark.parametrize(("value", "what"), [(0.25, "0.25 throughout"), (None, "missing")])
 def test_labels_that_do_not_vary_are_refused_before_training(tmp_path, corpus, value, what):
     rows = [json.loads(line) for line in (corpus / "metadata.jsonl").read_text().splitlines()]
@@ -256,6 +260,11 @@ class Unusual(torch.utils.data.Dataset):
         return {"waveforms": turns, "labels": labels, "conversation_id": str(index), "turns": list(range(len(turns)))}
 
 
+@pytest.mark.promise(
+    "C-11",
+    "single turns, short utterances and constant labels in a batch train to finite weights and are counted",
+    "as stated",
+)
 def test_unusual_batches_train_to_finite_weights_and_are_counted(tmp_path):
     trainer = make_trainer(
         tmp_path,
@@ -281,8 +290,13 @@ def test_usual_batches_do_not_count_as_degenerate(tmp_path, train_split):
 # settings that cannot work
 
 
-def test_layer_drop_with_several_processes_and_spec_augment_with_short_utterances_are_refused(corpus):
-    rows = load_emotion_dataset(corpus, LABELS)["train"]  # utterances of 0.3 to 0.7 s
+@pytest.mark.promise(
+    "C-12",
+    "layer drop with several processes, and SpecAugment with short utterances, are refused before training",
+    "as stated",
+)
+def test_layer_drop_with_several_processes_and_spec_augment_with_short_utterances_are_refused(splits):
+    rows = splits["train"]  # utterances of 0.3 to 0.7 s
     long = rows.map(lambda row: {"start": 0.0, "end": 1.1})
     dropping = tiny_config(speech_encoder_config={"layerdrop": 0.1})
     check_speech_encoder(dropping, 1, rows)
@@ -305,15 +319,11 @@ def test_layer_drop_with_several_processes_and_spec_augment_with_short_utterance
         ("data.test_split=null", None),
     ],
 )
-def test_the_program_refuses_what_cannot_work_before_it_writes_anything(
-    tmp_path, corpus, monkeypatch, override, message
-):
+def test_the_program_refuses_what_cannot_work_before_it_writes_anything(tmp_path, corpus, capsys, override, message):
     configuration = write_run(tmp_path / "run.yaml", corpus, tmp_path / "run")
     options = [override, "training.num_train_epochs=0.01", "training.optim_target_modules=all-linear"]
-    with pytest.raises(SystemExit) as ended:
-        program(monkeypatch, configuration, *options)
-    assert (message is None) == (ended.value.code == 0)
-    assert message is None or message in ended.value.code
+    assert call_program(FINETUNE, configuration, *options) == (0 if message is None else 1)
+    assert message is None or message in capsys.readouterr().err
     assert (tmp_path / "run" / "run_configuration.yaml").exists() == (message is None)
 
 
@@ -321,11 +331,11 @@ def test_the_program_refuses_what_cannot_work_before_it_writes_anything(
 
 
 @pytest.fixture
-def interrupted(tmp_path, corpus):
+def interrupted(tmp_path, splits):
     """A run that has left a checkpoint, and its manifest."""
     run = RunConfiguration(training={"output_dir": str(tmp_path), "max_seconds_per_batch": 10.0})
     make_checkpoint(tmp_path, 2)
-    manifest = run_manifest({"train": load_emotion_dataset(corpus, LABELS)["train"]}, world_size=1)
+    manifest = run_manifest({"train": splits["train"]}, world_size=1)
     save_run(run, manifest)
     return run, manifest
 
@@ -335,14 +345,20 @@ def test_the_same_run_goes_on_without_a_warning(interrupted, caplog):
     assert not caplog.text
 
 
-def test_other_data_or_another_order_of_them_are_refused(interrupted, corpus):
+@pytest.mark.promise(
+    "C-09",
+    "resuming with other data, order, batch size or number of processes is refused, with other code warned of",
+    "every case",
+)
+def test_other_data_or_another_order_of_them_are_refused(interrupted, splits):
     run, _ = interrupted
-    rows = load_emotion_dataset(corpus, LABELS)["train"]
+    rows = splits["train"]
     for other in (rows.select(range(len(rows) - 1)), rows.select([1, 0, *range(2, len(rows))])):
         with pytest.raises(ValueError, match=r"data.train.sha256: .* -> "):
             choose_checkpoint(run, run_manifest({"train": other}, 1))
 
 
+@pytest.mark.promise("C-09")
 def test_another_number_of_processes_is_refused_where_it_changes_the_batch_and_warned_of_elsewhere(interrupted, caplog):
     run, manifest = interrupted
     assert choose_checkpoint(run, {**manifest, "world_size": 2}).name == "checkpoint-2"
@@ -353,6 +369,7 @@ def test_another_number_of_processes_is_refused_where_it_changes_the_batch_and_w
         choose_checkpoint(run, {**manifest, "world_size": 2})
 
 
+@pytest.mark.promise("C-09")
 def test_another_batch_size_is_refused_and_other_code_is_warned_of(interrupted, caplog):
     run, manifest = interrupted
     assert choose_checkpoint(run, {**manifest, "code": {"version": "9.9", "sha256": "0"}}) is not None

@@ -4,16 +4,16 @@ import pytest
 import torch
 
 from modeling_mamba_ema import MambaEMAFeatureExtractor
-from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
+from modeling_mamba_ema.data.dataset import ConversationDataset
 from modeling_mamba_ema.training import ConversationCollator, load_run_configuration
 from modeling_mamba_ema.training.evaluation import predict_in_chunks, start_from_context
 from tests.support.models import tiny_model
 from tests.support.tiny_corpus import LABELS, make_trainer, write_run
 
 
-@pytest.fixture(scope="module")
-def rows(corpus):
-    return load_emotion_dataset(corpus, LABELS)["train"]
+@pytest.fixture
+def rows(splits):
+    return splits["train"]
 
 
 def batch_of(dataset, indices):

@@ -6,15 +6,13 @@ import sys
 
 import pytest
 import torch
+from transformers import Trainer, TrainingArguments, default_data_collator
 
-from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
-from tests.support.models import tiny_model
-from tests.support.tiny_corpus import LABELS, ROOT, environment, make_trainer, write_run
-
-
-@pytest.fixture(scope="module")
-def train_split(corpus):
-    return ConversationDataset(load_emotion_dataset(corpus, LABELS)["train"], LABELS)
+from modeling_mamba_ema.training import MambaEMATrainer, MambaEMATrainingArguments
+from tests.support.audio_cases import noise
+from tests.support.models import features, tiny_model
+from tests.support.programs import ROOT, environment
+from tests.support.tiny_corpus import make_trainer, write_run
 
 
 def tracked(folder, dataset, tracker):
@@ -75,27 +73,47 @@ def first_step(folder, dataset, **arguments):
     return entry["loss"], entry["grad_norm"], trainer
 
 
-def test_accumulation_neither_multiplies_the_logged_loss_nor_the_gradient(tmp_path, train_split):
-    class Same(torch.utils.data.Dataset):
-        """One batch over and over, so that accumulating four of it must give the loss and gradient of one."""
+class OneConversation(torch.utils.data.Dataset):
+    """The same conversation again and again, so that any number of them has the CCC of one."""
 
-        def __len__(self):
-            return 16
+    def __len__(self):
+        return 8
 
-        def __getitem__(self, index):
-            return train_split[3 + index % 4]
+    def __getitem__(self, index):
+        inputs = features([[noise(900 + 200 * turn, turn) for turn in range(5)]])
+        labels = torch.rand(5, 2, generator=torch.Generator().manual_seed(3))
+        return {**{name: tensor[0] for name, tensor in inputs.items()}, "labels": labels}
 
+
+@pytest.mark.promise(
+    "B-16", "gradient accumulation scales neither the logged loss nor the gradient", "1e-4 of the values of one step"
+)
+@pytest.mark.parametrize(
+    ("trainer", "arguments"), [(Trainer, TrainingArguments), (MambaEMATrainer, MambaEMATrainingArguments)]
+)
+def test_accumulation_scales_neither_the_logged_loss_nor_the_gradient(tmp_path, trainer, arguments, record_property):
     results = []
     for steps in (1, 4):
         names = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
-        model = tiny_model(speech_encoder_config=dict.fromkeys(names, 0.0))
-        trainer = make_trainer(tmp_path, Same(), model, max_steps=1, logging_steps=1, max_grad_norm=1e9,
-                               gradient_accumulation_steps=steps, per_device_train_batch_size=4,
-                               train_sampling_strategy="sequential", max_seconds_per_batch=None)  # fmt: skip
-        trainer.train()
-        (entry,) = [entry for entry in trainer.state.log_history if "loss" in entry]
+        own = {} if trainer is Trainer else {"load_best_model_at_end": False, "eval_strategy": "no"}
+        training = trainer(
+            model=tiny_model(speech_encoder_config=dict.fromkeys(names, 0.0)),
+            args=arguments(output_dir=str(tmp_path), max_steps=1, per_device_train_batch_size=1, max_grad_norm=1e9,
+                           gradient_accumulation_steps=steps, logging_steps=1, save_strategy="no", report_to="none",
+                           use_cpu=True, disable_tqdm=True, **own),
+            train_dataset=OneConversation(),
+            data_collator=default_data_collator,
+        )  # fmt: skip
+        training.train()
+        (entry,) = [entry for entry in training.state.log_history if "loss" in entry]
         results.append((entry["loss"], entry["grad_norm"]))
-    assert results[1] == pytest.approx(results[0], rel=1e-4)
+    (loss, norm), (accumulated_loss, accumulated_norm) = results
+    record_property(
+        "figure", f"loss {accumulated_loss / loss:.6f}, gradient {accumulated_norm / norm:.6f} of one step's"
+    )
+    assert norm > 1e-3
+    assert accumulated_loss == pytest.approx(loss, rel=1e-4)
+    assert accumulated_norm == pytest.approx(norm, rel=1e-4)
 
 
 def test_bf16_trains_to_nearly_the_same_loss_in_float32_states(tmp_path, train_split):
