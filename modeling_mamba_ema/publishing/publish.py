@@ -163,7 +163,12 @@ def push_model(
 
     Returns:
         The address of the commit.
+
+    Raises:
+        ValueError: a model with LoRA adapters that are not merged.
     """
+    if getattr(model.config, "lora", None) is not None:
+        raise ValueError("the model has LoRA adapters; merge them first (modeling_mamba_ema.training.merge_lora)")
     hub = HfApi(token=token)
     repository = hub.create_repo(repository, private=private, exist_ok=True).repo_id
     if revision is not None and not create_pr:

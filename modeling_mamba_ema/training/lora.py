@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import re
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,25 +26,22 @@ TARGETS = {
     "attention": ["q_proj", "k_proj", "v_proj", "out_proj"],
     "feed_forward": ["intermediate_dense", "output_dense"],
 }
-# Feng and Narayanan 2023, "PEFT-SER" (arXiv:2306.05350), found LoRA the best of the efficient ways to fine-tune WavLM
-# and wav2vec 2.0 for emotion, and put it into both layers of the feed-forward part. HuBERT has wav2vec 2.0's layers.
-DEFAULT_TARGETS = {"wavlm": "feed_forward", "wav2vec2": "feed_forward", "hubert": "feed_forward"}
-# Fields of LoraConfig that peft fills in, that are for other models, or that would train what is trained anyway.
-_NOT_TAKEN = {
-    *("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision"),
-    *("inference_mode", "modules_to_save", "layer_replication", "trainable_token_indices", "layers_pattern"),
-    *("megatron_config", "megatron_core", "alora_invocation_tokens", "ensure_weight_tying"),
-}
+# Feng and Narayanan 2023, "PEFT-SER" (arXiv:2306.05350), found LoRA of rank 16 in both layers of the feed-forward part
+# the best of the efficient ways to fine-tune WavLM and wav2vec 2.0 for emotion. HuBERT has wav2vec 2.0's layers.
+_PEFT_SER = {"r": 16, "lora_alpha": 32, "target_modules": "feed_forward"}
+DEFAULTS = {"wavlm": _PEFT_SER, "wav2vec2": _PEFT_SER, "hubert": _PEFT_SER}
+# Of peft's LoraConfig. Its other fields are for other models, change frozen weights, or train what is trained anyway.
+FIELDS = ("r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform", "use_rslora", "use_dora")
 
 
 def lora_fields() -> dict[str, Any]:
-    """The annotations of what `training.lora` takes: fields of peft's LoraConfig.
+    """The annotations of what `training.lora` takes: [`FIELDS`] of peft's LoraConfig.
 
     Raises:
         ImportError: peft is not installed.
     """
     hints = typing.get_type_hints(_peft().LoraConfig)
-    return {name: hint for name, hint in hints.items() if name not in _NOT_TAKEN}
+    return {name: hints[name] for name in FIELDS}
 
 
 def add_lora(model: MambaEMAForRegression, options: Mapping[str, Any], base: str | None, revision: str) -> None:
@@ -53,8 +49,8 @@ def add_lora(model: MambaEMAForRegression, options: Mapping[str, Any], base: str
 
     Args:
         model: with a trained speech encoder.
-        options: fields of peft's LoraConfig. `target_modules` may name `attention` and `feed_forward`; the default is
-            [`DEFAULT_TARGETS`]. `layers_to_transform` are by default the encoder's layers that the model reads.
+        options: [`FIELDS`] of peft's LoraConfig, the others as in [`DEFAULTS`]. `target_modules` may name [`TARGETS`].
+            `layers_to_transform` counts from 0; the default are all layers that the model reads.
         base: folder or Hub name that the encoder's weights come from.
         revision: commit, tag or branch on the Hub.
 
@@ -69,16 +65,14 @@ def add_lora(model: MambaEMAForRegression, options: Mapping[str, Any], base: str
         )
     if model.config.freeze_speech_encoder:
         raise ValueError(
-            "training.lora trains the speech encoder by adapters, but model.params.freeze_speech_encoder keeps it as "
-            "it is; leave out one"
+            "training.lora trains the speech encoder by adapters, but freeze_speech_encoder keeps it as it is; set "
+            "model.params.freeze_speech_encoder=false"
         )
     options = _with_defaults(model, options)
-    backbone = model.speech_encoder.backbone
     try:
-        _peft().inject_adapter_in_model(_peft().LoraConfig(**options), backbone)
+        _peft().inject_adapter_in_model(_peft().LoraConfig(**options), model.speech_encoder.backbone)
     except (TypeError, ValueError) as error:
         raise ValueError(f"training.lora: {error}") from error
-    _require_layers_that_are_read(model)
     frozen = {name: parameter for name, parameter in model.named_parameters() if _is_of_base(name, parameter)}
     model._keys_to_ignore_on_save = set(frozen)
     digest = weights_sha256(frozen.items())
@@ -168,37 +162,29 @@ def _with_defaults(model: MambaEMAForRegression, options: Mapping[str, Any]) -> 
     """The options with names resolved and defaults filled in.
 
     Raises:
-        ValueError: a name in `target_modules` is no linear layer of those that the model reads.
+        ValueError: a linear layer, or a layer of the encoder, that the model does not read.
     """
     backbone, read = model.speech_encoder.backbone, max(model.speech_encoder.layers)
-    targets = options.get("target_modules") or DEFAULT_TARGETS[backbone.config.model_type]
-    targets = TARGETS.get(targets, targets) if isinstance(targets, str) else targets
-    if isinstance(targets, str):  # a regular expression, which says in which layers too
-        return {**options, "target_modules": targets}
-    targets = [name for target in targets for name in TARGETS.get(target, [target])]
-    layers = backbone.encoder.layers[:read]
-    known = [f".{name}" for name, module in layers.named_modules() if isinstance(module, nn.Linear)]
-    for target in targets:
-        if not any(name.endswith(f".{target}") for name in known):
-            names = sorted({*TARGETS, *(name.rpartition(".")[2] for name in known)})
-            close = difflib.get_close_matches(target, names, n=1, cutoff=0.5)
-            hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names)}"
-            raise ValueError(
-                f"training.lora.target_modules names {target}, which is no linear layer of the encoder; {hint}"
-            )
-    return {"layers_to_transform": list(range(read)), **options, "target_modules": targets}
-
-
-def _require_layers_that_are_read(model: MambaEMAForRegression) -> None:
-    read = max(model.speech_encoder.layers)
-    adapted = {
-        int(found[1]) for name, _ in model.named_parameters() if (found := re.search(r"layers\.(\d+)\..*lora_", name))
-    }
-    if any(layer >= read for layer in adapted):
+    given = {name: value for name, value in options.items() if value is not None}
+    options = {"layers_to_transform": list(range(read)), **DEFAULTS[backbone.config.model_type], **given}
+    layers, targets = options["layers_to_transform"], options["target_modules"]
+    layers = [layers] if isinstance(layers, int) else layers
+    if not layers or not all(0 <= layer < read for layer in layers):
         raise ValueError(
-            f"training.lora puts adapters into layer {max(adapted)} of the encoder (counted from 0), but the model "
-            f"reads none above {read - 1}: name others in layers_to_transform, or other speech_encoder_layers"
+            f"training.lora.layers_to_transform is {layers}, but the model reads {read} layers of the encoder, counted "
+            "from 0; name some of these, or other speech_encoder_layers"
         )
+    names = [targets] if isinstance(targets, str) else targets
+    targets = [layer for name in names for layer in TARGETS.get(name, [name])]
+    modules = backbone.encoder.layers.named_modules()
+    known = {name.rpartition(".")[2] for name, module in modules if isinstance(module, nn.Linear)}
+    if unknown := [target for target in targets if target not in known]:
+        close = difflib.get_close_matches(unknown[0], known | TARGETS.keys(), n=1, cutoff=0.5)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(sorted(known | TARGETS.keys()))}"
+        raise ValueError(
+            f"training.lora.target_modules names {unknown[0]}, which is no linear layer of the encoder; {hint}"
+        )
+    return {**options, "target_modules": targets}
 
 
 def _is_of_base(name: str, parameter: nn.Parameter) -> bool:

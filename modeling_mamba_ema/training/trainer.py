@@ -378,11 +378,7 @@ class MambaEMATrainer(Trainer):
         license: str | None = None,
         finetuned_from: str | None = None,
         dataset: str | list[str] | None = None,
-        *,
-        model_name: str | None = None,
-        tasks: str | list[str] | None = None,
-        dataset_tags: str | list[str] | None = None,
-        dataset_args: str | list[str] | None = None,
+        **_: Any,
     ) -> TrainingFacts:
         """What a card says of the training, with the CCC of the evaluation whose weights the model has."""
         evaluations = [entry for entry in self.state.log_history if "eval_ccc" in entry]
