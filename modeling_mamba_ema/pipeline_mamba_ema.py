@@ -55,6 +55,8 @@ class MambaEMAPipeline(Pipeline):
         speakers: the inputs are the turns of one conversation, in their order; a name a turn, None where unknown.
         top_k: the highest values only; None for all.
         return_label_values: add `"value"`, on the label's own scale (`config.label_ranges`).
+        return_intervals: add `"interval"`, lower and upper end on the unit scale (`outputs.intervals`), and
+            `"confidence"` (`config.confidence`), of a model with intervals.
         sampling_rate: of bare waveforms, in Hz.
         channel: of files with several, counted from 1; None for their average.
         chunk_length_s: seconds, from 1 to the longest utterance; longer audio is cut into chunks of this length, which
@@ -114,6 +116,7 @@ class MambaEMAPipeline(Pipeline):
         self,
         top_k: int | None = None,
         return_label_values: bool | None = None,
+        return_intervals: bool | None = None,
         function_to_apply: str | None = None,
         speakers: Sequence[str | None] | None = None,
         sampling_rate: int | None = None,
@@ -143,7 +146,13 @@ class MambaEMAPipeline(Pipeline):
             "chunk_length_s": chunk_length_s,
             "split_channels": split_channels,
         }
-        postprocess = {"top_k": top_k, "return_label_values": return_label_values}
+        if return_intervals and self.model.config.interval_radii is None:
+            raise ValueError("the model has no intervals (interval_radii in its config.json); see docs/confidence.md")
+        postprocess = {
+            "top_k": top_k,
+            "return_label_values": return_label_values,
+            "return_intervals": return_intervals,
+        }
         return (
             {name: value for name, value in preprocess.items() if value is not None},
             {},
@@ -236,23 +245,28 @@ class MambaEMAPipeline(Pipeline):
             places.append(place)
         return {"logits": torch.cat(logits), "places": places}  # (turns, num_labels)
 
-    def postprocess(  # type: ignore[override]
-        self, model_outputs: dict[str, Any], top_k: int | None = None, return_label_values: bool = False
-    ) -> list[dict[str, Any]]:
+    def postprocess(self, model_outputs: dict[str, Any], **wanted: Any) -> list[dict[str, Any]]:
         places, logits = model_outputs.get("places"), model_outputs["logits"]
         if places is None:
-            return self._rows(logits[0], top_k, return_label_values)
-        return [
-            {**place, "scores": self._rows(scores, top_k, return_label_values)} for place, scores in zip(places, logits)
-        ]
+            return self._rows(logits[0], **wanted)
+        return [{**place, "scores": self._rows(scores, **wanted)} for place, scores in zip(places, logits)]
 
-    def _rows(self, scores: torch.Tensor, top_k: int | None, return_label_values: bool) -> list[dict[str, Any]]:
+    def _rows(
+        self,
+        scores: torch.Tensor,
+        top_k: int | None = None,
+        return_label_values: bool = False,
+        return_intervals: bool = False,
+    ) -> list[dict[str, Any]]:
         """The labels of (num_labels,) scores, highest first."""
-        values = self.model.to_label_ranges(scores).tolist()
-        rows: list[dict[str, Any]] = [
-            {"label": label, "score": score, **({"value": value} if return_label_values else {})}
-            for label, score, value in zip(self.model.config.labels, scores.tolist(), values)
-        ]
+        labels = self.model.config.labels
+        rows: list[dict[str, Any]] = [{"label": label, "score": score} for label, score in zip(labels, scores.tolist())]
+        if return_label_values:
+            for row, value in zip(rows, self.model.to_label_ranges(scores).tolist()):
+                row["value"] = value
+        if return_intervals:
+            for row, ends in zip(rows, self.model.intervals(scores).tolist()):
+                row.update(interval=ends, confidence=self.model.config.confidence(row["label"], row["score"]))
         return sorted(rows, key=lambda row: row["score"], reverse=True)[:top_k]
 
 

@@ -326,6 +326,18 @@ def test_the_endpoint_answers_for_bytes_base64_and_samples(folder, handler):
     assert "value" in handler({"inputs": content, "parameters": {"return_label_values": True}})[0]
 
 
+def test_intervals_come_on_request_from_a_model_that_has_them(remote, tmp_path):
+    with pytest.raises(ValueError, match="the model has no intervals"):
+        remote(waveform(), return_intervals=True)
+    radii = {"0.5": 0.0, "0.9": 0.2}
+    tiny_model(interval_radii={"valence": radii, "arousal": radii}).save_pretrained(tmp_path)
+    emotion = pipeline("audio-classification", model=str(tmp_path), trust_remote_code=True, revision="main")
+    for row in emotion(waveform(), return_intervals=True):
+        ends = [max(0, row["score"] - 0.2), min(1, row["score"] + 0.2)]
+        assert row["interval"] == pytest.approx(ends, abs=1e-6)
+        assert row["confidence"] == (0.9 if abs(row["score"] - 0.5) > 0.2 else 0.5)
+
+
 @pytest.fixture(scope="module")
 def of_speakers(tmp_path_factory):
     path = tmp_path_factory.mktemp("speakers")

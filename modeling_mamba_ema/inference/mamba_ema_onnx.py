@@ -62,8 +62,9 @@ class OnnxEmotionTracker:
             speaker: a name, which means the state; None or blank for unknown.
 
         Returns:
-            `values` (unit scale) and `label_values` (labels' own scale) by label, `attention` (heads, frames), and
-            `low_level`, True below -70 dBFS RMS.
+            `values` (unit scale) and `label_values` (labels' own scale) by label, `intervals` (lower and upper end by
+            label, unit scale; None for a model without), `attention` (heads, frames), and `low_level`, True below -70
+            dBFS RMS.
 
         Raises:
             ValueError: a waveform that cannot be used; the state is then as it was.
@@ -88,8 +89,19 @@ class OnnxEmotionTracker:
         return {
             "values": values,
             "label_values": label_values,
+            "intervals": self._intervals(values),
             "attention": attention[0],
             "low_level": low_level,
+        }
+
+    def _intervals(self, values: dict[str, float]) -> dict[str, tuple[float, float]] | None:
+        radii = self.config["interval_radii"]
+        if None in radii.values():
+            return None
+        lowest, highest = (0.0, 1.0) if self.config["bounded_predictions"] else (-np.inf, np.inf)
+        return {
+            name: (max(value - radii[name], lowest), min(value + radii[name], highest))
+            for name, value in values.items()
         }
 
     def _prepare(self, waveform: Any) -> tuple[np.ndarray, bool]:

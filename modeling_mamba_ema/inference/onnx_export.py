@@ -164,6 +164,8 @@ def export_onnx(model: MambaEMAForRegression, folder: str | Path) -> list[Path]:
         "max_peak": MAX_PEAK,
         "low_level_dbfs": LOW_LEVEL_DBFS,
         **{name: getattr(config, name) for name in NORMALIZATION},
+        "interval_radii": {label: config.interval_radius(label) for label in config.labels},
+        "bounded_predictions": config.bounded_predictions,
         "max_speakers": config.max_speakers,
         "state": {name: list(tensor.shape[1:]) for name, tensor in state.items()},
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,11 @@ from ..modeling_mamba_ema import MambaEMAForRegression
 from ..publishing.checksums import weights_sha256
 from ..speech_encoder import num_frames
 from .loading import load_model
+from .reading import TREND_TURNS, read_turn
 
 STATE_FORMAT = "mamba-ema conversation state 2"
 BASELINE_TURNS = 20  # that the slow average of a speaker's values goes back, about
+_OF_INTERVALS = ("low", "high", "confidence")
 _TURNS = "tracker.num_turns"
 
 
@@ -34,6 +36,7 @@ class Speaker:
     Attributes:
         row: of their state in the conversation's.
         num_turns: that the baseline is of; near silence does not count.
+        recent: values of the last eight of these turns.
         baseline: label -> average of the values of these turns: their mean, and after 20 of them the exponential
             moving average with a weight of 1/20. Empty before the first.
     """
@@ -41,13 +44,14 @@ class Speaker:
     row: int
     num_turns: int = 0
     baseline: dict[str, float] = field(default_factory=dict)
+    recent: list[dict[str, float]] = field(default_factory=list)
 
     def hear(self, values: dict[str, float]) -> Speaker:
         """The speaker after a turn with these values."""
         weight = 1 / min(self.num_turns + 1, BASELINE_TURNS)
         before = self.baseline or values
         baseline = {label: before[label] + weight * (value - before[label]) for label, value in values.items()}
-        return Speaker(self.row, self.num_turns + 1, baseline)
+        return Speaker(self.row, self.num_turns + 1, baseline, [*self.recent, values][-TREND_TURNS:])
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,11 @@ class TurnEmotion:
             (see [`Speaker`]), so that a voice that is always loud does not read as excited; None for a speaker's first
             turn and for turns without a name.
         baseline_turns: turns behind that baseline.
+        intervals: label -> lower and upper end of the interval that holds `config.interval_level` of all turns, on the
+            unit scale; None for a model whose errors were not measured.
+        confidence: label -> level at which the value is on one side of 0.5, see `MambaEMAConfig.confidence`; None
+            likewise.
+        reading: in words what can be said of the turn, see `reading.py`; empty where nothing can.
         attention: (heads, frames) float32, 50 frames a second, each head sums to 1; uniform for poolings without
             attention.
         seconds: length of the turn.
@@ -75,9 +84,16 @@ class TurnEmotion:
     label_values: dict[str, float]
     differences: dict[str, float] | None
     baseline_turns: int
+    intervals: dict[str, tuple[float, float]] | None
+    confidence: dict[str, float] | None
+    reading: str
     attention: np.ndarray
     seconds: float
     low_level: bool
+
+    def without_attention(self) -> TurnEmotion:
+        """The same, small enough to keep for every turn of a long call."""
+        return replace(self, attention=np.empty((0, 0), dtype=np.float32))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values that `json.dumps` takes; attention as nested lists."""
@@ -155,22 +171,31 @@ class EmotionTracker:
             *self.labels,
             *(f"{label}_value" for label in self.labels_with_own_scale),
             *(f"{label}_difference" for label in self.labels),
-            *("baseline_turns", "low_level"),
+            "baseline_turns",
+            *(f"{label}_{name}" for label in self.labels for name in _OF_INTERVALS if self._has_intervals),
+            *("low_level", "reading"),
         ]
+
+    @property
+    def _has_intervals(self) -> bool:
+        return self.model.config.interval_radii is not None
 
     def row(self, heard: TurnEmotion | None) -> dict[str, Any]:
         """A turn as a row of a file, rounded to 4 digits: `valence` on the unit scale, `valence_value` on the label's
-        own scale where that is another, `valence_difference` to the speaker's baseline; None for a turn too short to
-        answer for."""
+        own scale where that is another, `valence_difference` to the speaker's baseline; `valence_low`, `valence_high`
+        and `valence_confidence` of a model with intervals. None for a turn too short to answer for."""
         if heard is None:
-            return {**dict.fromkeys(self.columns), "low_level": False}
+            return {**dict.fromkeys(self.columns), "low_level": False, "reading": ""}
         values = {
             **heard.values,
             **{f"{label}_value": value for label, value in heard.label_values.items()},
             **{f"{label}_difference": value for label, value in (heard.differences or {}).items()},
+            **{f"{label}_low": ends[0] for label, ends in (heard.intervals or {}).items()},
+            **{f"{label}_high": ends[1] for label, ends in (heard.intervals or {}).items()},
+            **{f"{label}_confidence": value for label, value in (heard.confidence or {}).items()},
         }
         rounded = {name: round(value, 4) for name, value in values.items()}
-        others = {"baseline_turns": heard.baseline_turns, "low_level": heard.low_level}
+        others = {"baseline_turns": heard.baseline_turns, "low_level": heard.low_level, "reading": heard.reading}
         return {name: {**rounded, **others}.get(name) for name in self.columns}
 
     @property
@@ -341,6 +366,7 @@ def _update(
     if not torch.isfinite(values).all():
         raise ValueError("the model gave numbers that are not finite; its weights are damaged")
     label_values = model.to_label_ranges(values)
+    intervals = model.intervals(values)  # (batch, num_labels, 2)
     samples = features["attention_mask"].sum(dim=-1)  # (batch,)
     frames = num_frames(samples, model.config.speech_encoder_config).tolist()
     attention = outputs.pooling_attentions.float().cpu()  # (batch, heads, frames)
@@ -355,6 +381,11 @@ def _update(
         if names[row] and not low_level[row]:
             known[row][names[row]] = before.hear(own)
         tracker._speakers = known[row]
+        ends, confidence = None, None
+        if intervals is not None:
+            confidence = {label: model.config.confidence(label, value) for label, value in own.items()}
+            ends = {label: (low, high) for label, (low, high) in zip(own, intervals[row].tolist())}
+        recent = known[row][names[row]].recent if names[row] else ()
         results.append(
             TurnEmotion(
                 turn=tracker._num_turns,
@@ -363,6 +394,9 @@ def _update(
                 label_values=dict(zip(tracker.labels, label_values[row].tolist())),
                 differences={label: own[label] - value for label, value in before.baseline.items()} or None,
                 baseline_turns=before.num_turns,
+                intervals=ends,
+                confidence=confidence,
+                reading="" if low_level[row] else read_turn(own, ends, recent),
                 attention=attention[row, :, : frames[row]].numpy(),
                 seconds=int(samples[row]) / extractor.sampling_rate,
                 low_level=low_level[row],

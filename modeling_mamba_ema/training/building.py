@@ -205,22 +205,26 @@ def warn_of_labels(split: str, rows: Dataset, labels: Sequence[str]) -> None:
             logger.warning("%s", error)
 
 
-def check_speakers(config: MambaEMAConfig, splits: DatasetDict) -> None:
+def check_speakers(config: MambaEMAConfig, splits: DatasetDict, required: bool = False) -> None:
     """A context of each speaker needs their names, and no more of them than the model has room for.
 
+    Args:
+        required: a corpus that names no speakers is refused; else a warning is logged.
+
     Raises:
-        ValueError: a conversation has more speakers than `max_speakers`.
+        ValueError: a conversation has more speakers than `max_speakers`, or no speaker is named.
     """
     if not (SCOPES[config.context_scope].speaker and any(CONTEXTS[config.context])):
         return
     for split, rows in splits.items():
         if "speaker" not in rows.column_names:
-            logger.warning(
-                "context_scope is %s, but the split %s has no column 'speaker': all of a conversation's turns count as "
-                "those of one speaker",
-                config.context_scope,
-                split,
+            text = (
+                f"context_scope is {config.context_scope}, but the split {split} has no column 'speaker': all "
+                "turns of a conversation count as those of one speaker"
             )
+            if required:
+                raise ValueError(text)
+            logger.warning("%s", text)
             continue
         table = rows.select_columns(["conversation_id", "speaker"]).to_pandas()
         for conversation, names in table.groupby("conversation_id", sort=False)["speaker"]:

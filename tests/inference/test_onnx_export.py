@@ -39,7 +39,12 @@ MODELS = [
         "do_normalize": False,
     },
     {"norm": "group", "context": "none", "speech_encoder_pooling": "mean"},
-    {"norm": "layer", "context_scope": "both", "max_speakers": 2},
+    {
+        "norm": "layer",
+        "context_scope": "both",
+        "max_speakers": 2,
+        "interval_radii": {"valence": {"0.9": 0.3}, "arousal": {"0.9": 0.2}},
+    },
     {"norm": "layer", "context_scope": "speaker", "context": "ema"},
 ]
 # Names of the turns; with two speakers kept, the third makes the first begin anew.
@@ -111,6 +116,9 @@ def test_onnxruntime_gives_the_trackers_numbers_where_torch_cannot_be_imported(t
         assert got["values"] == pytest.approx(row.values, abs=2e-5)
         assert got["label_values"] == pytest.approx(row.label_values, abs=2e-4)
         assert got["low_level"] == row.low_level
+        assert (got["intervals"] is None) is (row.intervals is None)
+        for label, ends in (row.intervals or {}).items():
+            assert got["intervals"][label] == pytest.approx(ends, abs=2e-5)
         np.testing.assert_allclose(got["attention"], row.attention, atol=2e-5)
     assert wanted[-1].low_level
     assert answer["refused"] == 6

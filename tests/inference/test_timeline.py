@@ -66,7 +66,7 @@ def test_rows_are_the_numbers_of_the_conversation_with_its_state_carried_over_th
     assert [(row.start, row.end, row.speaker) for row in rows] == [(s.start, s.end, s.speaker) for s in segments]
     flat = rows[0].to_dict()
     # Arousal's own scale is the unit scale, so it is there once.
-    differences = ["valence_difference", "arousal_difference", "baseline_turns"]
+    differences = ["valence_difference", "arousal_difference", "baseline_turns", "low_level", "reading"]
     assert list(flat)[:6] == ["start", "end", "speaker", "valence", "arousal", "valence_value"]
     assert [name for name in flat if name in differences] == differences
     assert list(flat) == timeline_columns(tracker(label_ranges={"valence": (1, 7)}))

@@ -248,3 +248,16 @@ def test_png_and_svg_are_written_and_the_same_outputs_give_the_same_files(tmp_pa
         assert re.search(r"<svg[^>]*viewBox", svg.read_text())
         again = write_picture(draw(), tmp_path / "again" / name)
         assert (png.read_bytes(), svg.read_bytes()) == (again[0].read_bytes(), again[1].read_bytes())
+
+
+def test_intervals_are_drawn_and_stay_inside_the_picture():
+    figure = plot_trajectory({"valence": [0.1, 0.9]}, intervals={"valence": [[-0.2, 0.3], [0.7, 1.2]]})
+    (bars,) = list(figure.axes[0].collections)
+    np.testing.assert_allclose([path[:, 1] for path in bars.get_segments()], [[-0.2, 0.3], [0.7, 1.2]])
+    assert figure.axes[0].get_ylim()[0] < -0.2
+    with pytest.raises(ValueError, match="interval of valence"):
+        plot_trajectory({"valence": [0.1, 0.9]}, intervals={"valence": [0.1, 0.2]})
+    segments = [{"start": 0, "end": 2, "valence": 0.5, "valence_low": 0.25, "valence_high": 0.75}]
+    axes = plot_timeline([*segments, {"start": 3, "end": 4, "valence": None}], ["valence"]).axes[0]
+    bounds = [artist.get_datalim(axes.transData).bounds for artist in axes.collections]
+    assert any(found == pytest.approx((0, 0.25, 2, 0.5)) for found in bounds)

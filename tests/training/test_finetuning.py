@@ -4,6 +4,7 @@ import json
 import os
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from modeling_mamba_ema.data.dataset import ConversationDataset
+from modeling_mamba_ema.inference import EmotionTracker
 from modeling_mamba_ema.metrics.tables import metrics_of_table
 from tests.support.programs import call_program, launch_two_processes, run_program
 from tests.support.runs import FINETUNE
