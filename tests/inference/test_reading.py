@@ -88,9 +88,9 @@ def test_a_call_in_a_paragraph():
     turns = [*anna, quiet, ben]
     text = summarise(turns, [f"0:{number:02d}" for number in range(len(turns))])
     assert text == (
-        "anna (24 turns, 48 s): valence 0.51, arousal 0.52 on average; unpleasant beyond its interval in 12; pleasant "
-        "beyond its interval in 12. Valence rose from 0.31 to 0.71 at 0:12. Speakers without a name (1 turns, 2 s): "
-        "valence 0.10, arousal 0.20 on average; unpleasant beyond its interval in 1; calm beyond its interval in 1."
+        "anna (24 turns, 48 s): valence 0.51, arousal 0.52 on average; surely unpleasant in 12; surely pleasant in 12. "
+        "Valence rose from 0.31 to 0.71 at 0:12. Speakers without a name (1 turn, 2 s): valence 0.10, arousal 0.20 on "
+        "average; surely unpleasant in 1; surely calm in 1."
     )
     assert summarise([quiet], ["0:00"]) == "Nothing was scored."
 
