@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="folder to write; default: comparison in training.output_dir")
     parser.add_argument("--poolings", nargs="+", metavar="NAME", help="default: all")
     parser.add_argument("--contexts", nargs="+", metavar="NAME", default=["mamba_ema"], help="default: mamba_ema")
-    parser.add_argument("--scopes", nargs="+", metavar="NAME", default=["conversation"], help="default: conversation")
+    parser.add_argument("--scopes", nargs="+", metavar="NAME", help="default: the configuration's")
     parser.add_argument("--seeds", type=int, default=5, help="trainings of each kind (default: %(default)s)")
     parser.add_argument("--folds", nargs="+", metavar="COLUMN", help="columns that name each row's split, one a fold")
     parser.add_argument("--split", choices=["validation", "test"], default="test", help="default: %(default)s")
@@ -63,7 +63,8 @@ def run(options: argparse.Namespace) -> int:
     output = options.output or Path(str(arguments.output_dir)) / "comparison"
     base = dataclasses.replace(base, training={**base.training, "output_dir": str(output), "report_to": "none"})
     poolings = options.poolings or list(POOLINGS)
-    check_comparable(base, poolings, options.contexts, options.seeds, options.split, options.scopes)
+    scopes = options.scopes or [base.model.params.get("context_scope", "conversation")]
+    check_comparable(base, poolings, options.contexts, options.seeds, options.split, scopes)
     if changed := "; ".join(differences(output / "run_configuration.yaml", base)):
         raise ValueError(f"{output} holds a comparison with other settings: {changed}; take another --output")
     base.save(output / "run_configuration.yaml")
@@ -74,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
         for seed in range(options.seeds)
         for fold in options.folds or [None]
         for context in options.contexts
-        for scope in (options.scopes if context != "none" else ["conversation"])  # without context there is no scope
+        for scope in (scopes if context != "none" else ["conversation"])  # without context there is no scope
         for pooling in poolings
     ]
     split = getattr(base.data, f"{options.split}_split")

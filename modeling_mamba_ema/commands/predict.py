@@ -74,6 +74,7 @@ def run(options: argparse.Namespace) -> int:
 
     from ..audio_files import AudioFileError, load_audio
     from ..feature_extraction_mamba_ema import SAMPLING_RATE
+    from ..inference.reading import summarise
 
     tracker = load_tracker(options)
     if (options.min_confidence, options.max_width) != (None, None) and tracker.model.config.interval_radii is None:
@@ -89,6 +90,7 @@ def run(options: argparse.Namespace) -> int:
     table = Table(options.json, _widths(list(itertools.chain(*conversations))))
     longest, code = tracker.feature_extractor.max_seconds, 0
     drawn: list[tuple[Turn, TurnEmotion]] = []
+    said: list[TurnEmotion] = []
     for conversation in conversations:
         tracker.reset()
         for turn in conversation:
@@ -101,8 +103,11 @@ def run(options: argparse.Namespace) -> int:
                 continue
             heard = tracker.update(waveform, SAMPLING_RATE, turn.speaker)
             table.print(_row(turn, heard, tracker, options))
+            said.append(heard.without_attention())
             if pictures:
                 drawn.append((turn, heard))
+    if len(conversations) == 1 and len(said) > 1 and not options.json:
+        print(summarise(said, [f"turn {heard.turn}" for heard in said]))
     if drawn:
         _draw(drawn, pictures[0], pictures[1], options.channel)
         if not options.json:

@@ -10,7 +10,7 @@ from typing import Any
 
 TEXT_COLUMNS = ("conversation", "file", "speaker", "reading")
 # Endings of columns that tables have no room for.
-ONLY_IN_FILES = ("_difference", "baseline_turns", "_confidence", "low_level")
+ONLY_IN_FILES = ("_difference", "baseline_turns", "_confidence", "low_level", "reading")
 
 
 def complain(message: str) -> None:
