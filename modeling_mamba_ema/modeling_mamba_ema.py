@@ -41,6 +41,7 @@ from .speech_encoder import (
 
 if TYPE_CHECKING:
     # For a model in a local folder, transformers before 5.9 copies only the files that an entry file itself names.
+    from .audio_containers import Part  # noqa: F401
     from .audio_files import AudioFileError  # noqa: F401
     from .fast_speech_encoder import fast_hidden_states  # noqa: F401
 
