@@ -46,6 +46,7 @@ def start_from(adopted, *overrides):
     return build_model(run)[0]
 
 
+@pytest.mark.promise("B-25", "a new context changes no number of a trained model before the first step", "0")
 def test_a_run_with_a_new_context_starts_with_the_numbers_of_the_adopted_model(adopted, waveforms, caplog):
     with caplog.at_level(logging.WARNING):
         model = start_from(adopted)
