@@ -237,7 +237,7 @@ def _results(config: MambaEMAConfig, training: TrainingFacts | None) -> str:
         cells = [
             f"{metrics[name]:.3f}{_interval(metrics, name)}" if name in metrics else "no labels" for name, _ in names
         ]
-        counts = f"{metrics['num_turns']:.0f} | {metrics['num_conversations']:.0f}"
+        counts = " | ".join(f"{metrics[n]:.0f}" if n in metrics else "" for n in ("num_turns", "num_conversations"))
         lines.append(f"| {split} | {counts} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
