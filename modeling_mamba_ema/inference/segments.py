@@ -115,8 +115,11 @@ def _from_rttm(name: str, text: str, recording: str | None) -> list[Segment]:
         if fields[0] not in _RTTM_TYPES:
             raise ValueError(f"{place} begins with {fields[0]!r}, no type of RTTM such as SPEAKER")
         if fields[0] == "SPEAKER":
-            # A name with a space pushes the start to where the duration belongs, and the duration behind it.
-            if len(fields) not in _RTTM_FIELDS or seconds_of(fields[5]) is not None:
+            # A recording's name with a space pushes the duration into the field behind it, a speaker's a part of itself.
+            shifted = len(fields) in _RTTM_FIELDS and (
+                seconds_of(fields[5]) is not None or any(_is_name(field) for field in fields[8:])
+            )
+            if len(fields) not in _RTTM_FIELDS or shifted:
                 raise ValueError(
                     f"{place} has {len(fields)} fields; a SPEAKER line has 9 or 10, and its names hold no space unless "
                     "tabs are between the fields"
@@ -144,6 +147,10 @@ def _segment(start: float, end: float, speaker: str | None, channel: str | None,
     if chosen not in _NO_CHANNEL and (number is None or number < 1 or number != int(number)):
         raise ValueError(f"{place} has the channel {chosen!r}; a number from 1 is needed, or nothing")
     return Segment(start, end, None if name in ("", "<NA>") else name, None if number is None else int(number))
+
+
+def _is_name(field: str) -> bool:
+    return field != "<NA>" and seconds_of(field) is None
 
 
 def _seconds(text: str | None, place: str) -> float:
