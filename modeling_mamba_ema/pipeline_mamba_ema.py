@@ -6,10 +6,9 @@ every string that looks like a URL and opens every other one as a file. This one
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import Pipeline
@@ -24,6 +23,10 @@ from .audio_files import (
     load_audio,
 )
 from .feature_extraction_mamba_ema import SAMPLING_RATE, InvalidAudioError, as_mono
+
+if TYPE_CHECKING:
+    # For a model in a local folder, transformers before 5.9 copies only the files that an entry file itself names.
+    from .audio_containers import Part  # noqa: F401
 
 # What config.json says, so that transformers finds the class beside the weights.
 CUSTOM_PIPELINES = {
@@ -248,7 +251,7 @@ def _chunks(samples: int, rate: int, chunk_length_s: float | None) -> list[tuple
     bounds = [*range(0, samples, round(chunk_length_s * rate)), samples]
     if len(bounds) > 2 and bounds[-1] - bounds[-2] < MIN_SECONDS * rate:
         bounds[-2] = (bounds[-3] + samples) // 2
-    return list(itertools.pairwise(bounds))
+    return list(zip(bounds, bounds[1:]))
 
 
 __all__ = ["MambaEMAPipeline"]
