@@ -6,6 +6,7 @@ every string that looks like a URL and opens every other one as a file. This one
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -251,7 +252,7 @@ def _chunks(samples: int, rate: int, chunk_length_s: float | None) -> list[tuple
     bounds = [*range(0, samples, round(chunk_length_s * rate)), samples]
     if len(bounds) > 2 and bounds[-1] - bounds[-2] < MIN_SECONDS * rate:
         bounds[-2] = (bounds[-3] + samples) // 2
-    return list(zip(bounds, bounds[1:]))
+    return list(itertools.pairwise(bounds))
 
 
 __all__ = ["MambaEMAPipeline"]
