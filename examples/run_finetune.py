@@ -28,6 +28,7 @@ from modeling_mamba_ema.training import (
     build_model,
     build_trainer,
     cache_frames,
+    calibrate,
     check_run,
     choose_checkpoint,
     describe_metrics,
@@ -113,20 +114,25 @@ def main() -> int:
             model.save_pretrained(output / "adapter")
             extractor.save_pretrained(output / "adapter")
         merge_lora(model)
+    # What the model is wrong by where it has not learned makes its intervals.
+    results = {}
+    results[run.data.validation_split], table = measure(trainer, validation, model.config)
+    calibrate(model.config, table)
     if trainer.is_world_process_zero():
+        save_predictions(table, output / f"predictions_{run.data.validation_split}.csv")
         model.save_pretrained(output / "model")
         extractor.save_pretrained(output / "model")
         picture = plot_learning_curve(trainer.state.log_history, model.config.labels, trainer.state.best_global_step)
         picture.savefig(output / "learning_curve.png")
 
     # 5. evaluation with intervals over conversations; the test split is measured once
-    results = {}
-    for name in (run.data.validation_split, run.data.test_split):
-        if name is not None:
-            results[name], table = measure(trainer, parts[name], model.config)
-            if trainer.is_world_process_zero():
-                save_predictions(table, output / f"predictions_{name}.csv")
-                logger.info("%s", describe_metrics(name, results[name], model.config.labels))
+    if run.data.test_split is not None:
+        results[run.data.test_split], table = measure(trainer, parts[run.data.test_split], model.config)
+        if trainer.is_world_process_zero():
+            save_predictions(table, output / f"predictions_{run.data.test_split}.csv")
+    if trainer.is_world_process_zero():
+        for name, metrics in results.items():
+            logger.info("%s", describe_metrics(name, metrics, model.config))
 
     # 6. a release: the model's folder with its card, ready to be published
     if trainer.is_world_process_zero():

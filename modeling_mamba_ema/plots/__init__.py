@@ -4,7 +4,12 @@ from .attention import plot_attention, plot_poolings
 from .comparison import plot_pooling_comparison
 from .style import write_picture
 from .timeline import plot_timeline
-from .training_pictures import plot_error_by_position, plot_learning_curve, plot_predictions
+from .training_pictures import (
+    plot_error_by_position,
+    plot_learning_curve,
+    plot_predictions,
+    plot_risk_against_coverage,
+)
 from .trajectory import plot_circumplex, plot_trajectory
 
 __all__ = [
@@ -15,6 +20,7 @@ __all__ = [
     "plot_pooling_comparison",
     "plot_poolings",
     "plot_predictions",
+    "plot_risk_against_coverage",
     "plot_timeline",
     "plot_trajectory",
     "write_picture",

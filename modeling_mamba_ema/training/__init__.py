@@ -7,12 +7,14 @@ from .building import (
     build_trainer,
     check_labels_vary,
     check_run,
+    check_speakers,
     load_splits,
     warn_of_labels,
 )
 from .callbacks import EvaluationLog, KeepBestWeights, StopOnSignal
 from .checkpoints import choose_checkpoint, differences, run_manifest, save_run
 from .collator import ConversationCollator
+from .confidence import calibrate, risk_against_coverage
 from .evaluation import describe_metrics, measure, prediction_table, save_predictions
 from .frame_caching import cache_frames
 from .lora import add_lora, load_lora, merge_lora
@@ -34,8 +36,10 @@ __all__ = [
     "build_model",
     "build_trainer",
     "cache_frames",
+    "calibrate",
     "check_labels_vary",
     "check_run",
+    "check_speakers",
     "choose_checkpoint",
     "describe_metrics",
     "differences",
@@ -50,6 +54,7 @@ __all__ = [
     "prediction_table",
     "require_same_data",
     "require_shared_folder",
+    "risk_against_coverage",
     "run_manifest",
     "save_predictions",
     "save_run",

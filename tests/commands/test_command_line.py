@@ -171,10 +171,11 @@ def test_the_command_is_installed():
 def test_the_sample_is_one_line_to_a_first_result(model, expected, capsys):
     assert main(["predict", "--model", model, "--sample"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["file", "speaker", "seconds", "valence", "arousal", "valence", "value", "note"]
-    assert len(lines) == 8
+    assert lines[0].split() == ["file", "speaker", "seconds", "valence", "arousal", "valence", "value", "reading"]
+    assert len(lines) == 9
+    assert lines[-1].startswith("anna (4 turns, ")
     assert lines[1].split()[:2] == ["turn0_anna.wav", "anna"]
-    for line, values in zip(lines[1:], expected[0]):
+    for line, values in zip(lines[1:-1], expected[0], strict=True):
         assert [float(cell) for cell in line.split()[3:5]] == pytest.approx(list(values.values()), abs=6e-4)
 
 
@@ -279,11 +280,13 @@ def test_a_timeline_is_printed_written_and_drawn(model, tmp_path, capsys):
     assert [(row["start"], row["end"], row["speaker"]) for row in rows] == [(0.5, 3.0, "anna"), (4.0, 9.25, "ben")]
     assert imread(tmp_path / "out.png").std() > 0.05
     assert main(["timeline", "--model", model, recording, *segments, *outputs, "--overwrite"]) == 0
-    assert capsys.readouterr().out.splitlines()[0].endswith("rows.json: 2 scored segments, to 9.2 of 30.0 s")
+    summary, written = capsys.readouterr().out.splitlines()[:2]
+    assert summary.startswith("anna (1 turn, 2 s): valence 0.")
+    assert written.endswith("rows.json: 2 scored segments, to 9.2 of 30.0 s")
     assert main(["timeline", "--model", model, recording]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["start", "end", "speaker", "valence", "arousal", "valence", "value", "note"]
-    assert len(lines) == 4
+    assert lines[0].split() == ["start", "end", "speaker", "valence", "arousal", "valence", "value", "reading"]
+    assert len(lines) == 5
     assert main(["timeline", "--model", model, recording, "--vad", "--json"]) == 0
     assert len(printed(capsys)) >= 3
 

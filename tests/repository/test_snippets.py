@@ -27,7 +27,9 @@ def blocks(path, language):
 def stand_ins(tmp_path_factory):
     """Names in the documents that stand for what a reader has, and what stands for them here."""
     folder = tmp_path_factory.mktemp("stand_ins")
-    tiny_model().save_pretrained(folder / "demo")
+    tiny_model(interval_radii={label: {"0.9": 0.2} for label in ("valence", "arousal")}).save_pretrained(
+        folder / "demo"
+    )
     ranges = {label: [1, 7] for label in ("arousal", "dominance", "valence")}
     tiny_model(id2label=dict(enumerate(ranges)), label_ranges=ranges).save_pretrained(folder / "adopted")
     WavLMModel(WavLMConfig(**TINY_ENCODER)).save_pretrained(folder / "encoder")
