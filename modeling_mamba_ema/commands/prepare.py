@@ -26,13 +26,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     synthetic.add_argument("--output", type=Path, required=True, help="folder to write")
     synthetic.add_argument("--conversations", type=int, default=220, help="how many (%(default)s)")
     synthetic.add_argument("--seed", type=int, default=0, help="of everything that is drawn (%(default)s)")
+    synthetic.add_argument(
+        "--coupling", type=float, default=1.0, help="0: each speaker drifts alone; 1: both as one (%(default)s)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     if options.corpus == SYNTHETIC:
         from ..data.synthetic_corpus import write_synthetic_corpus
 
-        made = write_synthetic_corpus(options.output, options.conversations, options.seed)
+        made = write_synthetic_corpus(options.output, options.conversations, options.seed, options.coupling)
         print(f"SYNTHETIC corpus in {options.output}\n{made}")
         return 0
     from ..data.corpora import read_corpus

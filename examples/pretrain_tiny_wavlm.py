@@ -1,0 +1,311 @@
+"""Pretrain the tiny WavLM that ships with the package (`modeling_mamba_ema/tiny_wavlm`).
+
+    python examples/pretrain_tiny_wavlm.py --output outputs/tiny_wavlm --seed 0
+
+WavLM's recipe in small (Chen et al. 2022, "WavLM: Large-Scale Self-Supervised Pre-Training for Full Stack Speech
+Processing"): the model hears speech in noise and rooms or with somebody else talking over it, spans of frames are
+masked, and it predicts to which cluster each frame of the clean speech belongs. Clusters are first of MFCCs and of
+prosody (pitch, voicing, energy, spectral tilt), later of the model's own hidden states (HuBERT, Hsu et al. 2021).
+
+All speech is made by eSpeak NG in many languages, with voices, rates, melodies and vocal tracts drawn at random. The
+voices that the demo validates and tests on are left out.
+"""
+
+import argparse
+import json
+import logging
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import transformers
+from sklearn.cluster import MiniBatchKMeans
+from torch import nn
+from torch.nn import functional as F
+from transformers import WavLMConfig, WavLMModel
+from transformers.audio_utils import mel_filter_bank
+from transformers.models.wavlm.modeling_wavlm import _compute_mask_indices
+
+from modeling_mamba_ema.data.recording_conditions import draw_conditions, level_of_speech, record
+from modeling_mamba_ema.data.synthetic_corpus import SPEAKERS, Expression, Speaker, draw_words, say
+from modeling_mamba_ema.data.synthetic_speech import SAMPLING_RATE, Synthesizer
+
+logger = logging.getLogger("pretrain_tiny_wavlm")
+
+HOP, WINDOW = 320, 400  # samples; of WavLM's frames
+CONFIG = dict(
+    hidden_size=192,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    intermediate_size=576,
+    conv_dim=[32, 48, 64, 96, 96, 128, 128],
+    num_conv_pos_embeddings=32,
+    num_conv_pos_embedding_groups=16,
+    feat_extract_norm="layer",
+    do_stable_layer_norm=True,
+    num_buckets=320,
+    max_bucket_distance=800,
+    layerdrop=0.0,
+    hidden_dropout=0.0,
+    attention_dropout=0.0,
+    activation_dropout=0.0,
+    feat_proj_dropout=0.0,
+)
+LANGUAGES = (
+    "af an ca cs cy da de el en en-us en-gb-scotland en-gb-x-rp eo es es-419 et eu fi fr fr-be ga hr hu id is it ku la lt "
+    "lv ms nb nl pl pt pt-br ro sk sl sq sv sw tr"
+).split()
+# Variants whose output eSpeak NG repeats exactly, without robots; some of them are the training voices of the demo.
+VARIANTS = (
+    "Alex Andrea Andy Annie Denis Diogo Henrique Hugo Jacky Lee Marco Mario Michael Mike adam antonio belinda boris caleb "
+    "david ed edward2 f1 f4 gustave ian iven iven2 iven3 iven4 john kaukovalta klatt klatt2 klatt3 linda m1 m3 m4 m5 m7 m8 "
+    "marcelo max michel miguel mike2 norbert pablo paul pedro quincy rob robert shelby steph2 steph3 travis zac"
+).split()
+TARGETS = {"mfcc": 200, "prosody": 100}  # clusters
+HIDDEN_CLUSTERS = 300
+
+
+# Speech
+
+
+def make_clips(count: int, seconds: float, seed: int) -> list[np.ndarray]:
+    """Clean clips of at least `seconds`, int16, each of one speaker who changes expression between phrases."""
+    held_out = {speaker.voice.split("+")[1] for split in ("validation", "test") for speaker in SPEAKERS[split]}
+    assert not held_out & set(VARIANTS)
+    synthesizer, clips = Synthesizer(), []
+    for index in range(count):
+        generator = np.random.default_rng([seed, index])
+        language, variant = str(generator.choice(LANGUAGES)), str(generator.choice(VARIANTS))
+        speaker = Speaker(
+            name="",
+            voice=f"{language}+{variant}",
+            pitch=generator.uniform(25, 70),
+            rate=generator.uniform(140, 190),
+            formants=generator.uniform(0.85, 1.18),
+        )
+        pieces: list[np.ndarray] = []
+        while sum(piece.size for piece in pieces) < seconds * SAMPLING_RATE:
+            text = draw_text(language, generator)
+            pieces.append(say(synthesizer, text, speaker, draw_expression(generator), generator))
+            pieces.append(np.zeros(int(generator.uniform(0.05, 0.4) * SAMPLING_RATE), dtype=np.float32))
+        clip = np.concatenate(pieces)
+        clips.append(np.round(clip / np.abs(clip).max() * 32_000).astype(np.int16))
+    return clips
+
+
+def draw_text(language: str, generator: np.random.Generator) -> str:
+    """Numbers, which eSpeak NG reads in every language; made-up words; and English sentences."""
+    kind = generator.random()
+    if language.startswith("en") and kind < 0.6:
+        return draw_words(generator.uniform(3, 9), False, generator)
+    if kind < 0.5:
+        return " ".join(str(generator.integers(10 ** generator.integers(1, 5))) for _ in range(generator.integers(1, 4)))
+    onsets, vowels, ends = list("bdfghklmnprstvz") + ["st", "tr", "bl", "gr", "sh"], "aeiou", ["", "", "", "n", "s", "r", "l", "t"]
+    words = [
+        "".join(
+            str(generator.choice(onsets)) + vowels[generator.integers(5)] + str(generator.choice(ends))
+            for _ in range(generator.integers(1, 4))
+        )
+        for _ in range(generator.integers(2, 6))
+    ]
+    return " ".join(words)
+
+
+def draw_expression(generator: np.random.Generator) -> Expression:
+    rough, lilting = generator.random(2) < 0.4
+    return Expression(
+        pitch=generator.uniform(-28, 28),
+        pitch_range=generator.uniform(5, 95),
+        rate=generator.uniform(0.65, 1.35),
+        effort=generator.uniform(-0.5, 0.5),
+        roughness=generator.uniform(0, 0.9) if rough else 0.0,
+        lilt=generator.uniform(0, 0.9) if lilting else 0.0,
+        gain_db=generator.uniform(-5, 5),
+    )
+
+
+def disturb(clip: np.ndarray, other: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """The clip as the model hears it: with a stretch of somebody else's speech (one in five), and recorded anew."""
+    if generator.random() < 0.2:
+        length = int(generator.uniform(0.1, 0.5) * clip.size)
+        start, source = generator.integers(clip.size - length), generator.integers(other.size - length)
+        ratio = 10 ** (-generator.uniform(-5, 10) / 20) * level_of_speech(clip, SAMPLING_RATE)
+        clip = clip.copy()
+        clip[start : start + length] += other[source : source + length] * ratio / max(level_of_speech(other, SAMPLING_RATE), 1e-6)
+    return record(clip, SAMPLING_RATE, draw_conditions(generator), generator)
+
+
+# Targets, from clean speech
+
+
+def log_mel(frames: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
+    power = torch.fft.rfft(frames * torch.hann_window(frames.shape[-1]), 512).abs().square()
+    return (power @ filters + 1e-6).log()
+
+
+def clip_features(clip: np.ndarray) -> dict[str, np.ndarray]:
+    """MFCCs (frames, 39) and prosody (frames, 5) of a clean clip, a row for each frame that WavLM makes of it."""
+    waveform = torch.from_numpy(clip.astype(np.float32))
+    waveform = waveform / max(level_of_speech(clip.astype(np.float64), SAMPLING_RATE), 1e-6) * 0.1
+    frames = waveform.unfold(0, WINDOW, HOP)  # (frames, 400)
+    filters = torch.tensor(mel_filter_bank(257, 40, 20.0, 7600.0, SAMPLING_RATE, mel_scale="htk"), dtype=torch.float32)
+    mel = log_mel(frames, filters)
+    order = torch.arange(13).unsqueeze(1) * (torch.arange(40) + 0.5) * math.pi / 40
+    cepstra = mel @ order.cos().T  # (frames, 13), a cosine transform
+    first = torch.from_numpy(np.gradient(cepstra.numpy(), axis=0))
+    second = torch.from_numpy(np.gradient(first.numpy(), axis=0))
+    # pitch by autocorrelation over 50 ms, divided by that of the window (Boersma 1993)
+    wide = F.pad(waveform, (200, 200)).unfold(0, 800, HOP)[: len(frames)]
+    wide = wide - wide.mean(1, keepdim=True)
+    window = torch.hann_window(800)
+    own = torch.fft.irfft(torch.fft.rfft(wide * window, 2048).abs().square())[:, :300]
+    ours = torch.fft.irfft(torch.fft.rfft(window, 2048).abs().square())[:300]
+    correlation = own / (own[:, :1] + 1e-4) / (ours / ours[0])
+    lags = torch.arange(300)
+    score = correlation[:, 36:280] - 0.1 * (lags[36:280] / 36.0).log2() / 3  # the shortest of equal periods
+    strength, lag = score.max(dim=1)
+    pitch = -(lag + 36).float().log2()
+    voiced = strength > 0.45
+    middle = pitch[voiced].median() if voiced.any() else pitch.new_tensor(-7.0)
+    pitch = torch.where(voiced, pitch, middle)
+    energy = mel.exp().sum(1).log()
+    low, high = mel[:, :14].exp().sum(1).log(), mel[:, 22:].exp().sum(1).log()  # under 1 kHz, over 2 kHz
+    prosody = torch.stack([pitch, voiced.float(), strength, energy.clamp_min(-6), (high - low).clamp(-12, 4)], dim=1)
+    return {"mfcc": torch.cat([cepstra, first, second], dim=1).numpy(), "prosody": prosody.numpy()}
+
+
+PROSODY_WEIGHTS = np.array([2.0, 1.0, 0.5, 1.0, 1.0], dtype=np.float32)
+
+
+def cluster(features: list[np.ndarray], clusters: int, seed: int, weights: np.ndarray | float = 1.0) -> list[np.ndarray]:
+    """The cluster of every frame, by k-means on standardised features."""
+    every = np.concatenate(features).astype(np.float32)
+    mean, deviation = every.mean(0), every.std(0) + 1e-6
+    scaled = [((part - mean) / deviation * weights).astype(np.float32) for part in features]
+    generator = np.random.default_rng(seed)
+    sample = np.concatenate(scaled)
+    sample = sample[generator.permutation(len(sample))[:200_000]]
+    kmeans = MiniBatchKMeans(clusters, batch_size=4096, n_init=1, max_iter=30, random_state=seed).fit(sample)
+    return [kmeans.predict(part).astype(np.int16) for part in scaled]
+
+
+@torch.inference_mode()
+def hidden_states(model: WavLMModel, clips: list[np.ndarray], layer: int) -> list[np.ndarray]:
+    model.eval()
+    states = []
+    for clip in clips:
+        waveform = normalise(clip.astype(np.float32))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            states.append(model(waveform[None], output_hidden_states=True).hidden_states[layer][0].half().numpy())
+    return states
+
+
+# Training
+
+
+class Heads(nn.Module):
+    """Scores of the clusters of each target: cosine to a learned vector, as in HuBERT, equation 3."""
+
+    def __init__(self, hidden_size: int, targets: dict[str, int], size: int = 128):
+        super().__init__()
+        self.projections = nn.ModuleDict({name: nn.Linear(hidden_size, size) for name in targets})
+        self.codes = nn.ParameterDict({name: nn.Parameter(torch.randn(count, size)) for name, count in targets.items()})
+
+    def forward(self, name: str, frames: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.projections[name](frames), dim=-1) @ F.normalize(self.codes[name], dim=-1).T / 0.1
+
+
+def normalise(waveform: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy((waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7)).float()
+
+
+def train(model, clips, targets, counts, options, steps: int, seed: int, stage: str) -> None:
+    heads = Heads(model.config.hidden_size, counts)
+    parameters = [*model.parameters(), *heads.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
+    warm = max(1, steps // 12)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / warm, max(0.02, (steps - s) / (steps - warm))))
+    generator = np.random.default_rng([seed, steps])
+    np.random.seed(seed)  # of _compute_mask_indices
+    frames = int(options.seconds * SAMPLING_RATE) // HOP
+    samples = (frames - 1) * HOP + WINDOW
+    model.train()
+    began, spent, losses = time.time(), time.process_time(), {}
+    for step in range(steps):
+        heard, wanted = [], {name: [] for name in targets}
+        for index in generator.integers(len(clips), size=options.batch_size):
+            first = int(generator.integers((len(clips[index]) - samples) // HOP))
+            clip = clips[index][first * HOP : first * HOP + samples] / 32_768
+            other = clips[generator.integers(len(clips))] / 32_768
+            heard.append(normalise(disturb(clip, other, generator)))
+            for name in targets:
+                wanted[name].append(targets[name][index][first : first + frames])
+        mask = torch.from_numpy(_compute_mask_indices((len(heard), frames), options.mask_prob, 10))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            hidden = model(torch.stack(heard), mask_time_indices=mask).last_hidden_state
+        loss = 0
+        for name in targets:
+            truth = torch.from_numpy(np.stack(wanted[name]).astype(np.int64))
+            masked = F.cross_entropy(heads(name, hidden[mask].float()), truth[mask])
+            plain = F.cross_entropy(heads(name, hidden[~mask].float()), truth[~mask])
+            loss = loss + options.masked_share * masked + (1 - options.masked_share) * plain
+            for kind, value in (("masked", masked), ("plain", plain)):
+                losses.setdefault(f"{name} {kind}", []).append(value.item())
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, 2.0)
+        optimizer.step()
+        schedule.step()
+        if (step + 1) % 100 == 0:
+            seen = ", ".join(f"{name} {np.mean(values):.3f}" for name, values in losses.items())
+            logger.info("%s step %d: %s (%.0f s, CPU %.0f s)", stage, step + 1, seen, time.time() - began, time.process_time() - spent)
+            losses = {}
+        if (step + 1) % 1000 == 0:
+            model.save_pretrained(options.output / f"{stage}-{step + 1}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--clips", type=int, default=4000)
+    parser.add_argument("--clip-seconds", type=float, default=4.5)
+    parser.add_argument("--seconds", type=float, default=3.2, help="of a crop")
+    parser.add_argument("--steps", type=int, nargs="+", default=[3000, 3000])
+    parser.add_argument("--batch-size", type=int, default=12)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--mask-prob", type=float, default=0.5)
+    parser.add_argument("--masked-share", type=float, default=0.5)
+    parser.add_argument("--layer", type=int, default=3, help="whose hidden states are clustered")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    transformers.utils.logging.set_verbosity_error()
+    torch.manual_seed(options.seed)
+    options.output.mkdir(parents=True, exist_ok=True)
+    clips = make_clips(options.clips, options.clip_seconds, options.seed)
+    logger.info("%d clips, %.1f h, CPU %.0f s", len(clips), sum(map(len, clips)) / SAMPLING_RATE / 3600, time.process_time())
+    features = [clip_features(clip) for clip in clips]
+    logger.info("features, CPU %.0f s", time.process_time())
+    targets = {
+        "mfcc": cluster([f["mfcc"] for f in features], TARGETS["mfcc"], options.seed),
+        "prosody": cluster([f["prosody"] for f in features], TARGETS["prosody"], options.seed, PROSODY_WEIGHTS),
+    }
+    logger.info("targets, CPU %.0f s", time.process_time())
+    model = WavLMModel(WavLMConfig(**CONFIG))
+    logger.info("%d weights", model.num_parameters())
+    counts = dict(TARGETS)
+    for number, steps in enumerate(options.steps):
+        if number:
+            targets["hidden"] = cluster(hidden_states(model, clips, options.layer), HIDDEN_CLUSTERS, options.seed)
+            counts["hidden"] = HIDDEN_CLUSTERS
+            del targets["mfcc"], counts["mfcc"]
+            logger.info("new targets, CPU %.0f s", time.process_time())
+        train(model, clips, targets, counts, options, steps, options.seed + number, f"stage{number + 1}")
+        model.save_pretrained(options.output / f"stage{number + 1}")
+
+
+if __name__ == "__main__":
+    main()
