@@ -12,11 +12,9 @@ voices that the demo validates and tests on are left out.
 """
 
 import argparse
-import json
 import logging
 import math
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -29,43 +27,44 @@ from transformers import WavLMConfig, WavLMModel
 from transformers.audio_utils import mel_filter_bank
 from transformers.models.wavlm.modeling_wavlm import _compute_mask_indices
 
+from modeling_mamba_ema import MambaEMAFeatureExtractor
 from modeling_mamba_ema.data.recording_conditions import draw_conditions, level_of_speech, record
 from modeling_mamba_ema.data.synthetic_corpus import SPEAKERS, Expression, Speaker, draw_words, say
 from modeling_mamba_ema.data.synthetic_speech import SAMPLING_RATE, Synthesizer
 
 logger = logging.getLogger("pretrain_tiny_wavlm")
 
-HOP, WINDOW = 320, 400  # samples; of WavLM's frames
-CONFIG = dict(
-    hidden_size=192,
-    num_hidden_layers=4,
-    num_attention_heads=4,
-    intermediate_size=576,
-    conv_dim=[32, 48, 64, 96, 96, 128, 128],
-    num_conv_pos_embeddings=32,
-    num_conv_pos_embedding_groups=16,
-    feat_extract_norm="layer",
-    do_stable_layer_norm=True,
-    num_buckets=320,
-    max_bucket_distance=800,
-    layerdrop=0.0,
-    hidden_dropout=0.0,
-    attention_dropout=0.0,
-    activation_dropout=0.0,
-    feat_proj_dropout=0.0,
-)
+HOP, WINDOW = 320, 400  # samples between WavLM's frames, and that one frame sees
+CONFIG = {
+    "hidden_size": 192,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 576,
+    "conv_dim": [32, 48, 64, 96, 96, 128, 128],
+    "num_conv_pos_embeddings": 32,
+    "num_conv_pos_embedding_groups": 16,
+    "feat_extract_norm": "layer",  # as WavLM-large
+    "do_stable_layer_norm": True,
+    "layerdrop": 0.0,
+    "hidden_dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "feat_proj_dropout": 0.0,
+}
 LANGUAGES = (
-    "af an ca cs cy da de el en en-us en-gb-scotland en-gb-x-rp eo es es-419 et eu fi fr fr-be ga hr hu id is it ku la lt "
-    "lv ms nb nl pl pt pt-br ro sk sl sq sv sw tr"
-).split()
-# Variants whose output eSpeak NG repeats exactly, without robots; some of them are the training voices of the demo.
+    "af an ca cs cy da de el en en-us en-gb-scotland en-gb-x-rp eo es es-419 et eu fi fr fr-be ga hr hu id is it ku la "
+    "lt lv ms nb nl pl pt pt-br ro sk sl sq sv sw tr"
+)
+# Variants whose output eSpeak NG repeats exactly, without robots, and without near copies of the demo's voices, such as
+# steph2; some are training voices of the demo.
 VARIANTS = (
-    "Alex Andrea Andy Annie Denis Diogo Henrique Hugo Jacky Lee Marco Mario Michael Mike adam antonio belinda boris caleb "
-    "david ed edward2 f1 f4 gustave ian iven iven2 iven3 iven4 john kaukovalta klatt klatt2 klatt3 linda m1 m3 m4 m5 m7 m8 "
-    "marcelo max michel miguel mike2 norbert pablo paul pedro quincy rob robert shelby steph2 steph3 travis zac"
-).split()
-TARGETS = {"mfcc": 200, "prosody": 100}  # clusters
-HIDDEN_CLUSTERS = 300
+    "Alex Andrea Andy Annie Denis Diogo Henrique Hugo Jacky Lee Marco Mario Michael Mike adam antonio belinda boris "
+    "caleb david ed f1 f4 gustave ian iven iven2 iven3 iven4 john kaukovalta klatt klatt2 klatt3 linda m1 m3 m4 "
+    "m5 m7 m8 marcelo max michel miguel mike2 norbert pablo paul pedro quincy rob robert shelby travis zac"
+)
+ONSETS = "b d f g h k l m n p r s t v z st tr bl gr sh"
+ENDS = ("", "", "", "n", "s", "r", "l", "t")
+CLUSTERS = {"mfcc": 100, "pitch": 64, "quality": 64, "hidden": 300}
 
 
 # Speech
@@ -74,11 +73,12 @@ HIDDEN_CLUSTERS = 300
 def make_clips(count: int, seconds: float, seed: int) -> list[np.ndarray]:
     """Clean clips of at least `seconds`, int16, each of one speaker who changes expression between phrases."""
     held_out = {speaker.voice.split("+")[1] for split in ("validation", "test") for speaker in SPEAKERS[split]}
-    assert not held_out & set(VARIANTS)
+    if held_out & set(VARIANTS.split()):
+        raise ValueError(f"{held_out & set(VARIANTS.split())} are voices that the demo validates or tests on")
     synthesizer, clips = Synthesizer(), []
     for index in range(count):
         generator = np.random.default_rng([seed, index])
-        language, variant = str(generator.choice(LANGUAGES)), str(generator.choice(VARIANTS))
+        language, variant = str(generator.choice(LANGUAGES.split())), str(generator.choice(VARIANTS.split()))
         speaker = Speaker(
             name="",
             voice=f"{language}+{variant}",
@@ -102,15 +102,12 @@ def draw_text(language: str, generator: np.random.Generator) -> str:
     if language.startswith("en") and kind < 0.6:
         return draw_words(generator.uniform(3, 9), False, generator)
     if kind < 0.5:
-        return " ".join(str(generator.integers(10 ** generator.integers(1, 5))) for _ in range(generator.integers(1, 4)))
-    onsets, vowels, ends = list("bdfghklmnprstvz") + ["st", "tr", "bl", "gr", "sh"], "aeiou", ["", "", "", "n", "s", "r", "l", "t"]
-    words = [
-        "".join(
-            str(generator.choice(onsets)) + vowels[generator.integers(5)] + str(generator.choice(ends))
-            for _ in range(generator.integers(1, 4))
-        )
-        for _ in range(generator.integers(2, 6))
-    ]
+        numbers = [generator.integers(10 ** generator.integers(1, 5)) for _ in range(generator.integers(1, 4))]
+        return " ".join(map(str, numbers))
+    words = []
+    for _ in range(generator.integers(2, 6)):
+        parts = [ONSETS.split(), list("aeiou"), ENDS] * int(generator.integers(1, 4))
+        words.append("".join(str(generator.choice(letters)) for letters in parts))
     return " ".join(words)
 
 
@@ -134,57 +131,67 @@ def disturb(clip: np.ndarray, other: np.ndarray, generator: np.random.Generator)
         start, source = generator.integers(clip.size - length), generator.integers(other.size - length)
         ratio = 10 ** (-generator.uniform(-5, 10) / 20) * level_of_speech(clip, SAMPLING_RATE)
         clip = clip.copy()
-        clip[start : start + length] += other[source : source + length] * ratio / max(level_of_speech(other, SAMPLING_RATE), 1e-6)
+        clip[start : start + length] += (
+            other[source : source + length] * ratio / max(level_of_speech(other, SAMPLING_RATE), 1e-6)
+        )
     return record(clip, SAMPLING_RATE, draw_conditions(generator), generator)
 
 
 # Targets, from clean speech
 
 
-def log_mel(frames: torch.Tensor, filters: torch.Tensor) -> torch.Tensor:
-    power = torch.fft.rfft(frames * torch.hann_window(frames.shape[-1]), 512).abs().square()
-    return (power @ filters + 1e-6).log()
-
-
 def clip_features(clip: np.ndarray) -> dict[str, np.ndarray]:
-    """MFCCs (frames, 39) and prosody (frames, 5) of a clean clip, a row for each frame that WavLM makes of it."""
+    """What is clustered: "mfcc" (frames, 39), "pitch" (frames, 3) and "quality" (frames, 4) of a clean clip.
+
+    A row for each frame that WavLM makes of the clip; longer windows are centred on it.
+    """
     waveform = torch.from_numpy(clip.astype(np.float32))
-    waveform = waveform / max(level_of_speech(clip.astype(np.float64), SAMPLING_RATE), 1e-6) * 0.1
+    waveform = waveform / max(level_of_speech(clip.astype(np.float64), SAMPLING_RATE), 1e-6)
+    # MFCCs: 13 coefficients with first and second differences
+    filters = torch.from_numpy(mel_filter_bank(257, 40, 20.0, 7600.0, SAMPLING_RATE, mel_scale="htk")).float()
     frames = waveform.unfold(0, WINDOW, HOP)  # (frames, 400)
-    filters = torch.tensor(mel_filter_bank(257, 40, 20.0, 7600.0, SAMPLING_RATE, mel_scale="htk"), dtype=torch.float32)
-    mel = log_mel(frames, filters)
-    order = torch.arange(13).unsqueeze(1) * (torch.arange(40) + 0.5) * math.pi / 40
-    cepstra = mel @ order.cos().T  # (frames, 13), a cosine transform
-    first = torch.from_numpy(np.gradient(cepstra.numpy(), axis=0))
-    second = torch.from_numpy(np.gradient(first.numpy(), axis=0))
-    # pitch by autocorrelation over 50 ms, divided by that of the window (Boersma 1993)
-    wide = F.pad(waveform, (200, 200)).unfold(0, 800, HOP)[: len(frames)]
-    wide = wide - wide.mean(1, keepdim=True)
+    power = torch.fft.rfft(frames * torch.hann_window(WINDOW), 512).abs().square()
+    mel = (power @ filters + 1e-4).log()
+    cosines = (torch.arange(13).unsqueeze(1) * (torch.arange(40) + 0.5) * math.pi / 40).cos()
+    cepstra = mel @ cosines.T
+    first = torch.gradient(cepstra, dim=0)[0]
+    second = torch.gradient(first, dim=0)[0]
+    # pitch: highest autocorrelation in 50 ms, divided by that of the window (Boersma 1993)
+    wide = _centred(waveform, 800, HOP, WINDOW)[: len(frames)]
     window = torch.hann_window(800)
-    own = torch.fft.irfft(torch.fft.rfft(wide * window, 2048).abs().square())[:, :300]
-    ours = torch.fft.irfft(torch.fft.rfft(window, 2048).abs().square())[:300]
-    correlation = own / (own[:, :1] + 1e-4) / (ours / ours[0])
-    lags = torch.arange(300)
-    score = correlation[:, 36:280] - 0.1 * (lags[36:280] / 36.0).log2() / 3  # the shortest of equal periods
-    strength, lag = score.max(dim=1)
-    pitch = -(lag + 36).float().log2()
+    own = torch.fft.irfft(torch.fft.rfft((wide - wide.mean(1, keepdim=True)) * window, 2048).abs().square())
+    ours = torch.fft.irfft(torch.fft.rfft(window, 2048).abs().square())
+    lags = torch.arange(36, 280)  # 444 to 57 Hz
+    periodicity = (own / (own[:, :1] + 1e-2) / (ours / ours[0]))[:, lags]
+    strength, best = (periodicity - 0.03 * (lags / 36.0).log2()).max(dim=1)  # of equal peaks the shortest period
     voiced = strength > 0.45
-    middle = pitch[voiced].median() if voiced.any() else pitch.new_tensor(-7.0)
-    pitch = torch.where(voiced, pitch, middle)
-    energy = mel.exp().sum(1).log()
-    low, high = mel[:, :14].exp().sum(1).log(), mel[:, 22:].exp().sum(1).log()  # under 1 kHz, over 2 kHz
-    prosody = torch.stack([pitch, voiced.float(), strength, energy.clamp_min(-6), (high - low).clamp(-12, 4)], dim=1)
-    return {"mfcc": torch.cat([cepstra, first, second], dim=1).numpy(), "prosody": prosody.numpy()}
+    pitch = -lags[best].float().log2()
+    pitch = torch.where(voiced, pitch, pitch[voiced].median() if bool(voiced.any()) else pitch.new_tensor(-7.0))
+    # voice quality: spectral tilt, and how loudness is modulated at 55 to 85 Hz within 100 ms
+    total = power.sum(1).add(1e-4).log()
+    tilt = mel[:, 22:].exp().sum(1).log() - mel[:, :14].exp().sum(1).log()  # over 2 kHz, under 1 kHz
+    envelope = waveform.abs().unfold(0, 16, 16).mean(1)  # at 1 kHz
+    slow = _centred(envelope, 100, HOP // 16, WINDOW // 16)[: len(frames)]
+    slow = (slow / (slow.mean(1, keepdim=True) + 1e-2) - 1) * torch.hann_window(100)
+    roughness = torch.fft.rfft(slow, 256).abs()[:, 14:22].square().mean(1).add(0.1).log()
+    return {
+        "mfcc": torch.cat([cepstra, first, second], dim=1).numpy(),
+        "pitch": torch.stack([pitch, voiced.float(), torch.gradient(pitch, dim=0)[0]], dim=1).numpy(),
+        "quality": torch.stack([strength, roughness, tilt, total], dim=1).numpy(),
+    }
 
 
-PROSODY_WEIGHTS = np.array([2.0, 1.0, 0.5, 1.0, 1.0], dtype=np.float32)
+def _centred(signal: torch.Tensor, window: int, hop: int, frame: int) -> torch.Tensor:
+    """(samples,) -> (frames, window), windows around the middle of WavLM's frames."""
+    side = (window - frame) // 2
+    return F.pad(signal, (side, side + hop)).unfold(0, window, hop)
 
 
-def cluster(features: list[np.ndarray], clusters: int, seed: int, weights: np.ndarray | float = 1.0) -> list[np.ndarray]:
+def cluster(features: list[np.ndarray], clusters: int, seed: int) -> list[np.ndarray]:
     """The cluster of every frame, by k-means on standardised features."""
     every = np.concatenate(features).astype(np.float32)
     mean, deviation = every.mean(0), every.std(0) + 1e-6
-    scaled = [((part - mean) / deviation * weights).astype(np.float32) for part in features]
+    scaled = [((part - mean) / deviation).astype(np.float32) for part in features]
     generator = np.random.default_rng(seed)
     sample = np.concatenate(scaled)
     sample = sample[generator.permutation(len(sample))[:200_000]]
@@ -227,7 +234,9 @@ def train(model, clips, targets, counts, options, steps: int, seed: int, stage: 
     parameters = [*model.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     warm = max(1, steps // 12)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: min((s + 1) / warm, max(0.02, (steps - s) / (steps - warm))))
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda s: min((s + 1) / warm, max(0.02, (steps - s) / (steps - warm)))
+    )
     generator = np.random.default_rng([seed, steps])
     np.random.seed(seed)  # of _compute_mask_indices
     frames = int(options.seconds * SAMPLING_RATE) // HOP
@@ -261,9 +270,16 @@ def train(model, clips, targets, counts, options, steps: int, seed: int, stage: 
         schedule.step()
         if (step + 1) % 100 == 0:
             seen = ", ".join(f"{name} {np.mean(values):.3f}" for name, values in losses.items())
-            logger.info("%s step %d: %s (%.0f s, CPU %.0f s)", stage, step + 1, seen, time.time() - began, time.process_time() - spent)
+            logger.info(
+                "%s step %d: %s (%.0f s, CPU %.0f s)",
+                stage,
+                step + 1,
+                seen,
+                time.time() - began,
+                time.process_time() - spent,
+            )
             losses = {}
-        if (step + 1) % 1000 == 0:
+        if (step + 1) % 500 == 0:
             model.save_pretrained(options.output / f"{stage}-{step + 1}")
 
 
@@ -272,9 +288,9 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--clips", type=int, default=4000)
     parser.add_argument("--clip-seconds", type=float, default=4.5)
-    parser.add_argument("--seconds", type=float, default=3.2, help="of a crop")
+    parser.add_argument("--seconds", type=float, default=2.4, help="of a crop")
     parser.add_argument("--steps", type=int, nargs="+", default=[3000, 3000])
-    parser.add_argument("--batch-size", type=int, default=12)
+    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--mask-prob", type=float, default=0.5)
     parser.add_argument("--masked-share", type=float, default=0.5)
@@ -286,21 +302,20 @@ def main() -> None:
     torch.manual_seed(options.seed)
     options.output.mkdir(parents=True, exist_ok=True)
     clips = make_clips(options.clips, options.clip_seconds, options.seed)
-    logger.info("%d clips, %.1f h, CPU %.0f s", len(clips), sum(map(len, clips)) / SAMPLING_RATE / 3600, time.process_time())
+    logger.info(
+        "%d clips, %.1f h, CPU %.0f s", len(clips), sum(map(len, clips)) / SAMPLING_RATE / 3600, time.process_time()
+    )
     features = [clip_features(clip) for clip in clips]
     logger.info("features, CPU %.0f s", time.process_time())
-    targets = {
-        "mfcc": cluster([f["mfcc"] for f in features], TARGETS["mfcc"], options.seed),
-        "prosody": cluster([f["prosody"] for f in features], TARGETS["prosody"], options.seed, PROSODY_WEIGHTS),
-    }
+    targets = {name: cluster([f[name] for f in features], CLUSTERS[name], options.seed) for name in features[0]}
     logger.info("targets, CPU %.0f s", time.process_time())
     model = WavLMModel(WavLMConfig(**CONFIG))
     logger.info("%d weights", model.num_parameters())
-    counts = dict(TARGETS)
+    counts = {name: CLUSTERS[name] for name in targets}
     for number, steps in enumerate(options.steps):
         if number:
-            targets["hidden"] = cluster(hidden_states(model, clips, options.layer), HIDDEN_CLUSTERS, options.seed)
-            counts["hidden"] = HIDDEN_CLUSTERS
+            targets["hidden"] = cluster(hidden_states(model, clips, options.layer), CLUSTERS["hidden"], options.seed)
+            counts["hidden"] = CLUSTERS["hidden"]
             del targets["mfcc"], counts["mfcc"]
             logger.info("new targets, CPU %.0f s", time.process_time())
         train(model, clips, targets, counts, options, steps, options.seed + number, f"stage{number + 1}")

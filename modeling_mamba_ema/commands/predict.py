@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     from ..feature_extraction_mamba_ema import SAMPLING_RATE
 
     tracker = load_tracker(options)
-    conversations = _of_corpus(options, tracker) if of_corpus else _of_files(options)
+    conversations = _of_corpus(options, tracker) if of_corpus else _of_files(options, tracker.labels)
     if pictures and len(conversations) > 1:
         raise ValueError(
             "--plots draws one conversation: give --conversation for files, --conversation-id for a corpus"
@@ -87,6 +87,10 @@ def run(options: argparse.Namespace) -> int:
             table.print(_row(turn, heard, tracker, options.json))
             if pictures:
                 drawn.append((turn, heard))
+    if not options.json:
+        from ..publishing.model_card import describe_ends
+
+        print(describe_ends(tracker.labels))
     if drawn:
         _draw(drawn, pictures[0], pictures[1], options.channel)
         if not options.json:
@@ -94,12 +98,17 @@ def run(options: argparse.Namespace) -> int:
     return code
 
 
-def _of_files(options: argparse.Namespace) -> list[list[Turn]]:
-    """Audio files, each a conversation of its own unless they are one."""
+def _of_files(options: argparse.Namespace, labels: list[str]) -> list[list[Turn]]:
+    """Audio files, each a conversation of its own unless they are one; or the sample beside its labels."""
     if options.sample:
         from ..sample import load_sample_conversation
 
-        return [[Turn(turn["file_name"], turn["speaker"]) for turn in load_sample_conversation()]]
+        return [
+            [
+                Turn(row["file_name"], row["speaker"], labels={label: row[label] for label in labels if label in row})
+                for row in load_sample_conversation()
+            ]
+        ]
     turns = [Turn(str(path)) for path in options.sources]
     return [turns] if options.conversation else [[turn] for turn in turns]
 

@@ -21,6 +21,8 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import cache
+from itertools import product
 from pathlib import Path
 from statistics import NormalDist
 
@@ -315,19 +317,28 @@ def _conversation(
 
 def draw_words(count: float, opening: bool, generator: np.random.Generator) -> str:
     """A sentence of about `count` words of usual length; with `opening` it may begin with a filler."""
+    sentence = ""
+    if opening and generator.random() < 0.5:
+        sentence = OPENERS[generator.integers(len(OPENERS))] + ", "
+    while count * CHARACTERS_PER_WORD - len(sentence) > generator.uniform(30, 60):
+        sentence += _clause(generator.uniform(10, 30), generator) + " and "
+    return sentence + _clause(count * CHARACTERS_PER_WORD - len(sentence) - 1, generator) + "."
 
-    def draw(words: tuple[str, ...]) -> str:
-        return words[generator.integers(len(words))]
 
-    def clause() -> str:
-        parts = [draw(SUBJECTS), draw(PREDICATES), draw(TIMES)]
-        return " ".join(parts[: 2 + generator.integers(2)])
+def _clause(length: float, generator: np.random.Generator) -> str:
+    """One of the clauses whose length in characters is nearest."""
+    by_length = _clauses()
+    nearest = by_length[min(by_length, key=lambda known: abs(known - length))]
+    return nearest[generator.integers(len(nearest))]
 
-    sentences = []
-    for _ in range(40):
-        clauses = " and ".join(clause() for _ in range(generator.integers(1, 4)))
-        sentences.append(f"{draw(OPENERS)}, {clauses}" if opening and generator.random() < 0.5 else clauses)
-    return min(sentences, key=lambda sentence: abs(len(sentence) + 1 - count * CHARACTERS_PER_WORD)) + "."
+
+@cache
+def _clauses() -> dict[int, list[str]]:
+    by_length: dict[int, list[str]] = {}
+    for subject, predicate, time in product(SUBJECTS, PREDICATES, ("", *TIMES)):
+        clause = " ".join((subject, predicate, time)).rstrip()
+        by_length.setdefault(len(clause), []).append(clause)
+    return by_length
 
 
 @dataclass(frozen=True)

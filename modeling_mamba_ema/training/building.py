@@ -14,6 +14,7 @@ import torch.distributed as dist
 from datasets import DatasetDict
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 
+from .. import tiny_wavlm
 from ..configuration_mamba_ema import MambaEMAConfig
 from ..data.bad_audio import describe_bad_audio, drop_bad_audio, save_bad_audio, scan_audio
 from ..data.dataset import ConversationDataset, load_emotion_dataset
@@ -42,8 +43,9 @@ def build_model(run: RunConfiguration) -> tuple[MambaEMAForRegression, MambaEMAF
     elif run.model.pretrained_speech_encoder is None:
         model = MambaEMAForRegression(MambaEMAConfig(**run.model.params))
     else:
+        encoder = run.model.pretrained_speech_encoder
         model = MambaEMAForRegression.from_pretrained_speech_encoder(
-            run.model.pretrained_speech_encoder, revision=run.model.revision, **run.model.params
+            tiny_wavlm.FOLDER if encoder == "tiny" else encoder, revision=run.model.revision, **run.model.params
         )
     known = read_label_ranges(run.data.source)
     if model.config.label_ranges is None and known:

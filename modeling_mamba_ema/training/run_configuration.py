@@ -21,7 +21,8 @@ MAX_BYTES = 1_000_000
 class ModelSection:
     params: dict[str, Any] = field(default_factory=dict, metadata={"help": "arguments of MambaEMAConfig"})
     pretrained_speech_encoder: str | None = field(
-        default=None, metadata={"help": "folder or Hub name of a WavLM to start from; null: random weights"}
+        default=None,
+        metadata={"help": "folder or Hub name of a WavLM to start from; tiny: the shipped one; null: random weights"},
     )
     pretrained_model: str | None = field(
         default=None, metadata={"help": "folder or Hub name of a Mamba-EMA to continue from; params must be empty then"}
