@@ -63,8 +63,9 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="CSV to write the baseline's predictions to")
     options = parser.parse_args()
 
-    # 1. corpus and features
-    splits = load_emotion_dataset(options.corpus, options.labels, dict.fromkeys(options.labels, options.label_range))
+    # 1. corpus, and the predictions to compare with
+    scales = dict.fromkeys(options.labels, options.label_range)
+    splits = load_emotion_dataset(options.corpus, options.labels, scales)
     if options.leave_speakers_out is None:
         for name in (options.train_split, options.test_split):
             if name not in splits:
@@ -77,29 +78,26 @@ def main() -> int:
         rows = concatenate_datasets(list(splits.values()))
         groups = np.array([str(name) for name in rows["speaker"]])
         folds = speaker_folds(groups, options.leave_speakers_out)
-    features = egemaps(rows)
-
-    # 2. one regressor a label and fold
-    references = np.array([rows[label] for label in options.labels]).T  # (turns, labels)
-    predictions = predict_folds(features, references, folds)
     tested = folds >= 0
-    predictions, references, groups = predictions[tested], references[tested], groups[tested]
-    table = prediction_table(rows.select(np.flatnonzero(tested)), options.labels, references, predictions)
+    references = np.array([rows[label] for label in options.labels]).T  # (turns, labels)
+    table = reference_table(rows.select(np.flatnonzero(tested)), options.labels)
+    models = [read_predictions(path, table, options.labels) for path in options.predictions]
+
+    # 2. features, and one regressor a label and fold
+    predictions = predict_folds(egemaps(rows), references, folds)[tested]
+    references, conversations = references[tested], groups[tested].tolist()
     if options.output is not None:
-        table.to_csv(options.output, index=False, float_format="%.9g")
+        table.assign(prediction=predictions.T.ravel()).to_csv(options.output, index=False, float_format="%.9g")
 
     # 3. CCC, and the difference to a model's where its predictions are given
-    print(f"{len(predictions)} turns, intervals from {len(set(groups))} of their conversations or speakers")
-    low, high = bootstrap_intervals(predictions, references, groups.tolist())
-    print_ccc("eGeMAPS + SVR", options.labels, ccc_of(predictions, references), low, high)
-    runs = np.stack([read_predictions(path, table, options.labels) for path in options.predictions] or [predictions])
-    for path, theirs in zip(options.predictions, runs):
-        low, high = bootstrap_intervals(theirs, references, groups.tolist())
-        print_ccc(str(path), options.labels, ccc_of(theirs, references), low, high)
-    if options.predictions:
-        difference = np.mean([ccc_of(theirs, references) for theirs in runs], axis=0) - ccc_of(predictions, references)
-        ours = np.broadcast_to(predictions, runs.shape)
-        low, high = paired_bootstrap_difference(runs, ours, references, groups.tolist())
+    kind = "conversations" if options.leave_speakers_out is None else "speakers"
+    print(f"{len(predictions)} turns; 95 % intervals by drawing {len(set(conversations))} {kind} again")
+    for title, predicted in [("eGeMAPS + SVR", predictions), *zip(map(str, options.predictions), models)]:
+        low, high = bootstrap_intervals(predicted, references, conversations)
+        print_ccc(title, options.labels, ccc_of(predicted, references), low, high)
+    if models:
+        difference = np.mean([ccc_of(model, references) for model in models], axis=0) - ccc_of(predictions, references)
+        low, high = paired_bootstrap_difference(models, [predictions] * len(models), references, conversations)
         print_ccc("model - eGeMAPS + SVR (paired)", options.labels, difference, low, high)
     return 0
 
@@ -138,13 +136,10 @@ def predict_folds(features: np.ndarray, references: np.ndarray, folds: np.ndarra
     return predictions
 
 
-def prediction_table(rows: Dataset, labels: list[str], references: np.ndarray, predictions: np.ndarray) -> pd.DataFrame:
-    """One row a turn and label, as training writes them."""
+def reference_table(rows: Dataset, labels: list[str]) -> pd.DataFrame:
+    """One row a turn and label, as in a predictions file; all turns of a label, then those of the next."""
     turns = pd.DataFrame({"conversation_id": [str(name) for name in rows["conversation_id"]], "turn": rows["turn"]})
-    tables = [
-        turns.assign(label=label, reference=references[:, column], prediction=predictions[:, column])
-        for column, label in enumerate(labels)
-    ]
+    tables = [turns.assign(label=label, reference=np.asarray(rows[label])) for label in labels]
     return pd.concat(tables, ignore_index=True).replace({"reference": {MISSING_LABEL: np.nan}})
 
 

@@ -46,7 +46,7 @@ def test_it_predicts_the_test_split_and_hears_what_can_be_heard(corpus, baseline
 
 
 def test_the_difference_to_a_model_is_paired(corpus, baseline, tmp_path, capsys):
-    table, path = baseline
+    table, _ = baseline
     random, paths, runs = np.random.default_rng(0), [], []
     for seed in range(2):
         model = table.assign(prediction=table["reference"] + random.normal(0, 0.1, len(table)))
@@ -76,7 +76,7 @@ def test_what_cannot_be_compared_is_refused(corpus, baseline, tmp_path, monkeypa
     assert "part.csv has no prediction for 5 of the" in refused("--predictions", tmp_path / "part.csv")
     table.drop(columns="turn").to_csv(tmp_path / "columns.csv", index=False)
     assert "columns.csv lacks the column turn" in refused("--predictions", tmp_path / "columns.csv")
-    assert "has no split exam; there are train" in refused("--test-split", "exam")
+    assert "has no split exam; there are test, train" in refused("--test-split", "exam")
 
 
 def test_speakers_are_left_out_in_turn():
