@@ -36,16 +36,16 @@ test-gpu: $(STAMP) ## the tests that need a CUDA GPU
 	$(BIN)/python -m pytest -m gpu
 
 reliability: $(STAMP) ## every promise of docs/reliability.md, with the figures seen
-	$(BIN)/python -m tests.reliability.report
+	$(BIN)/python -m tests.tools.report
 
 mutations: $(STAMP) ## break the code in six places; named tests must fail
-	$(BIN)/python -m tests.reliability.mutations
+	$(BIN)/python -m tests.tools.mutations
 
 compat: $(STAMP) ## transformers 4.57 to the newest, by remote code and installed, model and training
-	$(BIN)/python -m tests.reliability.compat
+	$(BIN)/python -m tests.tools.compat
 
 audit: $(STAMP) ## known weaknesses of the pinned versions; needs the network
-	$(BIN)/python -m tests.reliability.audit
+	$(BIN)/python -m tests.tools.audit
 
 quality: $(STAMP) ## lint and types, as CI sees them
 	$(BIN)/ruff check .

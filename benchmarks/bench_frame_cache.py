@@ -29,11 +29,16 @@ from measuring import (
     table,
     wavlm_config,
 )
-from transformers import PrinterCallback, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback
 
 from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
-from modeling_mamba_ema.training import ConversationCollator, MambaEMATrainer, cache_frames
+from modeling_mamba_ema.training import (
+    ConversationCollator,
+    MambaEMATrainer,
+    MambaEMATrainingArguments,
+    cache_frames,
+)
 
 LABELS = ["valence", "arousal"]
 TURNS = 4
@@ -65,7 +70,7 @@ def write_noise(folder: Path, utterances: int) -> float:
     return sum(seconds)
 
 
-def epoch_costs(model, extractor, dataset, arguments: TrainingArguments) -> tuple[list[float], float]:
+def epoch_costs(model, extractor, dataset, arguments: MambaEMATrainingArguments) -> tuple[list[float], float]:
     """Seconds of each epoch, and GiB that the process took beside what it had."""
     times = EpochTimes()
     trainer = MambaEMATrainer(
@@ -75,7 +80,6 @@ def epoch_costs(model, extractor, dataset, arguments: TrainingArguments) -> tupl
         data_collator=ConversationCollator(extractor),
         callbacks=[times],
     )
-    trainer.remove_callback(PrinterCallback)
     before = resident_memory()
     trainer.train()
     return times.seconds, peak_of_process() - before
@@ -99,17 +103,15 @@ def main() -> None:
         audio_seconds = write_noise(folder, arguments.utterances)
         rows = load_emotion_dataset(folder, LABELS)["train"]
 
-        def training(epochs: int) -> TrainingArguments:
-            return TrainingArguments(
+        def training(epochs: int) -> MambaEMATrainingArguments:
+            return MambaEMATrainingArguments(
                 output_dir=str(folder / "run"),
                 num_train_epochs=epochs,
                 per_device_train_batch_size=2,
-                use_cpu=True,
+                eval_strategy="no",
                 save_strategy="no",
-                report_to="none",
-                remove_unused_columns=False,
-                dataloader_pin_memory=False,
-                label_names=["labels"],
+                logging_strategy="no",
+                load_best_model_at_end=False,
                 disable_tqdm=True,
             )
 

@@ -58,7 +58,7 @@ def main() -> None:
         _, state = conversations(observation, turn, None)
 
     functions: dict[str, Any] = {"WavLM": lambda: encoder.hidden_states(waveform, lengths, encoder.layers)}
-    parameters = {"WavLM": sum(parameter.numel() for parameter in encoder.wavlm.parameters())}
+    parameters = {"WavLM": sum(parameter.numel() for parameter in encoder.backbone.parameters())}
     for pooling in POOLINGS:
         pooler = model_with(pooling, arguments.size).speech_encoder
         functions[f"pooling: {pooling}"] = lambda pooler=pooler: pooler.pool(frames, mask)

@@ -1,14 +1,11 @@
-"""What every benchmark here shares: interleaved timing, the machine, its peak, a realistic mix of lengths, tables."""
+"""What every benchmark here shares: the machine, its peak, a realistic mix of lengths, tables."""
 
 import argparse
 import json
 import os
 import platform
-import statistics
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +13,14 @@ import torch
 import transformers
 from transformers import WavLMConfig
 
+from modeling_mamba_ema.comparison.costs import interleaved
+from modeling_mamba_ema.configuration_mamba_ema import WAVLM_LARGE
 from modeling_mamba_ema.fast_speech_encoder import GROUP_FRAMES
 from modeling_mamba_ema.fast_speech_encoder import linear as fused_linear
 
 SAMPLE_RATE = 16_000
-SIZES: dict[str, dict[str, Any]] = {
-    "large": {
-        "hidden_size": 1024,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "intermediate_size": 4096,
-        "feat_extract_norm": "layer",
-        "do_stable_layer_norm": True,
-        "conv_bias": True,
-    },
-    "base": {},  # the defaults of WavLMConfig are microsoft/wavlm-base
-}
+# "base" needs nothing: the defaults of WavLMConfig are microsoft/wavlm-base.
+SIZES: dict[str, dict[str, Any]] = {"large": WAVLM_LARGE, "base": {}}
 
 
 def wavlm_config(size: str, **changes: Any) -> WavLMConfig:
@@ -57,25 +46,6 @@ def padded_batch(seconds: list[float], dtype: torch.dtype = torch.float32) -> tu
     for row, length in zip(waveforms, lengths.tolist()):
         row[:length] = torch.randn(length, generator=generator)
     return waveforms.to(dtype), lengths
-
-
-def interleaved(
-    functions: dict[str, Callable[[], Any]], rounds: int, warm_up: dict[str, Callable[[], Any]] | None = None
-) -> dict[str, float]:
-    """Median seconds of each function, run in turn (A B C A B C ...).
-
-    Before the counted rounds everything runs once: the functions themselves, or `warm_up`, which has one for each.
-    """
-    warm_up = functions if warm_up is None else warm_up
-    for name in functions:
-        warm_up[name]()
-    times: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
-        for name, function in functions.items():
-            started = time.perf_counter()
-            function()
-            times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in times.items()}
 
 
 def matrix_product_peak(dtype: torch.dtype) -> float:

@@ -1,158 +1,136 @@
 """Fine-tune Mamba-EMA on a corpus of conversations (or single utterances).
 
-    accelerate launch examples/run_finetune.py configuration/demo.yaml [section.field=value ...]
+    python examples/run_finetune.py configuration/demo.yaml [section.name=value ...]
 
-One program from top to bottom: configuration, data, model, training, evaluation, a folder that loads by itself.
+One program from top to bottom: arguments, data, model, trainer, training, evaluation, a folder that loads by itself.
+Several processes or GPUs: `accelerate launch --config_file configuration/accelerate/... examples/run_finetune.py ...`.
 """
 
 import argparse
 import json
 import logging
-import os
+import shlex
 import sys
 import warnings
 from pathlib import Path
 
+import datasets
 import transformers
 from huggingface_hub import get_token
 from transformers import set_seed
 
-from modeling_mamba_ema.data.dataset import ConversationDataset
+from modeling_mamba_ema.data.atomic_write import atomic_write
 from modeling_mamba_ema.plots import plot_learning_curve
 from modeling_mamba_ema.publishing import TrainingFacts, prepare_release, publish
 from modeling_mamba_ema.training import (
-    EXIT_CODE,
-    EvaluationLog,
-    StopOnSigterm,
+    StopOnSignal,
     build_datasets,
     build_model,
     build_trainer,
     cache_frames,
-    ccc_of_predictions,
-    check_labels_vary,
-    check_speech_encoder,
+    check_run,
     choose_checkpoint,
+    describe_metrics,
     load_run_configuration,
     load_splits,
-    prediction_table,
+    measure,
     run_manifest,
-    save_manifest,
     save_predictions,
-    training_arguments,
+    save_run,
 )
-from modeling_mamba_ema.training.batch_sampler import seconds_of_turns
 
 logger = logging.getLogger("run_finetune")
 
 
-def main() -> None:
-    # 1. configuration
+def main() -> int:
+    # 1. arguments
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("configuration", type=Path, help="YAML file, see configuration/")
-    parser.add_argument("overrides", nargs="*", metavar="section.field=value", help="e.g. training.learning_rate=1e-5")
-    arguments = parser.parse_args()
-    try:
-        run = load_run_configuration(arguments.configuration, arguments.overrides)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
-    if run.training.push_to_hub and get_token() is None:
-        parser.error("training.push_to_hub: log in first, with `hf auth login` and a token that may write")
+    parser.add_argument("configuration", help="YAML file, see configuration/")
+    parser.add_argument("overrides", nargs="*", metavar="section.name=value", help="e.g. training.learning_rate=1e-5")
+    options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers.utils.logging.set_verbosity_error()
-    # WavLM gives torch masks of two types; nothing a reader of this log could do about it.
+    transformers.utils.logging.disable_progress_bar()  # of loading and saving
+    datasets.disable_progress_bars()
+    # WavLM gives torch masks of two types, which a reader of this log can do nothing about.
     warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask and attn_mask")
-    set_seed(run.training.seed)
-    output = Path(run.training.output_dir)
+    run = load_run_configuration(options.configuration, options.overrides)
+    arguments = run.training_arguments()
+    if arguments.push_to_hub and (arguments.hub_model_id is None or get_token() is None):
+        raise ValueError("training.push_to_hub needs training.hub_model_id (owner/name) and a login: hf auth login")
+    set_seed(arguments.seed)
+    output = Path(arguments.output_dir)
 
-    # 2. model: one that was trained before, a new one, or a new head on a pretrained WavLM
-    # 3. data: whole conversations for evaluation, windows of them for training where asked for
-    try:
-        model, extractor = build_model(run)
-        config = model.config
-        splits = load_splits(run, config)
-    except ValueError as error:
-        parser.error(str(error))
-    trainer_arguments = training_arguments(run)
-    frame_cache = None
-    if run.data.cache_features:
-        try:
-            frame_cache = cache_frames(model, extractor, splits.values(), run.data.cache_folder, trainer_arguments)
-        except ValueError as error:
-            parser.error(str(error))
-    train, validation = build_datasets(run, splits, config.labels, frame_cache)
+    # 2. model and data: whole conversations, or windows of them for training where asked for
+    model, extractor = build_model(run)
+    splits = load_splits(run.data, model.config, output)
+    parts = build_datasets(run.data, splits, model.config.labels)
+    train, validation = parts[run.data.train_split], parts[run.data.validation_split]
 
-    # 4. training
-    stop_on_sigterm = StopOnSigterm()
-    trainer = build_trainer(
-        run, model, extractor, train, validation, trainer_arguments, [stop_on_sigterm, EvaluationLog(config.labels)]
-    )
-    manifest = run_manifest(
-        {run.data.train_split: train, run.data.validation_split: validation}, trainer.args.world_size
-    )
-    try:
-        check_labels_vary(run.data.train_split, train)
-        check_labels_vary(run.data.validation_split, validation)
-        check_speech_encoder(config, trainer.args.world_size, min(map(min, seconds_of_turns(train))))
-        with trainer.args.main_process_first(desc="choosing a checkpoint"):
-            main_process = trainer.is_world_process_zero()
-            checkpoint = choose_checkpoint(run, output / "checkpoints", manifest, main_process)
-    except ValueError as error:
-        parser.error(str(error))
+    # 3. trainer, and the checkpoint of this run that it goes on from
+    stop = StopOnSignal()
+    trainer = build_trainer(run, model, extractor, train, validation, arguments, [stop])
+    check_run(model.config, arguments, run.data, splits)
+    manifest = run_manifest(splits, arguments.world_size)
+    with arguments.main_process_first(desc="choosing a checkpoint"):
+        checkpoint = choose_checkpoint(run, manifest, trainer.is_world_process_zero())
     if checkpoint is not None and (output / "results.json").exists():
-        logger.info("%s holds a finished run; training.resume=never trains anew", output)
-        return
+        logger.info("%s holds a finished run; training.resume_from_checkpoint=null trains anew", output)
+        return 0
     if trainer.is_world_process_zero():
-        output.mkdir(parents=True, exist_ok=True)
         (output / "results.json").unlink(missing_ok=True)
-        run.save(output / "run_configuration.yaml")
-        save_manifest(output, manifest)
+        save_run(run, manifest)
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         logger.info("%d conversations to learn from, %d trainable parameters", len(train), trainable)
-        if checkpoint is not None:
-            logger.info("going on from %s", checkpoint)
+        logger.info("beginning anew" if checkpoint is None else f"going on from {checkpoint}")
+    if run.data.cache_frames:
+        cache = cache_frames(model, extractor, splits.values(), run.data.cache_folder, arguments)
+        for dataset in parts.values():
+            dataset.frame_cache = cache
+
+    # 4. training; the best evaluation's weights are loaded at its end
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    if stop_on_sigterm.interrupted:
-        logger.info("SIGTERM: a checkpoint is saved; the same command goes on from it")
-        sys.exit(EXIT_CODE)
-    if trainer.state.best_model_checkpoint is None:
-        sys.exit("no evaluation gave a CCC that is a number, so there is no best model to save")
-
-    # 5. evaluation of the best checkpoint, with intervals over conversations; the test split is measured once
-    trainer.compute_metrics = ccc_of_predictions(config.labels, intervals=True)
-    results, tables = {}, {}
-    for name in (run.data.validation_split, run.data.test_split):
-        if name is not None:
-            dataset = ConversationDataset(splits[name], config.labels, frame_cache=frame_cache)
-            predicted = trainer.predict(dataset, metric_key_prefix=name)
-            tables[name] = prediction_table(predicted.predictions, dataset)
-            results[name] = {
-                key.removeprefix(f"{name}_"): value
-                for key, value in predicted.metrics.items()
-                if any(part in key for part in ("ccc", "pearson", "rmse", "mae", "num_"))
-            }
-
-    # 6. a folder that loads by itself
+    if stop.received is not None:
+        logger.info("%s: a checkpoint is saved; the same command goes on from it", stop.received.name)
+        return stop.exit_code
+    if arguments.load_best_model_at_end and trainer.state.best_model_checkpoint is None:
+        raise ValueError("no evaluation gave a CCC that is a number, so there is no best model to save")
     if trainer.is_world_process_zero():
         model.save_pretrained(output / "model")
         extractor.save_pretrained(output / "model")
-        command = f"accelerate launch examples/run_finetune.py {arguments.configuration}"
-        prepare_release(output / "model", TrainingFacts(results, run.data.source, command))
-        for name, table in tables.items():
-            save_predictions(table, output / f"predictions_{name}.csv")
-        plot_learning_curve(trainer.state.log_history, config.labels).savefig(output / "learning_curve.png")
-        for name, metrics in results.items():
-            logger.info("%s: %d turns of %d conversations", name, metrics["num_turns"], metrics["num_conversations"])
-            for label in [*(f"ccc_{label}" for label in config.labels), "ccc"]:
-                interval = metrics[f"{label}_low"], metrics[f"{label}_high"]
-                logger.info("  %-12s %.3f  (95 %% interval %.3f to %.3f)", label, metrics[label], *interval)
-        logger.info("model and feature extractor are in %s", output / "model")
-        # Last, and in one piece: this file says that the run is finished.
-        unfinished = output / "results.json.part"
-        unfinished.write_text(json.dumps(results, indent=2), encoding="utf-8")
-        os.replace(unfinished, output / "results.json")
-        if run.training.push_to_hub:
-            logger.info("uploaded: %s", publish(output / "model", str(run.training.hub_model_id)))
+        picture = plot_learning_curve(trainer.state.log_history, model.config.labels, trainer.state.best_global_step)
+        picture.savefig(output / "learning_curve.png")
+
+    # 5. evaluation with intervals over conversations; the test split is measured once
+    results = {}
+    for name in (run.data.validation_split, run.data.test_split):
+        if name is not None:
+            results[name], table = measure(trainer, parts[name], model.config)
+            if trainer.is_world_process_zero():
+                save_predictions(table, output / f"predictions_{name}.csv")
+                logger.info("%s", describe_metrics(name, results[name], model.config.labels))
+
+    # 6. a release: the model's folder with its card, ready to be published
+    if trainer.is_world_process_zero():
+        processes = arguments.world_size
+        launcher = "python" if processes == 1 else f"accelerate launch --num_processes {processes}"
+        command = f"{launcher} {shlex.join(['examples/run_finetune.py', options.configuration, *options.overrides])}"
+        base = run.model.pretrained_model or run.model.pretrained_speech_encoder
+        base = None if base is None or Path(base).exists() else base  # the card names what is on the Hub
+        prepare_release(output / "model", TrainingFacts(results, run.data.source, command, base))
+        logger.info("the model is in %s", output / "model")
+        with atomic_write(output / "results.json") as unfinished:  # its presence says that the run is finished
+            unfinished.write_text(json.dumps(results, indent=2), encoding="utf-8")
+        if arguments.push_to_hub:
+            private = arguments.hub_private_repo is not False
+            logger.info("uploaded: %s", publish(output / "model", arguments.hub_model_id, private))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, OSError, ImportError) as error:  # what its reader can mend
+        sys.exit(f"run_finetune.py: {error}")

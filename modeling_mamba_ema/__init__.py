@@ -46,7 +46,13 @@ def __getattr__(name: str) -> Any:
 
 def _register_with_transformers() -> None:
     """With the package installed and imported, the Auto classes need no remote code."""
-    from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification
+    from transformers import (
+        AutoConfig,
+        AutoFeatureExtractor,
+        AutoModel,
+        AutoModelForAudioClassification,
+        AutoProcessor,
+    )
 
     from .configuration_mamba_ema import MambaEMAConfig
     from .feature_extraction_mamba_ema import MambaEMAFeatureExtractor
@@ -56,6 +62,7 @@ def _register_with_transformers() -> None:
     AutoModel.register(MambaEMAConfig, MambaEMAForRegression, exist_ok=True)
     AutoModelForAudioClassification.register(MambaEMAConfig, MambaEMAForRegression, exist_ok=True)
     AutoFeatureExtractor.register(MambaEMAConfig, MambaEMAFeatureExtractor, exist_ok=True)
+    AutoProcessor.register(MambaEMAConfig, MambaEMAFeatureExtractor, exist_ok=True)
 
 
 # The command line answers `--help` at once: it imports torch and transformers only for a command that needs them.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 import warnings
@@ -13,8 +14,8 @@ from .commands.terminal import complain
 
 # Each name is a module of `commands` with HELP, add_arguments(parser) and run(options) -> exit code.
 COMMANDS = {
-    "use a model": ("predict", "timeline", "listen", "page"),
-    "train and measure": ("prepare",),
+    "use a model": ("adopt", "predict", "timeline", "listen", "page"),
+    "train and measure": ("prepare", "evaluate", "compare", "metrics"),
     "share a model": ("export", "publish"),
 }
 DONE, FAILED, STOPPED = 0, 1, 130
@@ -25,10 +26,13 @@ EXIT_CODES = """exit codes:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command, see `mamba-ema --help`; returns its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a console that lacks a character is no reason to lose a row
+            stream.reconfigure(errors="backslashreplace")
     options = command_parser().parse_args(arguments)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of libraries, about their own insides
-        warnings.filterwarnings("default", module=r"modeling_mamba_ema\.audio_files")
+        warnings.filterwarnings("default", module=r"modeling_mamba_ema\.(audio_files|inference)")
         warnings.showwarning = lambda message, *_, **__: complain(f"note: {message}")
         try:
             return options.run(options)

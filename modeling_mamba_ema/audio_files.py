@@ -1,33 +1,52 @@
 """Audio files: the one place where they are checked, decoded, cut, mixed to one channel and resampled.
 
-A file is given by its path, its bytes, or an open binary file. Its header is checked before anything is decoded.
-`soundfile` reads WAV, FLAC, OGG, MP3 and more; where it is not installed, plain PCM WAV is read, with the same numbers.
-`soxr` resamples. Several channels are averaged unless one is chosen. No URL is ever opened.
+A file is given by its path, its bytes, or an open binary file; a pipe is read to its end. What sound the file holds is
+found before anything is decoded, see `audio_containers.py`. `soundfile` decodes WAV, FLAC, OGG, MP3 and more; where it
+is not installed, plain PCM WAV is read, with the same numbers. `soxr` resamples. Several channels are averaged unless
+one is chosen. No URL is ever opened.
 """
 
 from __future__ import annotations
 
+import functools
 import io
-import struct
+import math
+import os
 import warnings
 import wave
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, cast
 
 import numpy as np
 
-from .feature_extraction_mamba_ema import MAX_PEAK, MIN_SAMPLES, SAMPLING_RATE, InvalidAudioError, resampled
+from .audio_containers import Part, View, parts_of
+from .feature_extraction_mamba_ema import (
+    MAX_PEAK,
+    MIN_SAMPLES,
+    SAMPLING_RATE,
+    InvalidAudioError,
+    resampled,
+    whole_number,
+)
 
 RATE_RANGE = (4_000, 192_000)  # Hz; outside, a header is damaged or hostile
 MAX_CHANNELS = 8
 MAX_SECONDS = 4 * 3600.0
+MAX_PIPE_BYTES = 1 << 29  # what comes from a pipe or an open file is kept in memory
 MIN_SECONDS = MIN_SAMPLES / SAMPLING_RATE
 END_TOLERANCE = 0.05  # seconds that a stretch may reach beyond its file's end: times in tables are rounded
 MIN_CORRELATION = 0.5  # between channels; below it they hold different sound
 LOUD_SHARE = 1e-3  # of the loudest channel's power; a channel below it (-30 dB) counts as silent
-MAX_CHUNKS = 1_000  # of a WAV file, before its sound
-UNKNOWN_LENGTH = 0x7FFFF000  # bytes; programs that write WAV to a pipe claim this or more
+# What a decoder of these needs before a place to give there what it gives when it comes from the beginning.
+WARM_UP_SECONDS = {"MP3": 1.0, "OGG": 1.0}
+
+
+_CUT = ": cut it into turns, or follow a recording over time with `mamba-ema timeline`"
+
+_ONLY_PLAIN = (
+    "is no PCM WAV, the one format that is read without soundfile: pip install soundfile soxr (the extra `tools`)"
+)
 
 
 class AudioFileError(InvalidAudioError):
@@ -44,7 +63,7 @@ def load_audio(
     """Read an utterance: a file, or the stretch of it between two times.
 
     Args:
-        source: the path of a local file, the bytes of one, or a binary file object.
+        source: the path of a local file or pipe, the bytes of one, or a binary file object.
         start, end: seconds; None: the file's beginning or end.
         channel: the one to read, counted from 1; None: the average of all.
         max_seconds: longest utterance, checked before anything is decoded.
@@ -63,23 +82,64 @@ def load_audio(
 
 
 def check_audio(
-    source: Any, start: float | None = None, end: float | None = None, max_seconds: float = MAX_SECONDS
+    source: Any,
+    start: float | None = None,
+    end: float | None = None,
+    channel: int | None = None,
+    max_seconds: float = MAX_SECONDS,
 ) -> None:
     """Raise what [`load_audio`] would raise, as cheaply as it can be known.
 
-    An uncompressed file of integer samples whose header agrees with its size cannot be truncated, hold NaN or exceed
-    full scale, so its header is all that is read. Every other file (floating point, FLAC, OGG, MP3) is decoded.
+    An uncompressed file of integer samples that is as long as its header says cannot be truncated, hold NaN or exceed
+    full scale, so nothing of it is decoded. Every other file (floating point, FLAC, OGG, MP3) is. A pipe, which would
+    be empty for the next reader, is refused.
     """
-    with Recording(source) as recording:
+    with Recording(_file(source), channel) as recording:
         recording.check_length(start, end, max_seconds)
         if not recording.holds_integers:
             recording.decode(start, end)
 
 
 def audio_seconds(source: Any) -> float:
-    """Length of a file in seconds, from its header; nothing is decoded. Raises `AudioFileError`."""
-    with Recording(source) as recording:
+    """Length of a file in seconds, without decoding it. Raises `AudioFileError`."""
+    with Recording(_file(source)) as recording:
         return recording.seconds
+
+
+def is_audio_file(source: Any) -> bool:
+    """Whether this is what [`load_audio`] takes, and no waveform."""
+    return isinstance(source, (str, bytes, bytearray, memoryview, os.PathLike)) or hasattr(source, "read")
+
+
+def is_audio_decoder(source: Any) -> bool:
+    """Whether this is what [`decoded_audio`] takes."""
+    return hasattr(source, "get_all_samples")
+
+
+def decoded_audio(decoder: Any, channel: int | None = None, max_seconds: float = MAX_SECONDS) -> tuple[np.ndarray, int]:
+    """The samples of an audio decoder of torchcodec, as `datasets` gives them, and their rate in Hz.
+
+    Args:
+        decoder: has `get_all_samples()`, whose `data` are (channels, samples) and whose `sample_rate` is in Hz.
+        channel: the one to take, counted from 1; None: the average of all.
+        max_seconds: longest utterance, checked before anything is decoded where the decoder knows its length.
+
+    Returns:
+        (samples,) float32 and the rate.
+
+    Raises:
+        AudioFileError: too long, or no such channel.
+    """
+    seconds = getattr(getattr(decoder, "metadata", None), "duration_seconds", None)
+    if seconds is not None and seconds > max_seconds:
+        raise AudioFileError(f"the audio lasts {seconds:.7g} s; an utterance lasts up to {max_seconds:g} s{_CUT}")
+    decoded = decoder.get_all_samples()
+    samples = np.asarray(decoded.data, dtype=np.float32)
+    samples = samples[None] if samples.ndim == 1 else samples  # (channels, samples)
+    chosen = _checked_channel("the audio", channel, len(samples))
+    if chosen is None and len(samples) > 1 and _channels_differ(samples.T):
+        _warn_of_channels("the audio", len(samples))
+    return samples.mean(axis=0) if chosen is None else samples[chosen - 1], int(decoded.sample_rate)
 
 
 class Recording:
@@ -87,12 +147,12 @@ class Recording:
 
     Args:
         source: the path of a local file of up to 4 hours, the bytes of one, or a binary file object.
-        channel: the one to read, counted from 1; None: the average of all.
+        channel: the one to read where `read` names none, counted from 1; None: the average of all.
 
     Attributes:
         name: of the file, for messages.
-        seconds, sampling_rate, channels: as the header says.
-        holds_integers: whether the file is WAV with integer samples.
+        frames, seconds, sampling_rate, channels: of the sound in it; frames are samples of each channel.
+        holds_integers: whether its samples are integers and not compressed.
 
     Raises:
         AudioFileError: the file is missing, damaged, truncated or out of bounds, or has no such channel.
@@ -100,35 +160,42 @@ class Recording:
 
     def __init__(self, source: Any, channel: int | None = None):
         self.name, self._source = _name_and_source(source)
-        self._file = _open(self._source, self.name)
-        self._frames, self.sampling_rate = self._file.frames, self._file.samplerate
-        self.channels: int = self._file.channels
-        self.seconds = self._frames / max(self.sampling_rate, 1)
-        self.holds_integers = self._file.format in ("WAV", "WAVEX") and self._file.subtype.startswith("PCM")
-        self._channel = channel
+        self._sound = _Sound(self._source, self.name)
+        self.frames, self.sampling_rate = self._sound.frames, self._sound.samplerate
+        self.channels: int = self._sound.channels
+        self.seconds = self.frames / max(self.sampling_rate, 1)
+        self.holds_integers = self._sound.format != "FLAC" and self._sound.subtype.startswith("PCM")
         self._may_warn = True
-        self._check_header()
+        try:
+            self._check_header()
+            self._channel = self.checked_channel(channel)
+        except AudioFileError:
+            self.close()
+            raise
+
+    def checked_channel(self, channel: Any) -> int | None:
+        """A channel of this file as an int, None for None; `AudioFileError` where there is none of this number."""
+        return _checked_channel(self.name, channel, self.channels)
 
     def check_length(self, start: float | None, end: float | None, max_seconds: float) -> None:
         """Raise `AudioFileError` where a stretch is not in the file, is shorter than 25 ms, or is too long."""
         first, last = self._stretch(start, end)
         seconds = (last - first) / self.sampling_rate
         if not MIN_SECONDS <= seconds <= max_seconds:
-            hint = ": cut it into turns, or follow a recording over time with `mamba-ema timeline`"
             raise AudioFileError(
                 f"{self._place(first, last)} lasts {seconds:.7g} s; an utterance lasts {MIN_SECONDS:g} to "
-                f"{max_seconds:g} s{hint if seconds > max_seconds else ''}"
+                f"{max_seconds:g} s{_CUT if seconds > max_seconds else ''}"
             )
 
-    def read(self, start: float | None = None, end: float | None = None) -> np.ndarray:
-        """The stretch between two times in seconds, (samples,) float32 at 16 kHz; raises as [`load_audio`]."""
-        waveform, rate = self.decode(start, end), self.sampling_rate
+    def read(self, start: float | None = None, end: float | None = None, channel: int | None = None) -> np.ndarray:
+        """The stretch between two times in seconds, (samples,) float32 at 16 kHz; for the rest see [`load_audio`]."""
+        waveform, rate = self.decode(start, end, channel), self.sampling_rate
         return waveform if rate == SAMPLING_RATE else resampled(waveform, rate, SAMPLING_RATE)
 
-    def decode(self, start: float | None = None, end: float | None = None) -> np.ndarray:
+    def decode(self, start: float | None = None, end: float | None = None, channel: int | None = None) -> np.ndarray:
         """As `read`, at the file's own sampling rate."""
         first, last = self._stretch(start, end)
-        waveform = self._samples(self._file, last - first, first)
+        waveform = self._mono(self._sound.read(first, last - first), channel)
         place = self._place(first, last)
         if len(waveform) < last - first:
             counts = f"{len(waveform)} of {last - first} samples were found"
@@ -138,31 +205,28 @@ class Recording:
             raise AudioFileError(f"{place} has a peak of {peak:g}; samples must be finite and within [-1, 1]")
         return waveform
 
-    def blocks(self, size: int) -> Iterator[np.ndarray]:
+    def blocks(self, size: int, channel: int | None = None) -> Iterator[np.ndarray]:
         """The recording from its beginning in blocks of `size` samples at 16 kHz, float32; the last is shorter.
 
         The file is opened once more, so that `read` may be called between two blocks.
         """
         left = np.zeros(0, dtype=np.float32)
         resample = _streaming_resampler(self.sampling_rate)
-        file = _open(self._source, self.name)
+        sound = _Sound(self._source, self.name)
         try:
-            while True:
-                waveform = self._samples(file, self.sampling_rate)  # the next second
-                ended = len(waveform) == 0
-                left = np.concatenate([left, resample(waveform, ended)])
-                for first in range(0, len(left) - size + 1, size):
-                    yield left[first : first + size]
+            for first in [*range(0, self.frames, self.sampling_rate), self.frames]:
+                waveform = self._mono(sound.read(first, min(self.sampling_rate, self.frames - first)), channel)
+                left = np.concatenate([left, resample(waveform, first == self.frames)])
+                for begin in range(0, len(left) - size + 1, size):
+                    yield left[begin : begin + size]
                 left = left[len(left) // size * size :]
-                if ended:
-                    break
         finally:
-            file.close()
+            sound.close()
         if len(left):
             yield left
 
     def close(self) -> None:
-        self._file.close()
+        self._sound.close()
 
     def __enter__(self) -> Recording:
         return self
@@ -172,7 +236,7 @@ class Recording:
 
     def _check_header(self) -> None:
         low, high = RATE_RANGE
-        if self._frames == 0:
+        if self.frames == 0:
             raise AudioFileError(f"{self.name} holds no samples")
         if not low <= self.sampling_rate <= high:
             raise AudioFileError(f"{self.name} claims {self.sampling_rate} Hz; allowed are {low} to {high} Hz")
@@ -180,16 +244,14 @@ class Recording:
             raise AudioFileError(f"{self.name} has {self.channels} channels; allowed are up to {MAX_CHANNELS}")
         if self.seconds > MAX_SECONDS:
             raise AudioFileError(f"{self.name} claims {self.seconds:.0f} s; allowed are {MAX_SECONDS:.0f} s")
-        chosen = self._channel
-        if chosen is not None and (isinstance(chosen, bool) or chosen not in range(1, self.channels + 1)):
-            there = "1 channel" if self.channels == 1 else f"the channels 1 to {self.channels}"
-            raise AudioFileError(f"{self.name} has {there}, no channel {chosen}")
 
     def _stretch(self, start: float | None, end: float | None) -> tuple[int, int]:
         """First sample of a stretch, and the one behind its last, at the file's own rate."""
-        first = 0 if start is None else round(start * self.sampling_rate)
-        last = self._frames if end is None else min(round(end * self.sampling_rate), self._frames)
         lasts = f"{self.name} lasts {self.seconds:.3f} s"
+        if not all(time is None or math.isfinite(time) for time in (start, end)):
+            raise AudioFileError(f"{lasts}; there is nothing between {start} and {end} s")
+        first = 0 if start is None else round(start * self.sampling_rate)
+        last = self.frames if end is None else min(round(end * self.sampling_rate), self.frames)
         if not 0 <= first < last:
             raise AudioFileError(f"{lasts}; there is nothing between {start} and {end} s")
         if end is not None and end > self.seconds + END_TOLERANCE:
@@ -198,30 +260,144 @@ class Recording:
 
     def _place(self, first: int, last: int) -> str:
         """The file, or the stretch of it, for messages."""
-        if (first, last) == (0, self._frames):
+        if (first, last) == (0, self.frames):
             return self.name
         return f"{self.name} at {first / self.sampling_rate:.3f} to {last / self.sampling_rate:.3f} s"
 
-    def _samples(self, file: Any, frames: int, first: int | None = None) -> np.ndarray:
-        """Frames from the first on, or the next ones, as (samples,) float32 of one channel; fewer where the file ends."""
-        try:
-            if first is not None and file.seekable():
-                file.seek(first)
-            samples = file.read(frames, dtype="float32", always_2d=True)  # (frames, channels)
-        except RuntimeError as error:  # soundfile.LibsndfileError is one
-            raise AudioFileError(f"{self.name} cannot be decoded: {_reason(error)}") from error
+    def _mono(self, samples: np.ndarray, channel: int | None) -> np.ndarray:
+        """(frames, channels) -> (frames,) of one channel, or of the average."""
+        chosen = self._channel if channel is None else self.checked_channel(channel)
         if self.channels == 1:
             return samples[:, 0]
-        if self._channel is not None:
-            return np.ascontiguousarray(samples[:, self._channel - 1])
+        if chosen is not None:
+            return np.ascontiguousarray(samples[:, chosen - 1])
         if self._may_warn and _channels_differ(samples):
             self._may_warn = False
-            warnings.warn(
-                f"{self.name}: its {self.channels} channels hold different sound, as where each speaker has a channel; "
-                "their average is used. channel=1, or --channel 1 of a command, takes one of them",
-                stacklevel=2,
-            )
+            _warn_of_channels(self.name, self.channels)
         return samples.mean(axis=1)
+
+
+class _Sound:
+    """The sound of a file, all its streams one after the other: of `soundfile.SoundFile`, what `Recording` uses."""
+
+    def __init__(self, source: Path | bytes, name: str):
+        self._name = name
+        try:
+            self._stream = source.open("rb") if isinstance(source, Path) else io.BytesIO(source)
+        except OSError as error:
+            raise AudioFileError(f"{name} cannot be opened: {error.strerror}") from error
+        self._decoders: list[_Decoder] = []
+        try:
+            _require_decoder(self._stream, name)
+            for part in _parts(self._stream, source):
+                self._decoders.append(_Decoder(functools.partial(_open, View(self._stream, part.pieces), name), part))
+        except (ValueError, OSError) as error:
+            self.close()
+            raise error if isinstance(error, AudioFileError) else AudioFileError(f"{name} {error}") from error
+        first = self._decoders[0].file
+        self.samplerate, self.channels, self.format, self.subtype = (
+            first.samplerate,
+            first.channels,
+            first.format,
+            first.subtype,
+        )
+        self.frames = sum(decoder.frames for decoder in self._decoders)
+        kinds = {(decoder.file.samplerate, decoder.file.channels) for decoder in self._decoders}
+        if len(kinds) > 1:
+            self.close()
+            (rate, channels), (other_rate, other_channels) = sorted(kinds)[:2]
+            raise AudioFileError(
+                f"{name} holds recordings of different kinds one after the other: {channels} channel(s) at {rate} Hz, "
+                f"{other_channels} at {other_rate} Hz; make a file of each"
+            )
+
+    def read(self, first: int, frames: int) -> np.ndarray:
+        """(frames, channels) float32 from a frame on; fewer where the sound ends."""
+        found = []
+        for decoder in self._decoders:
+            count = min(decoder.frames - first, frames)
+            if count > 0:
+                try:
+                    found.append(decoder.read(first, count))
+                except (RuntimeError, OSError) as error:  # soundfile.LibsndfileError is a RuntimeError
+                    raise AudioFileError(f"{self._name} cannot be decoded: {_reason(error)}") from error
+                frames, first = frames - count, 0
+                if len(found[-1]) < count:
+                    break
+            else:
+                first -= decoder.frames if first >= decoder.frames else 0
+        return found[0] if len(found) == 1 else np.concatenate([np.zeros((0, self.channels), np.float32), *found])
+
+    def close(self) -> None:
+        for decoder in self._decoders:
+            decoder.file.close()
+        self._stream.close()
+
+
+class _Decoder:
+    """One stream of sound, from any place on."""
+
+    def __init__(self, open_file: Callable[[], Any], part: Part):
+        self._open_file, self._skip = open_file, part.skip
+        self.file = open_file()
+        self.can_seek = self.file.seekable()
+        if part.frames is None:
+            self.frames: int = self.file.frames - part.skip
+        else:
+            self.frames = part.frames
+            if self.file.frames < part.frames + part.skip:  # libsndfile would stop at its own guess
+                raise ValueError("has a length that cannot be known; convert it, such as by ffmpeg -i IN out.wav")
+        self._warm_up = round(WARM_UP_SECONDS.get(self.file.format, 0.0) * self.file.samplerate)
+        self._go_on_without_seeking()
+        self._at = 0  # of the file
+
+    def read(self, first: int, frames: int) -> np.ndarray:
+        """(frames, channels) float32 from a frame on; fewer where the stream ends.
+
+        A format that cannot seek is read up to there, again from its beginning if need be. One that needs what comes
+        before, as MP3 does, is given it.
+        """
+        wanted = first + self._skip
+        if self.can_seek and not wanted - self._warm_up <= self._at <= wanted:
+            self._at = max(wanted - self._warm_up, 0)
+            self.file.seek(self._at)
+        elif wanted < self._at:
+            self.file.close()
+            self.file, self._at = self._open_file(), 0
+            self._go_on_without_seeking()
+        while self._at < wanted:
+            passed = len(self._read(min(wanted - self._at, self.file.samplerate)))
+            if not passed:
+                break
+        return self._read(frames)
+
+    def _read(self, frames: int) -> np.ndarray:
+        found = self.file.read(frames, dtype="float32", always_2d=True)
+        self._at += len(found)
+        return found
+
+    def _go_on_without_seeking(self) -> None:
+        # Else soundfile seeks after each read to where it is, by which an MP3's next frames lose those before them.
+        self.file.seekable = lambda: False
+
+
+def _checked_channel(name: str, channel: Any, channels: int) -> int | None:
+    if channel is None:
+        return None
+    number = whole_number(channel)
+    if number is None or not 1 <= number <= channels:
+        has = "1 channel" if channels == 1 else f"the channels 1 to {channels}"
+        raise AudioFileError(f"{name} has {has}, no channel {channel}")
+    return number
+
+
+def _warn_of_channels(name: str, channels: int) -> None:
+    warnings.warn(
+        f"{name}: its {channels} channels hold different sound, as where each speaker has a channel; their average is "
+        "used. channel=1 (--channel 1 of a command) takes one of them, split_channels (--split-channels) each as a "
+        "speaker",
+        stacklevel=2,
+    )
 
 
 def _name_and_source(source: Any) -> tuple[str, Path | bytes]:
@@ -229,40 +405,90 @@ def _name_and_source(source: Any) -> tuple[str, Path | bytes]:
     if isinstance(source, (bytes, bytearray, memoryview)):
         return "the audio", bytes(source)
     if hasattr(source, "read"):
-        return "the audio", source.read()
-    if not isinstance(source, (str, Path)):
+        return "the audio", _content("the audio", source)
+    if not isinstance(source, (str, os.PathLike)):
         raise TypeError(f"audio is given as {type(source).__name__}; a path, bytes or a binary file object is needed")
     if "://" in str(source):
         raise AudioFileError("the audio is a URL; only local files are opened: download it first")
     path = Path(source)
     name = path.name if len(path.name) <= 60 else f"{path.name[:40]}…{path.suffix[:10]}"
-    if not path.is_file():
-        what = "is a folder, no audio file" if path.is_dir() else f"does not exist (looked in {path.parent})"
-        raise AudioFileError(f"{name} {what}")
-    return name, path
+    try:
+        if path.is_file():
+            return name, path
+        if path.is_fifo():
+            with path.open("rb") as pipe:
+                return name, _content(name, pipe)
+        what = "is a folder, no audio file" if path.is_dir() else "is neither a file nor a pipe"
+        what = what if path.exists() else f"does not exist (looked in {path.parent})"
+    except OSError as error:
+        what = f"cannot be opened: {error.strerror}"
+    raise AudioFileError(f"{name} {what}")
 
 
-def _open(source: Path | bytes, name: str) -> Any:
-    """A `soundfile.SoundFile`, or what stands in for it, over a file whose header does not contradict itself."""
+def _content(name: str, file: Any) -> bytes:
+    """What is left of an open file or pipe, which may give it in portions."""
+    content = bytearray()
+    while portion := file.read(MAX_PIPE_BYTES + 1 - len(content)):
+        if not isinstance(portion, (bytes, bytearray)):
+            raise TypeError(f"{name} is an open file of text; open it in the mode 'rb'")
+        content += portion
+        if len(content) > MAX_PIPE_BYTES:
+            raise AudioFileError(f"{name} gives more than {MAX_PIPE_BYTES} bytes; save it as a file")
+    return bytes(content)
+
+
+def _file(source: Any) -> Any:
+    """A source that can be read again; `AudioFileError` for a pipe."""
+    if isinstance(source, (str, os.PathLike)) and Path(source).is_fifo():
+        raise AudioFileError(f"{Path(source).name} is a pipe, which can be read once only; save it as a file")
+    return source
+
+
+def _parts(stream: Any, source: Path | bytes) -> tuple[Part, ...]:
+    """As `parts_of`; a file that is read stretch by stretch is looked through once."""
+    if isinstance(source, bytes):
+        return parts_of(stream)
+    facts = source.stat()
+    return _parts_of_file(source.absolute(), facts.st_size, facts.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=4_096)
+def _parts_of_file(path: Path, size: int, changed: int) -> tuple[Part, ...]:
+    with path.open("rb") as stream:
+        return parts_of(stream)
+
+
+def _soundfile() -> Any:
+    """The module, or None."""
     try:
         import soundfile
     except (ImportError, OSError):  # OSError: its C library is missing
-        soundfile = None
-    try:
-        stream = source.open("rb") if isinstance(source, Path) else io.BytesIO(source)
-    except OSError as error:
-        raise AudioFileError(f"{name} cannot be opened: {error.strerror}") from error
-    with stream:
-        sound_bytes = _check_wave(stream, name)
+        return None
+    return soundfile
+
+
+def _require_decoder(stream: Any, name: str) -> None:
+    head = stream.read(12)
+    if _soundfile() is None and (head[:4] != b"RIFF" or head[8:] != b"WAVE"):
+        raise AudioFileError(f"{name} {_ONLY_PLAIN}")
+
+
+def _open(view: View, name: str) -> Any:
+    """A `soundfile.SoundFile`, or what stands in for it.
+
+    It is given no path: libsndfile would take any file that is named .au, .gsm or .vox for sound without a header.
+    """
+    view.seek(0)
+    soundfile = _soundfile()
     if soundfile is None:
-        return _PlainWave(source, sound_bytes, name)
+        return _PlainWave(view, name)
     try:
-        return soundfile.SoundFile(source if isinstance(source, Path) else io.BytesIO(source))
+        return soundfile.SoundFile(view)
     except RuntimeError as error:
         raise AudioFileError(f"{name} is no audio file that can be read: {_reason(error)}") from error
 
 
-def _reason(error: RuntimeError) -> str:
+def _reason(error: Exception) -> str:
     """What libsndfile says is wrong, without the path, which its own sentence begins with."""
     return str(getattr(error, "error_string", error)).rstrip(".")
 
@@ -288,50 +514,17 @@ def _streaming_resampler(rate: int) -> Any:
     return lambda waveform, last: stream.resample_chunk(waveform, last=last)
 
 
-def _check_wave(stream: BinaryIO, name: str) -> int:
-    """Check in a WAV file what libsndfile does not; returns the bytes of sound that it holds, 0 for another kind.
-
-    Raises:
-        AudioFileError: sound that is cut off, or samples of odd widths.
-    """
-    size = stream.seek(0, io.SEEK_END)
-    stream.seek(0)
-    order = {b"RIFF": "<", b"RIFX": ">"}.get(stream.read(4))
-    stream.seek(12)
-    for _ in range(MAX_CHUNKS if order else 0):
-        chunk = stream.read(8)
-        if len(chunk) < 8:
-            break
-        length, begin = struct.unpack(f"{order}I", chunk[4:])[0], stream.tell()
-        if chunk[:4] == b"fmt ":
-            coding, bits = struct.unpack(f"{order}H12xH", stream.read(16).ljust(16, b"\0"))
-            if coding == 1 and bits % 8:
-                raise AudioFileError(f"{name} claims samples of {bits} bits; its header is damaged")
-        elif chunk[:4] == b"data":
-            if size < begin + length < begin + UNKNOWN_LENGTH:
-                raise AudioFileError(
-                    f"{name} is truncated: {size - begin} of {length} bytes of sound were found; copy the file again"
-                )
-            return min(length, size - begin)
-        stream.seek(begin + length + length % 2)
-    return 0
-
-
 class _PlainWave:
     """PCM WAV read by the standard library: of `soundfile.SoundFile`, what `Recording` uses."""
 
     format, subtype = "WAV", "PCM"
 
-    def __init__(self, source: Path | bytes, sound_bytes: int, name: str):
+    def __init__(self, view: View, name: str):
         try:
-            self._wave = wave.open(str(source) if isinstance(source, Path) else io.BytesIO(source))  # noqa: SIM115
+            self._wave = wave.open(cast(Any, view))  # noqa: SIM115
         except (wave.Error, EOFError) as error:
-            raise AudioFileError(
-                f"{name} is no PCM WAV, the one format that is read without soundfile: pip install soundfile soxr "
-                "(the extra `tools`)"
-            ) from error
-        self.channels, self._width, self.samplerate = self._wave.getparams()[:3]
-        self.frames = min(self._wave.getnframes(), sound_bytes // (self.channels * self._width))
+            raise AudioFileError(f"{name} {_ONLY_PLAIN}") from error
+        self.channels, self._width, self.samplerate, self.frames = self._wave.getparams()[:4]
         self.seek, self.close = self._wave.setpos, self._wave.close
 
     def seekable(self) -> bool:
@@ -350,4 +543,13 @@ class _PlainWave:
         return padded.view("<i4")[..., 0].astype(np.float32) / 2**31
 
 
-__all__ = ["AudioFileError", "Recording", "audio_seconds", "check_audio", "load_audio"]
+__all__ = [
+    "AudioFileError",
+    "Recording",
+    "audio_seconds",
+    "check_audio",
+    "decoded_audio",
+    "is_audio_decoder",
+    "is_audio_file",
+    "load_audio",
+]

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 import torch
 import torch.distributed as dist
 
+from .pooling import values_are_known
+
 MISSING_LABEL = -100.0
 SCALE_TOLERANCE = 1e-4  # rounding of rescaled labels
 
@@ -74,10 +76,12 @@ def ccc_loss(
             world_size = dist.get_world_size()
         if world_size > 1:
             predictions, labels = _gather_turns(predictions, labels, world_size)
-        _require_finite(predictions, labels)
+        known = values_are_known(predictions)
+        if known:
+            _require_finite(predictions, labels)
         given = labels != MISSING_LABEL  # (turns, labels)
         enough = given.sum(dim=0) >= 2  # (labels,): a CCC needs two points
-        if torch.is_grad_enabled() and not bool(enough.any()):
+        if known and torch.is_grad_enabled() and not bool(enough.any()):
             raise ValueError(
                 f"the batch has {predictions.shape[0]} turns and no label with two values; a CCC needs at least two. "
                 "Put more turns into a batch, and drop a last batch that is smaller"
@@ -103,6 +107,8 @@ def ccc_loss(
 def check_labels(labels: torch.Tensor, expected_shape: tuple[int, ...], names: list[str]) -> None:
     """Labels must have the logits' shape and lie on the unit scale; -100 marks a missing one.
 
+    Where values cannot be looked at (see `values_are_known`), only the shape is checked.
+
     Raises:
         ValueError: wrong shape, NaN or infinite, or outside [0, 1].
     """
@@ -112,7 +118,7 @@ def check_labels(labels: torch.Tensor, expected_shape: tuple[int, ...], names: l
         )
     within = (labels >= -SCALE_TOLERANCE) & (labels <= 1 + SCALE_TOLERANCE)
     wrong = ~(within | (labels == MISSING_LABEL))  # True for NaN
-    if bool(wrong.any()):
+    if values_are_known(labels) and bool(wrong.any()):
         position = wrong.nonzero()[0].tolist()
         value = float(labels[tuple(position)])
         if not math.isfinite(value):

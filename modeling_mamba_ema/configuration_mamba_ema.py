@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import inspect
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
-from transformers import PretrainedConfig, WavLMConfig
+from transformers import AutoConfig, HubertConfig, PretrainedConfig, Wav2Vec2Config, WavLMConfig
+from transformers.utils import logging
 
-from .conversation_encoder import CONTEXTS, check_ema_decay
+from .conversation_encoder import CONTEXTS, SCOPES, check_ema_decay
+from .feature_extraction_mamba_ema import validate_normalization
 from .mamba2 import check_head_dim
-from .pooling import POOLINGS, check_num_heads
+from .pooling import MIN_VARIANCE, POOLINGS, check_num_heads
+
+logger = logging.get_logger(__name__)
 
 DEFAULT_LABELS = ("valence", "arousal")
+ACTIVATIONS = ("gelu", "relu", "silu", "tanh")  # of the projection and the head, by their names in transformers
+SPEECH_ENCODERS: dict[str, type[PretrainedConfig]] = {
+    config.model_type: config for config in (WavLMConfig, Wav2Vec2Config, HubertConfig)
+}
 
 # The shape of microsoft/wavlm-large, the encoder most published dimensional results use.
 WAVLM_LARGE: dict[str, Any] = {
@@ -31,12 +40,22 @@ SPEECH_ENCODER_DEFAULTS: dict[str, Any] = {"layerdrop": 0.0, "apply_spec_augment
 _INTEGER_BOUNDS = {
     "hidden_size": (1, 4096),
     "num_hidden_layers": (1, 48),
+    "max_speakers": (1, 256),
     "state_size": (1, 1024),
     "conv_kernel": (2, 4),
     "expand": (1, 8),
     "head_dim": (1, 1024),
     "speech_encoder_pooling_heads": (1, 64),
+    "head_hidden_layers": (0, 1),
 }
+_NUMBER_BOUNDS = {
+    "speech_encoder_pooling_min_variance": (1e-12, 1.0),
+    "ema_decay": (0.0, 1.0),
+    "dropout": (0.0, 0.99),
+    "pooled_dropout": (0.0, 0.99),
+    "loss_mse_weight": (0.0, 1.0),
+}
+_FLAGS = ("activation_layer_norm", "bounded_predictions")
 _SPEECH_ENCODER_BOUNDS = {
     "hidden_size": (1, 4096),
     "num_hidden_layers": (1, 48),
@@ -47,7 +66,10 @@ _SPEECH_ENCODER_BOUNDS = {
     "num_buckets": (1, 4096),
     "max_bucket_distance": (1, 100_000),
 }
-# Of WavLM's convolution front end: (lowest, highest) of each layer's value. WavLM has 7 layers.
+# Parts that some encoders have and that frames are not read from or through.
+_UNREAD_PARTS = ("add_adapter", "adapter_attn_dim", "conv_pos_batch_norm")
+_LABEL_FIELDS = ("id2label", "label2id", "num_labels")
+# Of the convolution front end: (lowest, highest) of each layer's value. Published encoders have 7 layers.
 _FRONT_END_BOUNDS = {"conv_dim": (1, 4096), "conv_kernel": (1, 64), "conv_stride": (1, 64)}
 _MAX_FRONT_END_LAYERS = 16
 
@@ -57,21 +79,34 @@ class MambaEMAConfig(PretrainedConfig):
     Configuration of a [`MambaEMAModel`] or [`MambaEMAForRegression`].
 
     Args:
-        speech_encoder_config (`WavLMConfig` or `dict`, *optional*):
-            The WavLM that turns a waveform into frames. Default: the shape of `microsoft/wavlm-large`, with layer drop
-            and SpecAugment off. A `dict` is completed with the defaults of [`WavLMConfig`], these two excepted.
+        speech_encoder_config (`WavLMConfig`, `Wav2Vec2Config`, `HubertConfig` or `dict`, *optional*):
+            What turns a waveform into frames. Default: the shape of `microsoft/wavlm-large`, with layer drop and
+            SpecAugment off. A `dict` may name its `model_type` (`"wavlm"`, `"wav2vec2"` or `"hubert"`; default
+            `"wavlm"`) and is completed with the defaults of that type, these two excepted.
         speech_encoder_pooling (`str`, *optional*, defaults to `"attention"`):
             How the frames of an utterance become one vector: `"mean"`, `"attention"`, `"multihead_attention"`,
             `"statistics"` or `"attentive_statistics"`.
         speech_encoder_pooling_heads (`int`, *optional*, defaults to 4):
-            Heads of `"multihead_attention"`; must divide the width of WavLM. Other poolings ignore it.
+            Heads of `"multihead_attention"`; must divide the width of the speech encoder. Other poolings ignore it.
+        speech_encoder_pooling_hidden_size (`int`, *optional*):
+            Width of a hidden layer in the scorer of frames (Okabe et al. 2018, equation 3, see `HiddenScorer`). By
+            default scores are linear in the frame. Poolings that score no frames ignore it.
+        speech_encoder_pooling_min_variance (`float`, *optional*, defaults to 1e-10):
+            A variance over the frames of an utterance counts as at least this much. Poolings without a standard
+            deviation ignore it.
         speech_encoder_layers (`int` or `list[int]`, *optional*, defaults to -1):
-            Which of WavLM's hidden states are read: -1 or `num_hidden_layers` is the last (after WavLM's final layer
-            norm where it has one), 0 the input of the first layer. Several are summed with learned softmax weights.
+            Which of the speech encoder's hidden states are read: -1 or `num_hidden_layers` is the last (after the final
+            layer norm where it has one), 0 the input of the first layer. Several are summed with learned softmax
+            weights.
         freeze_speech_encoder (`bool`, *optional*, defaults to `False`):
-            Keep WavLM's weights fixed (and in evaluation mode); pooling and everything after it is trained.
+            Build the model with the speech encoder's weights fixed; pooling and everything after it is trained. An
+            encoder none of whose weights is trained stays in evaluation mode.
         context (`str`, *optional*, defaults to `"mamba_ema"`):
             What carries emotion over the turns: `"none"`, `"ema"`, `"mamba"` or `"mamba_ema"`.
+        context_scope (`str`, *optional*, defaults to `"conversation"`):
+            Over whose turns: those of the `"conversation"`, whoever speaks; each `"speaker"`'s own; or `"both"`, side
+            by side. Without `speaker_ids` in the input a speaker's turns are those of the conversation.
+        max_speakers (`int`, *optional*, defaults to 8): Speakers of a conversation that have a context of their own.
         hidden_size (`int`, *optional*, defaults to 256): Width of the observations, the updater and the EMA state.
         num_hidden_layers (`int`, *optional*, defaults to 2): Mamba-2 blocks of the updater.
         state_size (`int`, *optional*, defaults to 64): State dimension N of Mamba-2.
@@ -81,10 +116,27 @@ class MambaEMAConfig(PretrainedConfig):
         ema_decay (`float`, *optional*, defaults to 0.8):
             alpha in `c_t = alpha c_{t-1} + (1 - alpha) u_t`, strictly between 0 and 1.
         ema_decay_learnable (`bool`, *optional*, defaults to `False`): Learn alpha per dimension, from `ema_decay` on.
-        dropout (`float`, *optional*, defaults to 0.1): Dropout in the updater's blocks and before the head.
+        dropout (`float`, *optional*, defaults to 0.1):
+            Dropout in the updater's blocks and before each linear layer of the head.
+        pooled_dropout (`float`, *optional*, defaults to 0.0): Dropout before the projection.
+        projection_activation (`str`, *optional*):
+            Activation after the projection: `"gelu"`, `"relu"`, `"silu"` or `"tanh"`. Default: none, observations are
+            linear in the pooled vector.
+        head_hidden_layers (`int`, *optional*, defaults to 1):
+            Hidden layers of the head, 0 or 1. With 0, predictions are linear in observation and context, and a new
+            context changes nothing before it is trained (see `RegressionHead`).
+        head_activation (`str`, *optional*, defaults to `"gelu"`): Activation of the head's hidden layer.
+        activation_layer_norm (`bool`, *optional*, defaults to `False`):
+            A layer norm before each activation of projection and head.
+        bounded_predictions (`bool`, *optional*, defaults to `True`):
+            Keep predictions on the unit scale by a sigmoid. Without it they may leave it.
         do_normalize (`bool`, *optional*, defaults to `True`):
-            Whether WavLM was trained on waveforms of zero mean and unit variance (large: yes). The feature extractor
-            saved with the model has the same value.
+            Whether the speech encoder was trained on waveforms of zero mean and unit variance each (WavLM-large: yes).
+            The feature extractor saved with the model has the same value.
+        waveform_mean, waveform_std (`float`, *optional*):
+            Mean and standard deviation of all samples of the corpus that the model was trained on, if every waveform
+            was standardised by them, instead of each by its own; `do_normalize` is `False` then. The feature extractor
+            saved with the model has the same values.
         label_ranges (`dict[str, tuple[float, float]]`, *optional*):
             The labels' own scale by label name, for reading results back. A label that is not named has `[0, 1]`.
         loss_label_weights (`dict[str, float]`, *optional*):
@@ -108,23 +160,28 @@ class MambaEMAConfig(PretrainedConfig):
     """
 
     model_type = "mamba_ema"
-    sub_configs: ClassVar[dict[str, type]] = {"speech_encoder_config": WavLMConfig}
+    sub_configs: ClassVar[dict[str, type]] = {"speech_encoder_config": AutoConfig}
     # What a Trainer need not gather over an evaluation: only logits are predictions.
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "pooled_output",
         "pooling_attentions",
+        "turn_mask",
         "conversation_state",
         "hidden_states",
     ]
 
     def __init__(
         self,
-        speech_encoder_config: WavLMConfig | dict[str, Any] | None = None,
+        speech_encoder_config: PretrainedConfig | dict[str, Any] | None = None,
         speech_encoder_pooling: str = "attention",
         speech_encoder_pooling_heads: int = 4,
+        speech_encoder_pooling_hidden_size: int | None = None,
+        speech_encoder_pooling_min_variance: float = MIN_VARIANCE,
         speech_encoder_layers: int | list[int] = -1,
         freeze_speech_encoder: bool = False,
         context: str = "mamba_ema",
+        context_scope: str = "conversation",
+        max_speakers: int = 8,
         hidden_size: int = 256,
         num_hidden_layers: int = 2,
         state_size: int = 64,
@@ -134,29 +191,31 @@ class MambaEMAConfig(PretrainedConfig):
         ema_decay: float = 0.8,
         ema_decay_learnable: bool = False,
         dropout: float = 0.1,
+        pooled_dropout: float = 0.0,
+        projection_activation: str | None = None,
+        head_hidden_layers: int = 1,
+        head_activation: str = "gelu",
+        activation_layer_norm: bool = False,
+        bounded_predictions: bool = True,
         do_normalize: bool = True,
+        waveform_mean: float | None = None,
+        waveform_std: float | None = None,
         label_ranges: dict[str, tuple[float, float]] | None = None,
         loss_label_weights: dict[str, float] | None = None,
         loss_mse_weight: float = 0.0,
         **kwargs: Any,
     ):
         _refuse_remote_attention_kernels(kwargs)
-        if isinstance(speech_encoder_config, dict):
-            _refuse_remote_attention_kernels(speech_encoder_config)
-            speech_encoder_config = WavLMConfig(**{**SPEECH_ENCODER_DEFAULTS, **speech_encoder_config})
-        elif speech_encoder_config is None:
-            speech_encoder_config = WavLMConfig(**SPEECH_ENCODER_DEFAULTS, **WAVLM_LARGE)
-        elif not isinstance(speech_encoder_config, WavLMConfig):
-            raise ValueError(
-                "speech_encoder_config must be a WavLMConfig, a dict of its fields or None, "
-                f"got {type(speech_encoder_config).__name__}"
-            )
-        self.speech_encoder_config = speech_encoder_config
+        self.speech_encoder_config = _as_speech_encoder_config(speech_encoder_config)
         self.speech_encoder_pooling = speech_encoder_pooling
         self.speech_encoder_pooling_heads = speech_encoder_pooling_heads
+        self.speech_encoder_pooling_hidden_size = speech_encoder_pooling_hidden_size
+        self.speech_encoder_pooling_min_variance = speech_encoder_pooling_min_variance
         self.speech_encoder_layers = speech_encoder_layers
         self.freeze_speech_encoder = freeze_speech_encoder
         self.context = context
+        self.context_scope = context_scope
+        self.max_speakers = max_speakers
         self.hidden_size = hidden_size
         self.num_hidden_layers = num_hidden_layers
         self.state_size = state_size
@@ -166,16 +225,19 @@ class MambaEMAConfig(PretrainedConfig):
         self.ema_decay = ema_decay
         self.ema_decay_learnable = ema_decay_learnable
         self.dropout = dropout
+        self.pooled_dropout = pooled_dropout
+        self.projection_activation = projection_activation
+        self.head_hidden_layers = head_hidden_layers
+        self.head_activation = head_activation
+        self.activation_layer_norm = activation_layer_norm
+        self.bounded_predictions = bounded_predictions
         self.do_normalize = do_normalize
+        self.waveform_mean = waveform_mean
+        self.waveform_std = waveform_std
         self.label_ranges = None if label_ranges is None else {k: list(v) for k, v in label_ranges.items()}
         self.loss_label_weights = loss_label_weights
         self.loss_mse_weight = loss_mse_weight
-        if kwargs.get("id2label") is None and kwargs.get("num_labels") is None:
-            kwargs["id2label"] = dict(enumerate(DEFAULT_LABELS))
-        if kwargs.get("id2label") is not None:
-            names = {int(index): str(name) for index, name in kwargs["id2label"].items()}
-            kwargs["id2label"] = names
-            kwargs["label2id"] = {name: index for index, name in names.items()}
+        kwargs.update(_as_labels(kwargs.get("id2label"), kwargs.get("label2id"), kwargs.get("num_labels")))
         # Without it, transformers' audio-classification pipeline would put a softmax on the scores.
         kwargs["problem_type"] = "regression"
         super().__init__(**kwargs)
@@ -184,12 +246,45 @@ class MambaEMAConfig(PretrainedConfig):
     @property
     def labels(self) -> list[str]:
         """Label names in the order of the model's outputs."""
-        names: dict[Any, str] = dict(self.id2label or {})
-        return [names[index] for index in range(len(names))]
+        names = {int(index): str(name) for index, name in (self.id2label or {}).items()}  # JSON has strings as keys
+        return [names[index] for index in sorted(names)]
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """As in transformers; a checkpoint may be given other labels, by any of the names transformers has for them.
+
+        Label ranges and loss weights of the checkpoint's labels that are gone are dropped with a warning.
+        """
+        given = {name: kwargs.pop(name) for name in _LABEL_FIELDS if kwargs.get(name) is not None}
+        same = list(given) == ["num_labels"] and given["num_labels"] == len(config_dict.get("id2label") or ())
+        if given and not same:
+            own = {name: value for name, value in config_dict.items() if name not in _LABEL_FIELDS}
+            names = _as_labels(**given)
+            config_dict = {**own, **names, **_of_labels(own, names)}
+        return super().from_dict(config_dict, **kwargs)
+
+    def with_changes(self, **changes: Any) -> MambaEMAConfig:
+        """A copy with other values.
+
+        Args:
+            changes: arguments of this class. `speech_encoder_config` is a dict of the fields to change. Ranges and loss
+                weights of labels that are gone are dropped.
+
+        Raises:
+            ValueError: a name that is no argument, or a value outside its range.
+        """
+        known = {*inspect.signature(MambaEMAConfig.__init__).parameters, *_LABEL_FIELDS} - {"self", "kwargs"}
+        for name in changes:
+            _require_choice("a field to change", name, sorted(known))
+        labels = {name: value for name, value in changes.items() if name in _LABEL_FIELDS}
+        fields = {**self.to_dict(), **{name: value for name, value in changes.items() if name not in _LABEL_FIELDS}}
+        encoder = changes.get("speech_encoder_config") or {}
+        fields["speech_encoder_config"] = {**self.speech_encoder_config.to_dict(), **encoder}
+        return type(self).from_dict(fields, **labels)
 
     @property
     def encoder_layer_indices(self) -> list[int]:
-        """The hidden states of WavLM that are read, as indices from 0 (input of layer 1) to `num_hidden_layers`."""
+        """The speech encoder's hidden states that are read, from 0 (input of layer 1) to `num_hidden_layers`."""
         layers = self.speech_encoder_layers
         last = self.speech_encoder_config.num_hidden_layers
         chosen = [layers] if isinstance(layers, int) else list(layers)
@@ -212,18 +307,30 @@ class MambaEMAConfig(PretrainedConfig):
             super().validate()  # type: ignore[misc]
         _require_choice("speech_encoder_pooling", self.speech_encoder_pooling, POOLINGS)
         _require_choice("context", self.context, CONTEXTS)
+        _require_choice("context_scope", self.context_scope, SCOPES)
         for name, (low, high) in _INTEGER_BOUNDS.items():
             _require_integer(name, getattr(self, name), low, high)
         self._validate_speech_encoder()
-        _require_number("ema_decay", self.ema_decay, 0.0, 1.0)
-        _require_number("dropout", self.dropout, 0.0, 0.99)
-        _require_number("loss_mse_weight", self.loss_mse_weight, 0.0, 1.0)
+        for name, (lowest, highest) in _NUMBER_BOUNDS.items():
+            _require_number(name, getattr(self, name), lowest, highest)
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; allowed are True and False")
+        _require_choice("head_activation", self.head_activation, ACTIVATIONS)
+        if self.projection_activation is not None:
+            _require_choice("projection_activation", self.projection_activation, ACTIVATIONS)
+        validate_normalization(self.do_normalize, self.waveform_mean, self.waveform_std)
         if CONTEXTS[self.context].mamba:
             check_head_dim(self.hidden_size, self.expand, self.head_dim)
         if CONTEXTS[self.context].ema:
             check_ema_decay(self.ema_decay)
+        scorer_hidden_size = self.speech_encoder_pooling_hidden_size
+        if scorer_hidden_size is not None:
+            _require_integer("speech_encoder_pooling_hidden_size", scorer_hidden_size, 1, 4096)
         if POOLINGS[self.speech_encoder_pooling].headwise:
-            check_num_heads(self.speech_encoder_config.hidden_size, self.speech_encoder_pooling_heads)
+            for size in (self.speech_encoder_config.hidden_size, scorer_hidden_size):
+                if size is not None:
+                    check_num_heads(size, self.speech_encoder_pooling_heads)
         self._validate_layers()
         self._validate_labels()
 
@@ -233,9 +340,10 @@ class MambaEMAConfig(PretrainedConfig):
         super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def _validate_speech_encoder(self) -> None:
-        encoder = self.speech_encoder_config
+        encoder: Any = self.speech_encoder_config
         for name, (low, high) in _SPEECH_ENCODER_BOUNDS.items():
-            _require_integer(f"speech_encoder_config.{name}", getattr(encoder, name), low, high)
+            if hasattr(encoder, name):
+                _require_integer(f"speech_encoder_config.{name}", getattr(encoder, name), low, high)
         for name, (low, high) in _FRONT_END_BOUNDS.items():
             values = getattr(encoder, name)
             if not 1 <= len(values) <= _MAX_FRONT_END_LAYERS:
@@ -244,10 +352,11 @@ class MambaEMAConfig(PretrainedConfig):
                 )
             for value in values:
                 _require_integer(f"each of speech_encoder_config.{name}", value, low, high)
-        if encoder.add_adapter:
-            raise ValueError(
-                "speech_encoder_config.add_adapter is True; Mamba-EMA reads WavLM's frames without adapter"
-            )
+        for name in _UNREAD_PARTS:
+            if getattr(encoder, name, None):
+                raise ValueError(
+                    f"speech_encoder_config.{name} is {getattr(encoder, name)!r}; Mamba-EMA reads encoders without it"
+                )
 
     def _validate_layers(self) -> None:
         layers = self.speech_encoder_layers
@@ -276,6 +385,58 @@ class MambaEMAConfig(PretrainedConfig):
         for label, weight in (self.loss_label_weights or {}).items():
             _require_choice("a label of loss_label_weights", label, self.labels)
             _require_number(f"loss_label_weights[{label!r}]", weight, 0.0, 1e6)
+
+
+def _as_speech_encoder_config(given: Any) -> PretrainedConfig:
+    """The configuration of the speech encoder from what a caller gives; a dict is completed with defaults."""
+    if given is None:
+        return WavLMConfig(**SPEECH_ENCODER_DEFAULTS, **WAVLM_LARGE)
+    if isinstance(given, dict):
+        _refuse_remote_attention_kernels(given)
+        kind = given.get("model_type", WavLMConfig.model_type)
+        _require_choice("speech_encoder_config.model_type", kind, SPEECH_ENCODERS)
+        return SPEECH_ENCODERS[kind](**{**SPEECH_ENCODER_DEFAULTS, **given})
+    if not isinstance(given, (WavLMConfig, Wav2Vec2Config, HubertConfig)):
+        raise ValueError(
+            "speech_encoder_config must be a WavLMConfig, Wav2Vec2Config or HubertConfig, a dict of fields or None, "
+            f"not {type(given).__name__}"
+        )
+    return given
+
+
+def _as_labels(
+    id2label: Mapping[Any, Any] | None = None,
+    label2id: Mapping[Any, Any] | None = None,
+    num_labels: int | None = None,
+) -> dict[str, Any]:
+    """Both maps between labels and their numbers from any of them; only `num_labels` where no label is named.
+
+    Raises:
+        ValueError: as many labels as `num_labels` are not named.
+    """
+    if id2label is None and label2id is not None:
+        id2label = {index: name for name, index in label2id.items()}
+    if id2label is None and num_labels is not None:
+        return {"num_labels": num_labels}
+    if id2label is None:
+        id2label = dict(enumerate(DEFAULT_LABELS))
+    # Keys may be strings, as JSON and transformers' example scripts have them.
+    names = {int(index): str(name) for index, name in id2label.items()}
+    if num_labels is not None and num_labels != len(names):
+        raise ValueError(f"num_labels is {num_labels}, but {len(names)} labels are named: {', '.join(names.values())}")
+    return {"id2label": names, "label2id": {name: index for index, name in names.items()}}
+
+
+def _of_labels(config_dict: Mapping[str, Any], names: Mapping[str, Any]) -> dict[str, Any]:
+    """Label ranges and loss weights of a checkpoint without those of labels that are gone."""
+    kept = {}
+    for field in ("label_ranges", "loss_label_weights"):
+        values = config_dict.get(field) or {}
+        gone = [label for label in values if label not in names.get("label2id", ())]
+        if gone:
+            logger.warning(f"{field} of {', '.join(gone)} are dropped: the model no longer has these labels")
+            kept[field] = {label: value for label, value in values.items() if label not in gone} or None
+    return kept
 
 
 def _is_number(value: object) -> bool:

@@ -3,14 +3,14 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from .mamba2 import NORM_EPS, Mamba2Block, Mamba2State, state_dtype, without_autocast
-from .pooling import length_mask
+from .pooling import length_mask, values_are_known
 
 
 class Context(NamedTuple):
@@ -28,7 +28,23 @@ CONTEXTS = {
 }
 
 
-@dataclass
+class Scope(NamedTuple):
+    """Whose turns make the sequence that the context is taken over: all of a conversation, each speaker's own, or both
+    side by side."""
+
+    conversation: bool
+    speaker: bool
+
+
+SCOPES = {
+    "conversation": Scope(conversation=True, speaker=False),
+    "speaker": Scope(conversation=False, speaker=True),
+    "both": Scope(conversation=True, speaker=True),
+}
+UNKNOWN_SPEAKER = -1
+
+
+@dataclass(eq=False)
 class ConversationState:
     """Everything the model remembers of a batch of conversations; constant in size however long they get.
 
@@ -39,11 +55,21 @@ class ConversationState:
         mamba: one state a Mamba block; empty when the context has no blocks.
         ema: moving average, (batch, hidden) float32 (float64 for a float64 model), zeros in rows that have
             seen no turn; None when the context has no moving average.
+        speakers: the same of each speaker's own turns, with a dimension for the speakers after the first: row 0 of it
+            is for turns of unknown speakers, row i + 1 for speaker i; None when speakers have no context of their own.
     """
 
     num_turns: torch.Tensor
     mamba: tuple[Mamba2State, ...] = ()
     ema: torch.Tensor | None = None
+    speakers: "ConversationState | None" = None
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the other state has the same tensors, value by value."""
+        if not isinstance(other, ConversationState):
+            return NotImplemented
+        own, others = self.state_dict(), other.state_dict()
+        return own.keys() == others.keys() and all(torch.equal(own[name], others[name]) for name in own)
 
     @property
     def batch_size(self) -> int:
@@ -99,6 +125,8 @@ class ConversationState:
         for block, state in enumerate(self.mamba):
             tensors[f"mamba.{block}.conv"] = state.conv
             tensors[f"mamba.{block}.ssm"] = state.ssm
+        if self.speakers is not None:
+            tensors |= {_SPEAKERS + name: tensor for name, tensor in self.speakers.state_dict().items()}
         return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
     @staticmethod
@@ -108,6 +136,8 @@ class ConversationState:
         Raises:
             ValueError: names are missing or unknown.
         """
+        speakers = {name.removeprefix(_SPEAKERS): tensors[name] for name in tensors if name.startswith(_SPEAKERS)}
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_SPEAKERS)}
         num_blocks = sum(name.endswith(".ssm") for name in tensors)
         names = {f"mamba.{block}.{part}" for block in range(num_blocks) for part in Mamba2State._fields} | {"num_turns"}
         if names != set(tensors) - {"ema"}:
@@ -122,14 +152,37 @@ class ConversationState:
                 for block in range(num_blocks)
             ),
             ema=tensors.get("ema"),
+            speakers=ConversationState.from_state_dict(speakers) if speakers else None,
         )
 
-    def _map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "ConversationState":
+    def forget_speaker(self, speaker: int) -> "ConversationState":
+        """The state as if a speaker had said nothing yet, in every conversation of the batch.
+
+        Args:
+            speaker: the id, from 0; -1 for turns of unknown speakers.
+        """
+        if self.speakers is None:
+            return self
+        new = self.speakers.copy()
+        new._map(lambda tensor: tensor[:, speaker + 1].zero_())
+        return ConversationState(self.num_turns, self.mamba, self.ema, new)
+
+    def _map(self, function: Callable[..., torch.Tensor], *others: "ConversationState") -> "ConversationState":
+        """A state of the function's results for each tensor, with those of other states of the same model beside it."""
         return ConversationState(
-            num_turns=function(self.num_turns),
-            mamba=tuple(Mamba2State(function(state.conv), function(state.ssm)) for state in self.mamba),
-            ema=None if self.ema is None else function(self.ema),
+            num_turns=function(self.num_turns, *(other.num_turns for other in others)),
+            mamba=tuple(
+                Mamba2State(*(function(*tensors) for tensors in zip(*blocks)))
+                for blocks in zip(self.mamba, *(other.mamba for other in others))
+            ),
+            ema=None if self.ema is None else function(self.ema, *(other.ema for other in others)),
+            speakers=None
+            if self.speakers is None
+            else self.speakers._map(function, *(other.speakers for other in others if other.speakers is not None)),
         )
+
+
+_SPEAKERS = "speakers."  # before the names of the tensors of speakers, in a state's dictionary
 
 
 def ema_reference(values: torch.Tensor, decay: torch.Tensor | float, state: torch.Tensor | None) -> torch.Tensor:
@@ -333,17 +386,25 @@ class ConversationEncoder(nn.Module):
         Raises:
             ValueError: the state does not fit this model or this batch.
         """
+        return self._encode(observations, turn_mask, self._checked(state, observations))
+
+    def _checked(self, state: ConversationState | None, observations: torch.Tensor) -> ConversationState:
         batch, device, dtype = observations.shape[0], observations.device, observations.dtype
         if state is None:
-            state = self.initial_state(batch, device, dtype)
-        else:
-            _check_state(state, self.initial_state(batch, torch.device("meta"), dtype), device)
+            return self.initial_state(batch, device, dtype)
+        check_state(state, self.initial_state(batch, torch.device("meta"), dtype), device)
+        return state
 
+    def _encode(
+        self, observations: torch.Tensor, turn_mask: torch.Tensor, state: ConversationState
+    ) -> tuple[torch.Tensor, ConversationState]:
         # 1. valid turns to the left, so that padding is on the right only, up to the longest row
         turn_mask = turn_mask.to(torch.bool)
         lengths = turn_mask.sum(dim=1)  # (batch,)
         turns = turn_mask.shape[1]
-        longest = 1 if turns == 1 else max(int(lengths.max()), 1)  # a stream's step need not wait for a GPU's answer
+        longest = turns
+        if turns > 1 and values_are_known(lengths):  # a stream's step need not wait for a GPU's answer
+            longest = max(int(lengths.max()), 1)
         order = torch.argsort(~turn_mask, dim=1, stable=True)[:, :longest]  # (batch, longest)
         valid = length_mask(lengths, longest)
         hidden_states = observations.gather(1, _over_hidden(order, self.hidden_size))  # (batch, longest, hidden)
@@ -365,15 +426,79 @@ class ConversationEncoder(nn.Module):
         # 4. back to the places the turns came from
         place = (turn_mask.cumsum(dim=1) - 1).clamp(min=0)  # (batch, turns)
         context = hidden_states.gather(1, _over_hidden(place, self.hidden_size))
-        context = torch.where(turn_mask[..., None], context, 0.0).to(dtype)
+        context = torch.where(turn_mask[..., None], context, 0.0).to(observations.dtype)
         return context, ConversationState(state.num_turns + lengths, tuple(mamba_states), ema_state)
+
+
+class SpeakerEncoder(ConversationEncoder):
+    """The same over each speaker's own turns: what others say in between changes nothing.
+
+    Args:
+        max_speakers: of a conversation; their ids are 0 to max_speakers - 1, in any order.
+        sizes: as for `ConversationEncoder`.
+    """
+
+    def __init__(self, max_speakers: int, **sizes: Any):
+        super().__init__(**sizes)
+        self.max_speakers = max_speakers
+
+    def initial_state(self, batch_size: int, device: torch.device, dtype: torch.dtype) -> ConversationState:
+        """The state of conversations that have not begun, with a dimension for the speakers after the first."""
+        rows = self.max_speakers + 1  # the first for turns of unknown speakers
+        flat = super().initial_state(batch_size * rows, device, dtype)
+        return flat._map(lambda tensor: tensor.unflatten(0, (batch_size, rows)))
+
+    def forward(
+        self,
+        observations: torch.Tensor,
+        turn_mask: torch.Tensor,
+        state: ConversationState | None = None,
+        speaker_ids: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, ConversationState]:
+        """Encode the next turns of a batch of conversations; all speakers of all conversations at once.
+
+        Args:
+            observations, turn_mask: as in `ConversationEncoder.forward`.
+            state: what an earlier call returned, or None at the start. Not changed.
+            speaker_ids: (batch, turns), who speaks, -1 for unknown; None: nobody is known.
+
+        Returns:
+            context (batch, turns, hidden) in the dtype of observations, 0 at masked turns, and the new state.
+
+        Raises:
+            ValueError: the state does not fit this model or this batch.
+        """
+        batch, turns, _ = observations.shape
+        state = self._checked(state, observations)
+        rows = torch.zeros_like(turn_mask, dtype=torch.long) if speaker_ids is None else speaker_ids.long() + 1
+        if turns == 1:  # a stream: only the state of who speaks is touched
+            conversation, row = torch.arange(batch, device=rows.device), rows[:, 0]
+            before = state._map(lambda tensor: tensor[conversation, row])
+            context, after = self._encode(observations, turn_mask, before)
+            return context, state._map(lambda old, new: old.index_put((conversation, row), new), after)
+        speaks = rows[:, None] == torch.arange(self.max_speakers + 1, device=rows.device)[:, None]
+        speaks = speaks & turn_mask.bool()[:, None]  # (batch, speakers, turns)
+        present = torch.arange(self.max_speakers + 1, device=rows.device)
+        if values_are_known(rows):
+            present = speaks.any(dim=2).any(dim=0).nonzero().flatten()  # (speakers,)
+        speaks, before = speaks[:, present], state._map(lambda tensor: tensor[:, present])
+        # Every speaker is a conversation of its own, in which the turns of others are not there.
+        context, after = self._encode(
+            observations[:, None].expand(-1, len(present), -1, -1).flatten(0, 1),
+            speaks.flatten(0, 1),
+            before._map(lambda tensor: tensor.flatten(0, 1)),
+        )
+        # A turn has one speaker: of the contexts of all speakers at a turn, all but one are 0.
+        context = context.unflatten(0, (batch, len(present))).sum(dim=1)
+        after = after._map(lambda tensor: tensor.unflatten(0, (batch, len(present))))
+        return context, state._map(lambda old, new: old.index_copy(1, present, new), after)
 
 
 def _over_hidden(index: torch.Tensor, hidden_size: int) -> torch.Tensor:
     return index[..., None].expand(-1, -1, hidden_size)
 
 
-def _check_state(state: ConversationState, expected: ConversationState, device: torch.device) -> None:
+def check_state(state: ConversationState, expected: ConversationState, device: torch.device) -> None:
     """Raise ValueError unless the state has the tensors and shapes of the expected one, on this device."""
     if state.batch_size != expected.batch_size:
         raise ValueError(
@@ -395,3 +520,7 @@ def _check_state(state: ConversationState, expected: ConversationState, device: 
             f"conversation_state is on {state.num_turns.device}, the observations on {device}. "
             f'Move it with state.to("{device}").'
         )
+
+
+# So that `torch.load` reads a saved state with its default, `weights_only=True`.
+torch.serialization.add_safe_globals([ConversationState, Mamba2State])

@@ -1,17 +1,18 @@
-"""WavLM without padding: the same weights and the same numbers as `WavLMModel`, in a fraction of the time.
+"""A speech encoder without padding: the same weights and the same numbers as transformers', in a fraction of the time.
 
-What `WavLMModel` spends beyond its matrix products, and what is done here instead:
+What transformers' WavLM, wav2vec 2.0 and HuBERT spend beyond their matrix products, and what is done here instead:
 
 - A padded batch computes its padding. Here the frames of all utterances lie one after another, `(frames, hidden)`;
   only convolutions and attention look at utterances, one at a time, so that none can see another.
-- Its attention copies the relative position bias for every layer and utterance, and always returns the attention
+- WavLM's attention copies the relative position bias for every layer and utterance, and always returns the attention
   weights. Here the bias is a view of a table of distances.
-- Its convolutions work on (channels, time) and transpose around every layer norm. Here they are matrix products over
+- The convolutions work on (channels, time) and transpose around every layer norm. Here they are matrix products over
   (time, channels), where a stride is a view.
 - On a CPU oneDNN computes the GELU and adds the residual while it writes a product.
 
-`wavlm_hidden_states` in `speech_encoder.py` is the plain form, which the tests compare this one with. Reference: Chen
-et al. 2022, "WavLM: Large-Scale Self-Supervised Pre-Training for Full Stack Speech Processing".
+Linear layers that are more than a weight and a bias (adapters, quantised weights, hooks) are called as the modules they
+are. `hidden_states_one_by_one` in `speech_encoder.py` is the reference, which the tests compare this file with.
+Reference: Chen et al. 2022, "WavLM: Large-Scale Self-Supervised Pre-Training for Full Stack Speech Processing".
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import WavLMConfig, WavLMModel
+from torch.nn.modules.module import _has_any_global_hook
 from transformers.activations import GELUActivation
 
 try:
@@ -46,51 +47,75 @@ MASK_ENTRIES = 2**26
 # Memory-efficient attention on a GPU reads a mask whose rows are a multiple of 8 long; any other is copied into one.
 MASK_ALIGNMENT = 8
 
+# Called as modules wherever they are more than a weight and a bias, whatever they are.
+_LINEAR_LAYERS = {
+    *("projection", "q_proj", "k_proj", "v_proj", "out_proj", "gru_rel_pos_linear"),
+    *("intermediate_dense", "output_dense"),
+}
+_KNOWN_MODULES = ("torch.nn.", "transformers.models.", "transformers.activations", __name__.rpartition(".")[0] + ".")
 
-def is_supported(wavlm: WavLMModel) -> bool:
-    """Whether the weights may be used directly: unchanged WavLM modules, with no hooks or wrappers around them.
 
-    Adapters (PEFT), quantisation, sharding (FSDP) and hooks replace or wrap modules; reading the weights past them
-    would ignore what they do. Export and compilation trace the plain form, which has no loop over utterances.
+def is_untouched(backbone: nn.Module) -> bool:
+    """Whether the weights may be used directly: transformers' own modules, with nothing attached or wrapped around.
+
+    Hooks, offloading and sharding must see every module called; reading the weights past them would ignore what they
+    do. Linear layers are not looked at: they are called where they are not plain, see [`linear`].
     """
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        return False
-    return all(
-        type(module).__module__.startswith(("torch.nn.", "transformers.models.wavlm.", "transformers.activations"))
-        and not module._forward_hooks
-        and not module._forward_pre_hooks
-        and "forward" not in vars(module)
-        for part in (wavlm.feature_extractor, wavlm.feature_projection, wavlm.encoder)
-        for module in part.modules()
+    return not _has_any_global_hook() and _is_untouched(backbone)
+
+
+def _is_untouched(module: nn.Module) -> bool:
+    return (
+        type(module).__module__.startswith(_KNOWN_MODULES)
+        and not _is_attached_to(module)
+        and all(_is_untouched(child) for name, child in module.named_children() if name not in _LINEAR_LAYERS)
+    )
+
+
+def _is_attached_to(module: nn.Module) -> bool:
+    """Whether calling the module does more than its class says."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in vars(module)
     )
 
 
 def fast_hidden_states(
-    wavlm: WavLMModel, waveforms: torch.Tensor, lengths: torch.Tensor, layers: Sequence[int]
+    backbone: Any,
+    waveforms: torch.Tensor,
+    lengths: torch.Tensor,
+    layers: Sequence[int],
+    next_layer_reads: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> list[torch.Tensor]:
-    """Run a `WavLMModel`'s weights on utterances of different lengths, each as if it were alone.
+    """Run an encoder's weights on utterances of different lengths, each as if it were alone.
 
     Args:
-        wavlm: the model; its weights, dropout, layer drop and SpecAugment settings apply.
+        backbone: a `WavLMModel`, `Wav2Vec2Model` or `HubertModel`; its dropout, layer drop and SpecAugment apply.
         waveforms: (batch, samples), right-padded; the padding is not read.
         lengths: (batch,) valid samples of each row.
         layers: hidden states to return: 0 is the input of the first layer, `num_hidden_layers` the model's
             `last_hidden_state`. Layers above the highest are not computed.
+        next_layer_reads: called with each state that is returned, if given; the next layer reads its result.
 
     Returns:
         One (batch, frames, hidden) tensor for each of `layers`, zero past an utterance's end.
     """
     samples = lengths.tolist()
-    groups = _groups(samples, wavlm.config) if waveforms.device.type == "cpu" else [list(range(len(samples)))]
+    groups: Any = [list(range(len(samples)))]
+    if waveforms.device.type == "cpu" and next_layer_reads is None:
+        groups = _groups(samples, backbone.config)
     rows: list[list[torch.Tensor]] = [[] for _ in layers]
     for group in groups:
         utterances = [waveforms[index, : samples[index]] for index in group]
-        for states, row in zip(_encode(wavlm, utterances, layers), rows):
+        for states, row in zip(_encode(backbone, utterances, layers, next_layer_reads), rows):
             row.extend(states)
     return [nn.utils.rnn.pad_sequence(row, batch_first=True) for row in rows]
 
 
-def _groups(samples: list[int], config: WavLMConfig) -> Iterator[list[int]]:
+def _groups(samples: list[int], config: Any) -> Iterator[list[int]]:
     """Indices of consecutive utterances with about `GROUP_FRAMES` frames together."""
     hop = 1
     for stride in config.conv_stride:
@@ -104,18 +129,21 @@ def _groups(samples: list[int], config: WavLMConfig) -> Iterator[list[int]]:
     yield group
 
 
-def _encode(wavlm: WavLMModel, utterances: list[torch.Tensor], layers: Sequence[int]) -> list[tuple[torch.Tensor, ...]]:
+def _encode(
+    backbone: Any,
+    utterances: list[torch.Tensor],
+    layers: Sequence[int],
+    next_layer_reads: Callable[[torch.Tensor], torch.Tensor] | None,
+) -> list[tuple[torch.Tensor, ...]]:
     """Waveforms -> for each of `layers` the utterances' hidden states, (frames, hidden) each"""
-    config, encoder = wavlm.config, wavlm.encoder
+    config, encoder = backbone.config, backbone.encoder
     dtype = encoder.layer_norm.weight.dtype
     # 1. convolution front end and projection
-    features = _front_end(wavlm.feature_extractor, [utterance.to(dtype) for utterance in utterances])
+    features = _front_end(backbone.feature_extractor, [utterance.to(dtype) for utterance in utterances])
     frames = [len(utterance) for utterance in features]
-    projection = wavlm.feature_projection
-    hidden = linear(_norm(projection.layer_norm, torch.cat(features)), projection.projection)  # (all frames, hidden)
-    hidden = projection.dropout(hidden)
-    if wavlm.training and config.apply_spec_augment:
-        hidden = _spec_augment(wavlm, hidden, frames)
+    hidden = _project(backbone.feature_projection, torch.cat(features))  # (all frames, hidden)
+    if backbone.training and config.apply_spec_augment:
+        hidden = _spec_augment(backbone, hidden, frames)
     # 2. positions; in half precision only the products are, the residual stream is float32
     hidden = _at_least_float32(hidden)
     hidden = hidden + _positions(encoder.pos_conv_embed, hidden, frames)
@@ -123,36 +151,66 @@ def _encode(wavlm: WavLMModel, utterances: list[torch.Tensor], layers: Sequence[
         hidden = _norm(encoder.layer_norm, hidden)
     hidden = encoder.dropout(hidden)
     # 3. transformer layers up to the highest that is read
-    states = {0: hidden} if 0 in layers else {}  # only what is asked for: every other layer's memory is free again
-    biases = position_biases(wavlm, frames) if max(layers) else {}
+    states: dict[int, torch.Tensor] = {}  # only what is asked for: every other layer's memory is free again
+    hidden = _keep(states, 0, hidden, frames, layers, next_layer_reads)
+    biases = position_biases(backbone, frames) if config.model_type == "wavlm" and max(layers) else None
     layer: Any
-    for index, layer in enumerate(encoder.layers[: max(layers)]):
-        dropped = wavlm.training and index > 0 and config.layerdrop > 0 and torch.rand([]) < config.layerdrop
+    for index, layer in enumerate(encoder.layers[: max(layers)], start=1):
+        dropped = backbone.training and index > 1 and config.layerdrop > 0 and torch.rand([]) < config.layerdrop
         if not dropped:
-            run: Callable[..., torch.Tensor] = _layer
-            if layer.gradient_checkpointing and layer.training and torch.is_grad_enabled():
-                run = partial(layer._gradient_checkpointing_func, _layer)
-            hidden = run(layer, hidden, frames, biases, config.do_stable_layer_norm)
-        if index + 1 in layers:
-            states[index + 1] = hidden
-    if config.do_stable_layer_norm and config.num_hidden_layers in states:
-        states[config.num_hidden_layers] = _norm(encoder.layer_norm, states[config.num_hidden_layers])
-    return [states[layer].to(dtype).split(frames) for layer in layers]
+            hidden = _checkpointed(layer, _layer)(layer, hidden, frames, biases, config.do_stable_layer_norm)
+        if index == config.num_hidden_layers and config.do_stable_layer_norm:
+            hidden = _norm(encoder.layer_norm, hidden)
+        hidden = _keep(states, index, hidden, frames, layers, next_layer_reads)
+    return [states[index].to(dtype).split(frames) for index in layers]
+
+
+def _keep(
+    states: dict[int, torch.Tensor],
+    index: int,
+    hidden: torch.Tensor,
+    frames: list[int],
+    layers: Sequence[int],
+    next_layer_reads: Callable[[torch.Tensor], torch.Tensor] | None,
+) -> torch.Tensor:
+    """Note a state that is returned; what the next layer reads."""
+    if index not in layers:
+        return hidden
+    if next_layer_reads is not None:
+        padded = next_layer_reads(nn.utils.rnn.pad_sequence(hidden.split(frames), batch_first=True))
+        hidden = torch.cat([row[:length] for row, length in zip(padded, frames)])
+    states[index] = hidden
+    return hidden
+
+
+def _checkpointed(layer: Any, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """The function, whose activations are computed again for the gradient where the layer says so."""
+    if getattr(layer, "gradient_checkpointing", False) and layer.training and torch.is_grad_enabled():
+        return partial(layer._gradient_checkpointing_func, function)
+    return function
+
+
+def _project(projection: Any, features: torch.Tensor) -> torch.Tensor:
+    """(all frames, channels) -> (all frames, hidden)"""
+    if getattr(projection, "feat_proj_layer_norm", True):  # HuBERT may go without
+        features = _norm(projection.layer_norm, features)
+    return projection.dropout(linear(features, projection.projection))
 
 
 def _front_end(feature_extractor: Any, utterances: list[torch.Tensor]) -> list[torch.Tensor]:
     """Waveforms (samples,) -> features (frames, channels): convolutions as matrix products over (time, channels)"""
     layers = list(feature_extractor.conv_layers)
     weights = [layer.conv.weight.transpose(1, 2).flatten(1) for layer in layers]  # (out, kernel * in)
-    return [_convolve_all(layers, weights, utterance.unsqueeze(1)) for utterance in utterances]
+    convolve = _checkpointed(layers[0], _convolve_all)
+    return [convolve(layers, weights, utterance.unsqueeze(1)) for utterance in utterances]
 
 
 def _convolve_all(layers: list[Any], weights: list[torch.Tensor], features: torch.Tensor) -> torch.Tensor:
     """All convolutions of one utterance, (samples, 1) -> (frames, channels), in pieces of time.
 
     A frame depends on its receptive field alone, so that each piece is computed from the samples of its own frames and
-    everything between stays in the processor's cache. WavLM-base normalises its first convolution over the whole
-    utterance; there the pieces begin after it.
+    everything between stays in the processor's cache. Base-sized encoders normalise their first convolution over the
+    whole utterance; there the pieces begin after it.
     """
     whole = 1 if isinstance(getattr(layers[0], "layer_norm", None), nn.GroupNorm) else 0
     for layer, weight in zip(layers[:whole], weights):
@@ -195,7 +253,7 @@ def _convolve(layer: Any, weight: torch.Tensor, features: torch.Tensor) -> torch
 
 
 def _positions(embedding: Any, hidden: torch.Tensor, frames: list[int]) -> torch.Tensor:
-    """WavLM's convolutional position embedding of each utterance, (all frames, hidden) -> the same"""
+    """The convolutional position embedding of each utterance, (all frames, hidden) -> the same"""
     conv = embedding.conv
     weight, bias = conv.weight, conv.bias  # the weight is computed from its norm and its direction: read it only once
     if weight.shape[1] % 16:  # oneDNN 3.12 errs on bfloat16 groups of 8 channels; no published WavLM has them
@@ -209,14 +267,13 @@ def _positions(embedding: Any, hidden: torch.Tensor, frames: list[int]) -> torch
 
 
 def _layer(
-    layer: Any, hidden: torch.Tensor, frames: list[int], biases: dict[int, torch.Tensor], norm_first: bool
+    layer: Any, hidden: torch.Tensor, frames: list[int], biases: dict[int, torch.Tensor] | None, norm_first: bool
 ) -> torch.Tensor:
     """One transformer layer, (all frames, hidden) -> the same"""
     attention, feed_forward = layer.attention, layer.feed_forward
     inputs = _norm(layer.layer_norm, hidden) if norm_first else hidden
-    hidden = add_linear(
-        hidden, unpadded_attention(attention, inputs, frames, biases), attention.out_proj, layer.dropout
-    )
+    attended = unpadded_attention(attention, inputs, frames, biases)
+    hidden = add_linear(hidden, attended, attention.out_proj, layer.dropout)
     if not norm_first:
         hidden = _norm(layer.layer_norm, hidden)
     inputs = _norm(layer.final_layer_norm, hidden) if norm_first else hidden
@@ -226,11 +283,11 @@ def _layer(
     return hidden if norm_first else _norm(layer.final_layer_norm, hidden)
 
 
-def _spec_augment(wavlm: WavLMModel, hidden: torch.Tensor, frames: list[int]) -> torch.Tensor:
+def _spec_augment(backbone: Any, hidden: torch.Tensor, frames: list[int]) -> torch.Tensor:
     """SpecAugment on the utterances that are long enough for it, (all frames, hidden) -> the same"""
     return torch.cat(
         [
-            wavlm._mask_hidden_states(utterance.unsqueeze(0).clone())[0]
+            backbone._mask_hidden_states(utterance.unsqueeze(0).clone())[0]
             if len(utterance) >= SPEC_AUGMENT_MIN_FRAMES
             else utterance
             for utterance in hidden.split(frames)
@@ -249,7 +306,7 @@ def _norm(norm: nn.LayerNorm, hidden: torch.Tensor) -> torch.Tensor:
 # from i on. Rows are overlapping views of one table, which take no memory. Gate: Chi et al. 2022, "XLM-E".
 
 
-def position_biases(wavlm: WavLMModel, frames: list[int]) -> dict[int, torch.Tensor]:
+def position_biases(wavlm: Any, frames: list[int]) -> dict[int, torch.Tensor]:
     """The position bias for queries and reversed keys, (heads, length, length), by length: views of one table.
 
     There is one for every length in `frames`, and one for the longest rounded up to [`MASK_ALIGNMENT`].
@@ -270,31 +327,54 @@ def _aligned(length: int) -> int:
 
 
 def unpadded_attention(
-    attention: Any, inputs: torch.Tensor, frames: list[int], biases: dict[int, torch.Tensor]
+    attention: Any, inputs: torch.Tensor, frames: list[int], biases: dict[int, torch.Tensor] | None
 ) -> torch.Tensor:
     """Attention of each utterance to itself, before the output projection.
 
     Args:
-        attention: a `WavLMAttention`.
+        attention: a `WavLMAttention`, `Wav2Vec2Attention` or `HubertAttention`.
         inputs: (all frames, hidden).
         frames: frames of each utterance.
-        biases: from [`position_biases`].
+        biases: WavLM's, from [`position_biases`]; None for the others.
 
     Returns:
         (all frames, hidden)
     """
     heads, size = attention.num_heads, attention.head_dim
-    inputs = inputs.to(attention.q_proj.weight.dtype)
     projections = [linear(inputs, layer) for layer in (attention.q_proj, attention.k_proj, attention.v_proj)]
     queries, keys, values = (projection.view(-1, heads, size) for projection in projections)
-    # The gate sums four outputs of its linear layer; summing their weights first is the same, four times cheaper.
-    gate = attention.gru_rel_pos_linear
-    weight, bias = gate.weight.view(2, 4, size).sum(dim=1), gate.bias.view(2, 4).sum(dim=1)
-    gate_a, gate_b = _at_least_float32(F.linear(inputs.view(-1, heads, size), weight, bias)).sigmoid().unbind(dim=-1)
-    gates = gate_a * (gate_b * attention.gru_rel_pos_const.view(heads) - 1.0) + 2.0  # (all frames, heads)
     dropout = attention.dropout if attention.training else 0.0
+    if biases is None:
+        return _attend_plainly(queries, keys, values, frames, dropout)
+    gates = _gates(attention, inputs)
     attend = _attend_one_by_one if inputs.device.type == "cpu" else _attend_together
     return attend(queries, keys, values, gates, frames, biases, dropout)
+
+
+def _gates(attention: Any, inputs: torch.Tensor) -> torch.Tensor:
+    """By how much each query weighs its position bias, (all frames, hidden) -> (all frames, heads)"""
+    heads, size, gate = attention.num_heads, attention.head_dim, attention.gru_rel_pos_linear
+    inputs = inputs.view(-1, heads, size)
+    if _is_plain(gate):
+        # Four outputs of the layer are summed; summing their weights first is the same, four times cheaper.
+        weight, bias = gate.weight.view(2, 4, size).sum(dim=1), gate.bias.view(2, 4).sum(dim=1)
+        summed = F.linear(inputs.to(weight.dtype), weight, bias)
+    else:
+        summed = _call(gate, inputs).unflatten(-1, (2, 4)).sum(dim=-1)
+    gate_a, gate_b = _at_least_float32(summed).sigmoid().unbind(dim=-1)  # (all frames, heads) each
+    return gate_a * (gate_b * attention.gru_rel_pos_const.view(heads) - 1.0) + 2.0
+
+
+def _attend_plainly(
+    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, frames: list[int], dropout: float
+) -> torch.Tensor:
+    """Without position bias: queries, keys, values (all frames, heads, size) -> (all frames, hidden)"""
+    outputs = []
+    for utterance in zip(queries.split(frames), keys.split(frames), values.split(frames)):
+        query, key, value = (rows.transpose(0, 1)[None] for rows in utterance)  # (1, heads, frames, size)
+        output = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        outputs.append(output[0].transpose(0, 1).flatten(1))
+    return torch.cat(outputs)
 
 
 def _attend_one_by_one(
@@ -393,9 +473,24 @@ def _fuses(hidden: torch.Tensor) -> bool:
     return inference and hidden.device.type == "cpu" and hidden.dtype in _FUSED_DTYPES
 
 
-def linear(hidden: torch.Tensor, layer: nn.Linear, activation: nn.Module | None = None) -> torch.Tensor:
+def _is_plain(layer: Any) -> bool:
+    """Whether a linear layer is nothing but a weight and a bias."""
+    return type(layer) is nn.Linear and type(layer.weight) is nn.Parameter and not _is_attached_to(layer)
+
+
+def linear(hidden: torch.Tensor, layer: Any, activation: nn.Module | None = None) -> torch.Tensor:
     """activation(layer(hidden)), (rows, in) -> (rows, out), in the dtype of the layer's weights."""
-    return product(hidden, layer.weight, layer.bias, activation)
+    if _is_plain(layer):
+        return product(hidden, layer.weight, layer.bias, activation)
+    output = _call(layer, hidden)
+    return output if activation is None else activation(output)
+
+
+def _call(layer: Any, hidden: torch.Tensor) -> torch.Tensor:
+    """A layer as the module it is; its weights' dtype is not always a dtype of inputs."""
+    weight = getattr(layer, "weight", None)
+    dtype = weight.dtype if isinstance(weight, torch.Tensor) and weight.dtype.is_floating_point else hidden.dtype
+    return layer(hidden.to(dtype))
 
 
 def product(
@@ -412,11 +507,12 @@ def product(
     return output if activation is None else activation(output)
 
 
-def add_linear(residual: torch.Tensor, hidden: torch.Tensor, layer: nn.Linear, dropout: nn.Module) -> torch.Tensor:
+def add_linear(residual: torch.Tensor, hidden: torch.Tensor, layer: Any, dropout: nn.Module) -> torch.Tensor:
     """residual + dropout(layer(hidden)), (rows, out) and (rows, in) -> (rows, out), in the dtype of the residual."""
-    hidden = hidden.to(layer.weight.dtype)
-    if residual.dtype == hidden.dtype and not dropout.training and _fuses(hidden):
-        return _onednn.binary(hidden, residual, layer.weight, layer.bias, "add")
+    if _is_plain(layer):
+        hidden = hidden.to(layer.weight.dtype)
+        if residual.dtype == hidden.dtype and not dropout.training and _fuses(hidden):
+            return _onednn.binary(hidden, residual, layer.weight, layer.bias, "add")
     return residual + dropout(linear(hidden, layer))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import reprlib
 from collections.abc import Sequence
 from typing import Any
@@ -13,8 +14,13 @@ from transformers.utils import TensorType
 
 SAMPLING_RATE = 16_000  # Hz, what WavLM was trained on
 MIN_SAMPLES = 400  # 25 ms: the receptive field of one WavLM frame
+DEFAULT_MAX_SECONDS = 30.0  # longest utterance
 MAX_PEAK = 8.0  # floating-point audio is within [-1, 1]; far beyond that it is unscaled integers
 LOW_LEVEL_DBFS = -70.0  # below this RMS an utterance counts as silence
+# Lowest and highest statistics of a corpus whose samples are within [-1, 1]. By a smaller deviation a waveform at
+# MAX_PEAK would become values that a speech encoder cannot take.
+WAVEFORM_STATISTICS = {"waveform_mean": (-1.0, 1.0), "waveform_std": (1e-3, 10.0)}
+NORMALIZATION = ("do_normalize", *WAVEFORM_STATISTICS)
 
 
 class InvalidAudioError(ValueError):
@@ -31,6 +37,9 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
         padding_value (`float`, defaults to 0.0): Value of padded samples.
         do_normalize (`bool`, defaults to `True`): Zero mean and unit variance for each utterance, as WavLM-large was
             trained. Utterances below -70 dBFS RMS are centred but not amplified: noise must not become speech.
+        waveform_mean (`float`, *optional*), waveform_std (`float`, *optional*): Mean and standard deviation of all
+            samples of a corpus, instead of `do_normalize`: a sample x becomes `(x - waveform_mean) / (waveform_std +
+            1e-6)`, so that loud and quiet speech stay loud and quiet.
         max_seconds (`float`, defaults to 30.0): Longest utterance, checked before a sample is copied. WavLM's attention
             takes memory quadratic in it.
 
@@ -58,14 +67,19 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
         sampling_rate: int = SAMPLING_RATE,
         padding_value: float = 0.0,
         do_normalize: bool = True,
-        max_seconds: float = 30.0,
+        max_seconds: float = DEFAULT_MAX_SECONDS,
+        waveform_mean: float | None = None,
+        waveform_std: float | None = None,
         **kwargs: Any,
     ):
+        validate_normalization(do_normalize, waveform_mean, waveform_std)
         kwargs.pop("return_attention_mask", None)  # a WavLM folder may say no; batches are right only with masks
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         self.return_attention_mask = True
         self.do_normalize = do_normalize
         self.max_seconds = max_seconds
+        self.waveform_mean = waveform_mean
+        self.waveform_std = waveform_std
 
     def __call__(
         self,
@@ -108,7 +122,7 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
             TypeError: something that is not a waveform, such as a path.
             ValueError: no or a wrong sampling rate.
         """
-        rate = self._checked_rate(sampling_rate, resample)
+        rate = self.checked_rate(sampling_rate, resample)
         _check_max_length(max_length)
         conversations, depth = as_conversations(raw_speech)
         waveforms: list[np.ndarray] = []
@@ -122,7 +136,7 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
                 present[-1].append(is_long_enough(waveform, name, allow_short=skip_short and depth == 2))
                 low_level.append(level(waveform) < 10 ** (LOW_LEVEL_DBFS / 20))
                 if present[-1][-1]:
-                    waveforms.append(self._normalize(waveform, low_level[-1]) if self.do_normalize else waveform)
+                    waveforms.append(self._normalize(waveform, low_level[-1]))
             if not any(present[-1]):
                 raise InvalidAudioError(f"conversation {row} has no turn of {MIN_SAMPLES} samples; leave it out")
         features = self.pad(
@@ -153,29 +167,41 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
         return features.convert_to_tensors(return_tensors)
 
     @classmethod
+    def for_model(cls, config: Any, **kwargs: Any) -> MambaEMAFeatureExtractor:
+        """The feature extractor that normalises as a model's configuration says.
+
+        Args:
+            config: a `MambaEMAConfig`.
+            kwargs: other arguments, such as `max_seconds`.
+        """
+        return cls(**{name: getattr(config, name) for name in NORMALIZATION}, **kwargs)
+
+    @classmethod
     def from_speech_encoder(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> MambaEMAFeatureExtractor:
-        """The feature extractor for a pretrained WavLM: its normalisation, or the default where it names none."""
+        """The feature extractor for a pretrained encoder: its normalisation, or the default where it names none."""
         try:
             theirs, _ = cls.get_feature_extractor_dict(pretrained_model_name_or_path, **kwargs)
         except OSError:
             return cls()
-        return cls(do_normalize=theirs.get("do_normalize", True))
+        return cls(**{name: theirs[name] for name in NORMALIZATION if name in theirs})
 
-    def _checked_rate(self, sampling_rate: Any, resample: bool) -> int:
+    def checked_rate(self, sampling_rate: Any, resample: bool = False) -> int:
+        """A sampling rate in Hz as an int; `ValueError` where it is missing, no rate, or another without `resample`."""
         if sampling_rate is None:
             raise ValueError(
                 f"sampling_rate is missing; pass the rate of the audio in Hz, e.g. sampling_rate={self.sampling_rate}"
             )
-        if isinstance(sampling_rate, bool) or not isinstance(sampling_rate, (int, np.integer)):
+        rate = whole_number(sampling_rate)
+        if rate is None:
             raise ValueError(f"sampling_rate is {reprlib.repr(sampling_rate)}, but must be a whole number of Hz")
-        if not 4_000 <= sampling_rate <= 192_000:
-            raise ValueError(f"sampling_rate is {reprlib.repr(sampling_rate)} Hz; allowed are 4000 to 192000 Hz")
-        if sampling_rate != self.sampling_rate and not resample:
+        if not 4_000 <= rate <= 192_000:
+            raise ValueError(f"sampling_rate is {reprlib.repr(rate)} Hz; allowed are 4000 to 192000 Hz")
+        if rate != self.sampling_rate and not resample:
             raise ValueError(
-                f"sampling_rate is {sampling_rate} Hz, but the model works at {self.sampling_rate} Hz; "
-                "pass resample=True to convert"
+                f"sampling_rate is {rate} Hz, but the model works at {self.sampling_rate} Hz; pass resample=True to "
+                "convert"
             )
-        return int(sampling_rate)
+        return rate
 
     def _as_checked_waveform(self, raw: Any, rate: int, name: str) -> np.ndarray:
         """One waveform as people have it -> (samples,) float32 within [-1, 1] at the model's rate."""
@@ -183,7 +209,7 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
         seconds = len(samples) / rate
         if seconds > self.max_seconds:
             raise InvalidAudioError(
-                f"{name} is {seconds:.1f} s long; allowed are {self.max_seconds:g} s: cut it into turns, or raise "
+                f"{name} is {seconds:.7g} s long; allowed are {self.max_seconds:g} s: cut it into turns, or raise "
                 "max_seconds of the feature extractor (memory grows with the square of the length)"
             )
         waveform = as_float32(samples, name)
@@ -202,13 +228,46 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
             )
         return waveform if rate == self.sampling_rate else resampled(waveform, rate, self.sampling_rate)
 
-    @staticmethod
-    def _normalize(waveform: np.ndarray, low_level: bool) -> np.ndarray:
+    def _normalize(self, waveform: np.ndarray, low_level: bool) -> np.ndarray:
+        if self.waveform_mean is not None and self.waveform_std is not None:
+            return (waveform - float(self.waveform_mean)) / (float(self.waveform_std) + 1e-6)
+        if not self.do_normalize:
+            return waveform
         centred = waveform - waveform.mean(dtype=np.float64).astype(np.float32)
         if low_level:
             return centred
         variance = np.square(centred, dtype=np.float64).mean()
         return (centred / np.sqrt(variance + 1e-7)).astype(np.float32)
+
+
+def validate_normalization(do_normalize: Any, waveform_mean: Any, waveform_std: Any) -> None:
+    """
+    Raises:
+        ValueError: a value outside its range, one of the two statistics without the other, or two ways to normalise.
+    """
+    if not isinstance(do_normalize, bool):
+        raise ValueError(f"do_normalize is {do_normalize!r}; allowed are True and False")
+    given = {"waveform_mean": waveform_mean, "waveform_std": waveform_std}
+    if waveform_mean is None and waveform_std is None:
+        return
+    if None in given.values() or do_normalize:
+        raise ValueError(
+            f"do_normalize is {do_normalize}, waveform_mean {waveform_mean}, waveform_std {waveform_std}; allowed are "
+            "either do_normalize alone, or both statistics with do_normalize=False"
+        )
+    for name, (low, high) in WAVEFORM_STATISTICS.items():
+        value = given[name]
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
+            raise ValueError(f"{name} is {value!r}; allowed are numbers from {low} to {high}")
+
+
+def whole_number(value: Any) -> int | None:
+    """The int that a value stands for, such as 16000.0 or an array or tensor of one number; None where it is none."""
+    if isinstance(value, (np.ndarray, np.generic, torch.Tensor)) and math.prod(value.shape) == 1:
+        value = value.item()
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and value == value // 1:  # NaN, infinity are not
+        return int(value)
+    return None
 
 
 def _check_max_length(max_length: Any) -> None:

@@ -18,6 +18,19 @@ try:
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 except ImportError:
     mamba_chunk_scan_combined = None
+try:
+    # `use_kernels=True` takes the scan from the Hub. Versions without the second name do not decorate functions.
+    from transformers.integrations.hub_kernels import (
+        use_kernel_forward_from_hub,
+        use_kernel_func_from_hub_with_fallback,  # noqa: F401
+        use_kernelized_func,
+    )
+except ImportError:
+
+    def use_kernel_forward_from_hub(name):  # type: ignore[misc]
+        return lambda function: function
+
+    use_kernelized_func = use_kernel_forward_from_hub  # type: ignore[assignment]
 
 
 # Initial ranges of the decay rates and of the step sizes, and the smallest step size (mamba_ssm's values).
@@ -159,6 +172,29 @@ def ssd_chunked(
     return outputs[:, :turns], state
 
 
+@use_kernel_forward_from_hub("mamba_chunk_scan_combined")
+def chunk_scan(
+    x: torch.Tensor,
+    dt: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    chunk_size: int,
+    initial_states: torch.Tensor,
+    return_final_states: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """mamba-ssm's kernel for a GPU, by its name and arguments: from the Hub, from the package, or `ssd_chunked`.
+
+    Args:
+        B, C: (batch, turns, groups = 1, d_state); the others as in `ssd_chunked`.
+    """
+    if mamba_chunk_scan_combined is not None:
+        return mamba_chunk_scan_combined(
+            x, dt, A, B, C, chunk_size, initial_states=initial_states, return_final_states=return_final_states
+        )
+    return ssd_chunked(x, dt, A, B[:, :, 0], C[:, :, 0], initial_states, chunk_size)
+
+
 def ssd(
     x: torch.Tensor,
     dt: torch.Tensor,
@@ -169,7 +205,7 @@ def ssd(
     chunk_size: int,
     half_precision: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run the scan the cheapest way: a single step, mamba-ssm's kernel on a GPU that has it, else chunks.
+    """Run the scan the cheapest way: a single step, mamba-ssm's kernel where a GPU has it, else chunks.
 
     Args:
         half_precision: x, B and C were computed in half precision. Only then the kernel runs: it rounds the factors
@@ -180,8 +216,8 @@ def ssd(
     if x.shape[1] == 1:
         y, state = ssd_step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], initial_state)
         return y[:, None], state
-    if mamba_chunk_scan_combined is not None and x.is_cuda and half_precision:
-        return mamba_chunk_scan_combined(
+    if x.is_cuda and half_precision:
+        return chunk_scan(
             x.contiguous(),
             dt.contiguous(),
             A,
@@ -206,6 +242,24 @@ class GatedRMSNorm(nn.Module):
         return F.rms_norm(y * F.silu(gate), self.weight.shape, self.weight.to(y.dtype), NORM_EPS)
 
 
+class CausalConv1d(nn.Conv1d):
+    """Depthwise convolution over turns, as a sum over its few taps; the weights are those of `nn.Conv1d`."""
+
+    def __init__(self, channels: int, taps: int):
+        super().__init__(channels, channels, taps, groups=channels)
+
+    def forward(self, window: torch.Tensor) -> torch.Tensor:
+        """(batch, taps - 1 + turns, channels) -> (batch, turns, channels), in the dtype of the window"""
+        taps = self.kernel_size[0]
+        turns = window.shape[1] - taps + 1
+        weight = self.weight[:, 0].to(window.dtype)  # (channels, taps)
+        outputs = self.bias.to(window.dtype)  # type: ignore[union-attr]
+        for tap in range(taps):
+            outputs = outputs + window[:, tap : tap + turns] * weight[:, tap]
+        return outputs
+
+
+@use_kernelized_func(chunk_scan)
 class Mamba2(nn.Module):
     """Mamba-2 mixer with one group of B and C, whose state goes in and comes out as a value.
 
@@ -237,8 +291,7 @@ class Mamba2(nn.Module):
         self.chunk_size = chunk_size
 
         self.in_proj = nn.Linear(d_model, d_inner + self.conv_dim + self.nheads, bias=False)  # z, x, B, C, dt
-        # Holds the weights only: the causal convolution with its state is written out in `_convolve`.
-        self.conv1d = nn.Conv1d(self.conv_dim, self.conv_dim, d_conv, groups=self.conv_dim, padding=d_conv - 1)
+        self.conv1d = CausalConv1d(self.conv_dim, d_conv)
         self.dt_bias = nn.Parameter(torch.empty(self.nheads))
         self.A_log = nn.Parameter(torch.empty(self.nheads))
         self.D = nn.Parameter(torch.empty(self.nheads))
@@ -322,12 +375,8 @@ class Mamba2(nn.Module):
         self, inputs: torch.Tensor, lengths: torch.Tensor, conv_state: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """SiLU of the causal convolution of inputs (batch, turns, conv_dim), and its new state."""
-        turns = inputs.shape[1]
         window = torch.cat([conv_state, inputs], dim=1)  # (batch, d_conv - 1 + turns, conv_dim)
-        weight = self.conv1d.weight[:, 0].to(inputs.dtype)  # (conv_dim, d_conv)
-        outputs = self.conv1d.bias.to(inputs.dtype)  # type: ignore[union-attr]
-        for tap in range(self.d_conv):
-            outputs = outputs + window[:, tap : tap + turns] * weight[:, tap]
+        outputs = self.conv1d(window)
         # The last d_conv - 1 inputs of a row end at its own last valid turn.
         last = lengths[:, None] + torch.arange(self.d_conv - 1, device=lengths.device)  # (batch, d_conv - 1)
         return F.silu(outputs), window.gather(1, last[..., None].expand(-1, -1, self.conv_dim))

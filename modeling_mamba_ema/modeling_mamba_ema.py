@@ -3,28 +3,46 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel, WavLMConfig, WavLMModel
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers.activations import ACT2FN
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ModelOutput, logging
 
 from .ccc_loss import ccc_loss, check_labels
 from .configuration_mamba_ema import SPEECH_ENCODER_DEFAULTS, MambaEMAConfig
-from .conversation_encoder import ConversationEncoder, ConversationState
-from .feature_extraction_mamba_ema import MambaEMAFeatureExtractor
+from .conversation_encoder import (
+    CONTEXTS,
+    SCOPES,
+    UNKNOWN_SPEAKER,
+    ConversationEncoder,
+    ConversationState,
+    SpeakerEncoder,
+    check_state,
+)
+from .feature_extraction_mamba_ema import NORMALIZATION, MambaEMAFeatureExtractor
 from .mamba2 import GatedRMSNorm
-from .speech_encoder import SpeechEncoder, check_frames, collect_utterances, receptive_field
+from .pooling import POOLINGS, values_are_known
+from .speech_encoder import (
+    BACKBONES,
+    SpeechEncoder,
+    UtteranceBatch,
+    check_frames,
+    collect_utterances,
+    receptive_field,
+)
 
 if TYPE_CHECKING:
     # For a model in a local folder, transformers before 5.9 copies only the files that an entry file itself names.
     from .audio_files import AudioFileError  # noqa: F401
     from .fast_speech_encoder import fast_hidden_states  # noqa: F401
-    from .pooling import POOLINGS  # noqa: F401
 
 logger = logging.get_logger(__name__)
 ModelType = TypeVar("ModelType", bound="MambaEMAPreTrainedModel")
@@ -45,11 +63,12 @@ class MambaEMAModelOutput(ModelOutput):
 
     Attributes:
         last_hidden_state: (batch, turns, features), the observation z_t and, beside it where there is context, c_t.
-        pooled_output: (batch, turns, pooled_size), WavLM's frames pooled to one vector a turn.
+        pooled_output: (batch, turns, pooled_size), the speech encoder's frames pooled to one vector a turn.
         pooling_attentions: (batch, turns, heads, frames), weights over time that sum to 1; uniform without attention.
-        turn_mask: (batch, turns) bool, which turns are there.
+        turn_mask: (batch, turns), 1 at turns that are there.
         conversation_state: what to pass to the next call; only with `use_conversation_state=True`.
-        hidden_states: WavLM's hidden states, `num_hidden_layers + 1` of (batch, turns, frames, hidden); on request.
+        hidden_states: the speech encoder's, `num_hidden_layers + 1` of (batch, turns, frames, hidden); on request. The
+            last one is the encoder's `last_hidden_state`, after its final layer norm, in every version of transformers.
     """
 
     last_hidden_state: torch.Tensor | None = None
@@ -67,34 +86,96 @@ class MambaEMARegressionOutput(ModelOutput):
 
     Attributes:
         loss: scalar, present when labels are given.
-        logits: (batch, turns, num_labels) in the order of `config.id2label`, on the unit scale [0, 1], float32; NaN at
-            turns that are not there. [`MambaEMAForRegression.to_label_ranges`] gives the labels' own scale.
-        pooled_output, pooling_attentions, conversation_state, hidden_states: as in [`MambaEMAModelOutput`].
+        logits: (batch, turns, num_labels) in the order of `config.id2label`, on the unit scale, float32; NaN at turns
+            that are not there. Within [0, 1], unless `config.bounded_predictions` is False.
+            [`MambaEMAForRegression.to_label_ranges`] gives the labels' own scale.
+        pooled_output, pooling_attentions, turn_mask, conversation_state, hidden_states: as in [`MambaEMAModelOutput`].
     """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     pooled_output: torch.Tensor | None = None
     pooling_attentions: torch.Tensor | None = None
+    turn_mask: torch.Tensor | None = None
     conversation_state: ConversationState | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
-class RegressionHead(nn.Module):
-    """Two linear layers and a sigmoid: predictions stay on the unit scale."""
+class Activation(nn.Module):
+    """An activation, after a layer norm if asked for.
 
-    def __init__(self, input_size: int, hidden_size: int, num_labels: int, dropout: float):
+    Args:
+        name: of the activation in transformers; None: the identity, without a layer norm.
+        size: width of the input.
+        layer_norm: whether the input is normalised first.
+    """
+
+    def __init__(self, name: str | None, size: int, layer_norm: bool):
         super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.dense = nn.Linear(input_size, hidden_size)
-        self.activation = nn.GELU()
-        self.out_proj = nn.Linear(hidden_size, num_labels)
+        self.norm = nn.LayerNorm(size) if layer_norm and name is not None else None
+        self.function = None if name is None else ACT2FN[name]
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., size) -> (..., size)"""
+        if self.norm is not None:
+            hidden = self.norm(hidden)
+        return hidden if self.function is None else self.function(hidden)
+
+
+class RegressionHead(nn.Module):
+    r"""Predictions y_t from the observation z_t and the context c_t (two contexts, side by side, for two scopes).
+
+    With a hidden layer the head reads both side by side: y_t = s(O g(W [z_t; c_t] + w) + o). Without one it is linear,
+    and a part of its own reads the context: y_t = s(O z_t + C c_t + o). s is the sigmoid, which keeps predictions on
+    the unit scale, or the identity; g is the activation, after a layer norm if asked for.
+
+    C begins at zero. A context that is added to a trained model thus changes no bit of its predictions before the first
+    step, and can be learned all the same: the gradient of C is the context's, and once C is not zero the context gets a
+    gradient too (as the second factor of LoRA, Hu et al. 2022, section 4.1).
+
+    Args:
+        config: gives sizes, activation and dropout.
+        num_contexts: of width `config.hidden_size` each, which stand behind the observation.
+    """
+
+    def __init__(self, config: MambaEMAConfig, num_contexts: int):
+        super().__init__()
+        size, num_labels = config.hidden_size, len(config.labels)
+        self.observation_size = size
+        self.bounded = config.bounded_predictions
+        self.dropout = nn.Dropout(config.dropout)
+        self.dense = None
+        self.context_proj = None
+        if config.head_hidden_layers:
+            self.dense = nn.Linear((1 + num_contexts) * size, size)
+            self.activation = Activation(config.head_activation, size, config.activation_layer_norm)
+        elif num_contexts:
+            self.context_proj = ContextProjection(num_contexts * size, num_labels, bias=False)
+        self.out_proj = nn.Linear(size, num_labels)
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """(..., input_size) -> (..., num_labels) in float32: bf16 predictions alone cost a CCC loss 1e-2."""
-        hidden = self.dropout(self.activation(self.dense(self.dropout(features))))
-        scores = self.out_proj(hidden)
-        return torch.sigmoid(scores.to(torch.promote_types(scores.dtype, torch.float32)))
+        """[z_t; c_t], or z_t without a context, (..., features) -> (..., num_labels) in float32.
+
+        bf16 predictions alone would cost a CCC loss 1e-2.
+        """
+        features = self.dropout(features)
+        if self.dense is not None:
+            scores = self.out_proj(self.dropout(self.activation(self.dense(features))))
+        else:
+            # In memory as without a context, so that the product is rounded alike.
+            scores = self.out_proj(features[..., : self.observation_size].contiguous())
+            if self.context_proj is not None:
+                scores = scores + self.context_proj(features[..., self.observation_size :])
+        scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        return torch.sigmoid(scores) if self.bounded else scores
+
+
+class ContextProjection(nn.Linear):
+    """The part of a head without hidden layer that reads the context; zero at first."""
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
 
 
 def _align_weights(model: nn.Module) -> None:
@@ -119,7 +200,7 @@ class MambaEMAPreTrainedModel(PreTrainedModel):
     main_input_name = "input_values"
     input_modalities = "audio"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["WavLMEncoderLayer", "WavLMEncoderLayerStableLayerNorm", "Mamba2Block"]
+    _supports_sdpa = True
     # Trainer multiplies the loss by the accumulation steps for models that take `num_items_in_batch`; a CCC does not
     # add up over batches that way.
     accepts_loss_kwargs = False
@@ -168,46 +249,48 @@ class MambaEMAPreTrainedModel(PreTrainedModel):
             if isinstance(bias, nn.Parameter):
                 nn.init.zeros_(bias)
 
+    def get_input_embeddings(self) -> Any:
+        """None, asked for by sharding and adapters: waveforms are not looked up in a table."""
+
     def _set_gradient_checkpointing(  # type: ignore[override]
         self, enable: bool = True, gradient_checkpointing_func: Any = None, **kwargs: Any
     ) -> None:
         if enable and getattr(gradient_checkpointing_func, "keywords", {}).get("use_reentrant", True):
             raise ValueError(
-                "re-entrant gradient checkpointing recurses without end in WavLM's backward pass; "
+                "re-entrant gradient checkpointing recurses without end in the speech encoder's backward pass; "
                 "pass gradient_checkpointing_kwargs={'use_reentrant': False}"
             )
         super()._set_gradient_checkpointing(enable, gradient_checkpointing_func, **kwargs)
 
 
 class MambaEMAModel(MambaEMAPreTrainedModel):
-    """WavLM, pooling, and the Mamba and EMA state over the turns of a conversation, without a head.
+    """A speech encoder with pooling, and the Mamba and EMA state over the turns of a conversation, without a head.
 
     Attributes:
-        speech_encoder: WavLM, choice of layers, pooling.
-        projection: pooled vector -> observation z_t.
-        conversation_encoder: z_1..z_t -> c_t; None for `context="none"`.
+        speech_encoder: WavLM, wav2vec 2.0 or HuBERT, choice of layers, pooling.
+        projection, projection_activation: pooled vector h_t -> observation z_t = f(P h_t + p); f is the identity, or
+            `config.projection_activation`, after a layer norm if asked for.
+        conversation_encoder: z_1..z_t -> c_t, over the turns of the conversation; None where the configuration's
+            `context` or `context_scope` has none.
+        speaker_encoder: the same over each speaker's own turns; None likewise.
     """
 
     def __init__(self, config: MambaEMAConfig):
         config.validate()
         super().__init__(config)
         self.speech_encoder = SpeechEncoder(config)
+        self.pooled_dropout = nn.Dropout(config.pooled_dropout)
         self.projection = nn.Linear(self.speech_encoder.pooled_size, config.hidden_size)
-        self.conversation_encoder = None
-        if config.context != "none":
-            self.conversation_encoder = ConversationEncoder(
-                hidden_size=config.hidden_size,
-                context=config.context,
-                num_hidden_layers=config.num_hidden_layers,
-                state_size=config.state_size,
-                conv_kernel=config.conv_kernel,
-                expand=config.expand,
-                head_dim=config.head_dim,
-                ema_decay=config.ema_decay,
-                ema_decay_learnable=config.ema_decay_learnable,
-                dropout=config.dropout,
-            )
+        self.projection_activation = Activation(
+            config.projection_activation, config.hidden_size, config.activation_layer_norm
+        )
+        scope, sizes = SCOPES[config.context_scope], _context_sizes(config)
+        self.conversation_encoder = ConversationEncoder(**sizes) if sizes and scope.conversation else None
+        self.speaker_encoder = SpeakerEncoder(config.max_speakers, **sizes) if sizes and scope.speaker else None
         self.min_samples = receptive_field(config.speech_encoder_config)
+        # Sharding and device maps take these as units; which class an encoder's layers have depends on its norm.
+        layers = self.speech_encoder.backbone.encoder.layers
+        self._no_split_modules = sorted({type(layer).__name__ for layer in layers} | {"Mamba2Block"})
         self.post_init()
 
     def forward(
@@ -215,11 +298,13 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
         input_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         turn_mask: torch.Tensor | None = None,
+        speaker_ids: torch.Tensor | None = None,
         conversation_state: ConversationState | None = None,
         use_conversation_state: bool = False,
         frame_values: torch.Tensor | None = None,
         frame_mask: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> MambaEMAModelOutput | tuple[Any, ...]:
         """
@@ -229,24 +314,34 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
             attention_mask: same shape, 1 at samples that are there.
             turn_mask: (batch, turns), 1 at turns that are there. A turn that is left out in the middle changes nothing:
                 the state stays as it was.
+            speaker_ids: (batch, turns), who speaks in each turn: whole numbers from 0 to `config.max_speakers` - 1, -1
+                for unknown; (batch,) for single turns. They matter where `config.context_scope` is not
+                `"conversation"`; a conversation's numbering may be any, but must be kept over its calls.
             conversation_state: the state an earlier call returned; the turns given now continue its conversations.
                 (batch, samples) inputs are then the next turn of each conversation.
             use_conversation_state: return the state after the last turn.
             frame_values: (batch, turns, layers, frames, hidden), frames computed before, instead of `input_values`.
             frame_mask: (batch, turns, frames), 1 at frames that are there; needed with `frame_values`.
-            output_hidden_states: return WavLM's hidden states.
+            output_hidden_states: return the speech encoder's hidden states; gradients reach them.
+            output_attentions: the speech encoder's self-attention is not returned; asking for it logs a hint.
             return_dict: `False` for a plain tuple.
 
         Raises:
-            ValueError: inputs that are no complete utterances (see `collect_utterances`, `check_frames`), or a state
-                of another batch or model.
+            ValueError: inputs that are no complete utterances (see `collect_utterances`, `check_frames`), speakers
+                out of range, or a state of another batch or model.
         """
         return_dict = self.config.return_dict if return_dict is None else return_dict
         if output_hidden_states is None:
             output_hidden_states = bool(self.config.output_hidden_states)
+        if output_attentions:
+            logger.warning_once("self-attention is not returned; pooling_attentions show what the model weighs")
         if (input_values is None) == (frame_values is None):
             raise ValueError("give either input_values or frame_values")
-        single_turn = False
+        if torch.jit.is_tracing():
+            raise RuntimeError(
+                "torch.jit.trace would keep the length of its example; use torch.export or torch.compile"
+            )
+        single_turn = input_values is not None and input_values.dim() == 2
 
         # 1. speech encoder, over the utterances that are there: (utterances, pooled_size)
         hidden_states = None
@@ -257,28 +352,30 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
                 turn_mask,
                 self.min_samples,
             )
-            present = utterances.turn_mask
-            single_turn = input_values.dim() == 2
-            pooled, attention, hidden_states = self.speech_encoder(
-                utterances.waveforms, utterances.lengths, output_hidden_states
-            )
-        elif frame_values is not None:
+            keep = partial(_keep_hidden_state, utterances, single_turn) if output_hidden_states else None
+            pooled, attention, hidden_states = self.speech_encoder(utterances.waveforms, utterances.lengths, keep=keep)
+        else:
+            assert frame_values is not None
             layers, width = len(self.speech_encoder.layers), self.config.speech_encoder_config.hidden_size
             frame_mask, present = check_frames(frame_values, frame_mask, turn_mask, layers, width)
-            pooled, attention = self.speech_encoder.pool(frame_values[present].to(self.dtype), frame_mask[present])
+            every_turn = not values_are_known(frame_values)
+            utterances = UtteranceBatch(frame_values, None, present, every_turn)
+            if every_turn:  # a turn that is not there has a frame of zeros, so that it holds numbers
+                frame_mask = frame_mask | ~present.unsqueeze(-1)
+            pooled, attention, _ = self.speech_encoder(
+                layer_frames=utterances.to_utterances(frame_values).to(self.dtype),
+                frame_mask=utterances.to_utterances(frame_mask),
+            )
 
         # 2. back to conversations: (batch, turns, ...), zeros at turns that are not there
-        pooled = _scatter_turns(pooled, present)
-        attention = _scatter_turns(attention, present)
-        if hidden_states is not None and not single_turn:
-            hidden_states = [_scatter_turns(layer, present) for layer in hidden_states]
+        present = utterances.turn_mask
+        pooled, attention = utterances.to_turns(pooled), utterances.to_turns(attention)
 
-        # 3. observations and conversation context: z_t, c_t
-        observations = self.projection(pooled)  # (batch, turns, hidden_size)
-        features, state = observations, None
-        if self.conversation_encoder is not None:
-            context, state = self.conversation_encoder(observations, present, conversation_state)
-            features = torch.cat([observations, context.to(observations.dtype)], dim=-1)
+        # 3. observations and context: z_t, c_t
+        observations = self.observe(pooled)  # (batch, turns, hidden_size)
+        speaker_ids = self._checked_speakers(speaker_ids, present)
+        contexts, state = self._contexts(observations, present, speaker_ids, conversation_state)
+        features = torch.cat([observations, *contexts], dim=-1)
 
         if single_turn:
             features, pooled, attention = features.squeeze(1), pooled.squeeze(1), attention.squeeze(1)
@@ -287,11 +384,113 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
             last_hidden_state=features,
             pooled_output=pooled,
             pooling_attentions=attention,
-            turn_mask=present,
+            turn_mask=present.long(),
             conversation_state=state if use_conversation_state else None,
             hidden_states=None if hidden_states is None else tuple(hidden_states),
         )
         return output if return_dict else output.to_tuple()
+
+    @property
+    def contexts(self) -> list[str]:
+        """Whose turns the contexts are of, in the order in which they stand behind the observation."""
+        encoders = {"conversation": self.conversation_encoder, "speaker": self.speaker_encoder}
+        return [scope for scope, encoder in encoders.items() if encoder is not None]
+
+    def observe(self, pooled: torch.Tensor) -> torch.Tensor:
+        """Pooled vectors h_t, (..., pooled_size) -> observations z_t, (..., hidden_size)"""
+        return self.projection_activation(self.projection(self.pooled_dropout(pooled)))
+
+    def initial_state(
+        self, batch_size: int, device: torch.device | None = None, dtype: torch.dtype | None = None
+    ) -> ConversationState | None:
+        """The state of conversations that have not begun; None for a model without context.
+
+        Args:
+            batch_size: number of conversations.
+            device, dtype: of the computation; None: those of the weights.
+        """
+        if self.conversation_encoder is None and self.speaker_encoder is None:
+            return None
+        where = (self.device if device is None else device, self.dtype if dtype is None else dtype)
+        state = ConversationState(torch.zeros(batch_size, dtype=torch.int64, device=where[0]))
+        if self.conversation_encoder is not None:
+            state = self.conversation_encoder.initial_state(batch_size, *where)
+        if self.speaker_encoder is not None:
+            state.speakers = self.speaker_encoder.initial_state(batch_size, *where)
+        return state
+
+    def _contexts(
+        self,
+        observations: torch.Tensor,
+        present: torch.Tensor,
+        speaker_ids: torch.Tensor | None,
+        state: ConversationState | None,
+    ) -> tuple[list[torch.Tensor], ConversationState | None]:
+        """Contexts by the configured scope, (batch, turns, hidden_size) each, and the state after the last turn."""
+        before = self.initial_state(observations.shape[0], observations.device, observations.dtype)
+        if before is None:
+            return [], None
+        if state is None:
+            state = before
+        check_state(state, before, observations.device)
+        contexts = []
+        after = ConversationState(state.num_turns + present.sum(dim=1))
+        if self.conversation_encoder is not None:
+            own = ConversationState(state.num_turns, state.mamba, state.ema)
+            context, after = self.conversation_encoder(observations, present, own)
+            contexts.append(context)
+        if self.speaker_encoder is not None:
+            context, after.speakers = self.speaker_encoder(observations, present, state.speakers, speaker_ids)
+            contexts.append(context)
+        return contexts, after
+
+    def _checked_speakers(self, speaker_ids: torch.Tensor | None, present: torch.Tensor) -> torch.Tensor | None:
+        """Ids as (batch, turns).
+
+        Raises:
+            ValueError: not an integer for each turn, or ids outside -1 to `max_speakers` - 1.
+        """
+        if speaker_ids is None:
+            return None
+        batch, turns = present.shape
+        if turns == 1 and speaker_ids.dim() == 1:
+            speaker_ids = speaker_ids.unsqueeze(1)
+        if speaker_ids.shape != present.shape or speaker_ids.is_floating_point() or speaker_ids.dtype == torch.bool:
+            raise ValueError(
+                f"speaker_ids are {speaker_ids.dtype} of shape {tuple(speaker_ids.shape)}, but must be whole numbers, "
+                f"one for each turn: ({batch}, {turns})"
+            )
+        wrong = present & ((speaker_ids < UNKNOWN_SPEAKER) | (speaker_ids >= self.config.max_speakers))
+        if values_are_known(speaker_ids) and bool(wrong.any()):
+            row, turn = wrong.nonzero()[0].tolist()
+            raise ValueError(
+                f"the speaker of turn {turn} of row {row} has the id {int(speaker_ids[row, turn])}; allowed are 0 to "
+                f"{self.config.max_speakers - 1} (max_speakers of the configuration), and {UNKNOWN_SPEAKER} for unknown"
+            )
+        # Turns that are not there may have any id.
+        return speaker_ids.masked_fill(~present, UNKNOWN_SPEAKER)
+
+
+def _context_sizes(config: MambaEMAConfig) -> dict[str, Any]:
+    """Arguments of a `ConversationEncoder`; empty for a model without context."""
+    parts = CONTEXTS[config.context]
+    if not (parts.mamba or parts.ema):
+        return {}
+    names = [
+        *("hidden_size", "context", "num_hidden_layers", "state_size", "conv_kernel", "expand", "head_dim"),
+        *("ema_decay", "ema_decay_learnable", "dropout"),
+    ]
+    return {name: getattr(config, name) for name in names}
+
+
+def _keep_hidden_state(
+    utterances: UtteranceBatch, single_turn: bool, hidden: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A hidden state as it is returned, (batch, [turns,] frames, hidden), and from it what the encoder goes on with."""
+    if single_turn:
+        return hidden, hidden
+    returned = utterances.to_turns(hidden)
+    return returned, utterances.to_utterances(returned)
 
 
 class MambaEMAForRegression(MambaEMAPreTrainedModel):
@@ -316,8 +515,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
     def __init__(self, config: MambaEMAConfig):
         super().__init__(config)
         self.mamba_ema = MambaEMAModel(config)
-        features = config.hidden_size if config.context == "none" else 2 * config.hidden_size
-        self.head = RegressionHead(features, config.hidden_size, len(config.labels), config.dropout)
+        self.head = RegressionHead(config, len(self.mamba_ema.contexts))
         self.post_init()
 
     @property
@@ -329,20 +527,24 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         input_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         turn_mask: torch.Tensor | None = None,
+        speaker_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         conversation_state: ConversationState | None = None,
         use_conversation_state: bool = False,
         frame_values: torch.Tensor | None = None,
         frame_mask: torch.Tensor | None = None,
         output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool | None = None,
     ) -> MambaEMARegressionOutput | tuple[Any, ...]:
         """
         Args:
-            labels: (batch, num_labels) or (batch, turns, num_labels) on the unit scale, -100 where missing. The loss is
-                `1 - mean CCC` over all turns of the global batch (see `ccc_loss`).
-            input_values, attention_mask, turn_mask, conversation_state, use_conversation_state, frame_values,
-            frame_mask, output_hidden_states, return_dict: as in [`MambaEMAModel.forward`].
+            labels: (batch, num_labels) or (batch, turns, num_labels) on the unit scale, -100 where missing; a single
+                label may go without the last dimension. The loss is `1 - mean CCC` over all turns of the global batch
+                (see `ccc_loss`).
+            input_values, attention_mask, turn_mask, speaker_ids, conversation_state, use_conversation_state,
+            frame_values, frame_mask, output_hidden_states, output_attentions, return_dict: as in
+                [`MambaEMAModel.forward`].
 
         Raises:
             ValueError: as [`MambaEMAModel.forward`]; labels of the wrong shape or scale, or NaN.
@@ -352,17 +554,21 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
             input_values=input_values,
             attention_mask=attention_mask,
             turn_mask=turn_mask,
+            speaker_ids=speaker_ids,
             conversation_state=conversation_state,
             use_conversation_state=use_conversation_state,
             frame_values=frame_values,
             frame_mask=frame_mask,
             output_hidden_states=output_hidden_states,
+            output_attentions=output_attentions,
             return_dict=True,
         )
         logits = self.head(outputs.last_hidden_state)  # (batch, [turns,] num_labels)
         loss = None
-        present = outputs.turn_mask
+        present = outputs.turn_mask.bool()
         if labels is not None:
+            if len(self.config.labels) == 1 and labels.dim() == logits.dim() - 1:
+                labels = labels.unsqueeze(-1)  # one label may be given without a dimension of its own
             check_labels(labels, tuple(logits.shape), self.config.labels)
             loss = self.loss(logits[present], labels[present].to(logits.dtype))
         output = MambaEMARegressionOutput(
@@ -370,6 +576,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
             logits=logits.masked_fill(~present.unsqueeze(-1), torch.nan),
             pooled_output=outputs.pooled_output,
             pooling_attentions=outputs.pooling_attentions,
+            turn_mask=outputs.turn_mask,
             conversation_state=outputs.conversation_state,
             hidden_states=outputs.hidden_states,
         )
@@ -399,6 +606,47 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         low, high = logits.new_tensor(ranges).unbind(dim=1)
         return low + logits * (high - low)
 
+    def with_changes(self, **config_changes: Any) -> MambaEMAForRegression:
+        """A new model with another configuration that starts from this model's weights.
+
+        Every weight that fits is kept: those of the same name and shape, those of labels that both models have, and
+        those that read what both models have. What reads a new context or a new statistic begins at zero, so that it
+        changes no prediction before the first step. Other new weights begin as those of a new model. What is new and
+        what was dropped is logged.
+
+        Args:
+            config_changes: fields of [`MambaEMAConfig`], e.g. `context="mamba_ema"` for a model that was trained on
+                single utterances, or `id2label` with another label; `speech_encoder_config` is a dict of single fields.
+
+        Raises:
+            ValueError: a name that is no field, or a value outside its range.
+
+        Example:
+
+        ```python
+        >>> from modeling_mamba_ema import MambaEMAConfig, MambaEMAForRegression
+        >>> tiny = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
+        ...             conv_dim=[16] * 7, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=2)
+        >>> config = MambaEMAConfig(speech_encoder_config=tiny, hidden_size=32, head_dim=16, context="none")
+        >>> MambaEMAForRegression(config).with_changes(context="mamba_ema").config.context
+        'mamba_ema'
+
+        ```
+        """
+        model: Any = type(self)(self.config.with_changes(**config_changes))
+        model.to(device=self.device, dtype=self.dtype)
+        _keep_what_fits(self, model)
+        return model.train(self.training)
+
+    def freeze_feature_encoder(self) -> None:
+        """Keep the convolutions of the speech encoder as they are: no gradient is computed for them."""
+        self.speech_encoder.backbone.feature_extractor._freeze_parameters()
+
+    def freeze_base_model(self) -> None:
+        """Keep the whole speech encoder as it is; pooling and everything after it is trained."""
+        self.speech_encoder.backbone.requires_grad_(False)
+        self.speech_encoder.train(self.training)
+
     @classmethod
     def from_pretrained_speech_encoder(
         cls,
@@ -407,25 +655,26 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         revision: str = "main",
         **config_kwargs: Any,
     ) -> MambaEMAForRegression:
-        """Start from a pretrained WavLM; pooling, updater and head are new.
+        """Start from a pretrained speech encoder; pooling, updater and head are new.
 
         Args:
-            pretrained_model_name_or_path: a folder or Hub name of a WavLM, e.g. `"microsoft/wavlm-large"`, or of a
-                Mamba-EMA, whose WavLM is taken.
+            pretrained_model_name_or_path: a folder or Hub name of a WavLM, wav2vec 2.0 or HuBERT, e.g.
+                `"microsoft/wavlm-large"`, or of a Mamba-EMA, whose encoder is taken.
             revision: commit, tag or branch on the Hub.
             config_kwargs: fields of [`MambaEMAConfig`]; `speech_encoder_config`, a dict, overrides single fields of
-                the pretrained WavLM's configuration, such as its dropout.
+                the pretrained encoder's configuration, such as its dropout.
 
         Raises:
-            ValueError: the checkpoint is neither, or lacks weights.
+            ValueError: the checkpoint is none of these, or lacks weights.
         """
         overrides = {**SPEECH_ENCODER_DEFAULTS, **(config_kwargs.pop("speech_encoder_config", None) or {})}
-        wavlm = _pretrained_wavlm(pretrained_model_name_or_path, revision)
-        encoder_config = WavLMConfig.from_dict({**wavlm.config.to_dict(), **overrides})
+        backbone = _pretrained_backbone(pretrained_model_name_or_path, revision)
+        encoder_config = type(backbone.config).from_dict({**backbone.config.to_dict(), **overrides})
         extractor = MambaEMAFeatureExtractor.from_speech_encoder(pretrained_model_name_or_path, revision=revision)
-        config_kwargs.setdefault("do_normalize", extractor.do_normalize)
+        if not config_kwargs.keys() & set(NORMALIZATION):
+            config_kwargs.update({name: getattr(extractor, name) for name in NORMALIZATION})
         model = cls(MambaEMAConfig(speech_encoder_config=encoder_config, **config_kwargs))
-        model.speech_encoder.backbone.load_state_dict(wavlm.state_dict())
+        model.speech_encoder.backbone.load_state_dict(backbone.state_dict())
         return model
 
     def save_pretrained(  # type: ignore[override]
@@ -455,6 +704,104 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
             extractor.save_pretrained(save_directory)
             custom_object_save(MambaEMAPipeline, save_directory)
 
+    def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:  # type: ignore[override]
+        """Upload the model as a release: with model card, samples for the widget, endpoint handler and checksums.
+
+        A card that the repository already has is kept. Where the package is not installed, as with a model loaded by
+        remote code, only what `save_pretrained` writes is uploaded, with transformers' own card.
+
+        Args:
+            repo_id: `owner/name` on the Hub; made if it is not there.
+            kwargs: as in transformers: commit_message, commit_description, private, token, revision, create_pr,
+                max_shard_size.
+
+        Returns:
+            The address of the commit.
+        """
+        try:
+            from modeling_mamba_ema.publishing import push_model
+        except ImportError:
+            logger.warning("without the package modeling-mamba-ema the model is uploaded without its own model card")
+            return super().push_to_hub(repo_id, **kwargs)  # type: ignore[arg-type]
+        return push_model(self, repo_id, **kwargs)
+
+
+@torch.no_grad()
+def _keep_what_fits(old: MambaEMAForRegression, new: MambaEMAForRegression) -> None:
+    """Copy the weights of a model into another one; log which are new there and which found no place."""
+    source, target = old.state_dict(), new.state_dict()
+    parts, new_parts = _parts_of_weights(old), _parts_of_weights(new)
+    # Weights that may have the same shape and yet another meaning.
+    same_meaning = {
+        "head.": old.config.head_hidden_layers == new.config.head_hidden_layers,
+        "mamba_ema.speech_encoder.layer_weights": old.speech_encoder.layers == new.speech_encoder.layers,
+    }
+    kept: set[str] = set()
+    in_part: set[str] = set()
+    for name in target.keys() & source.keys():
+        if not all(same for prefix, same in same_meaning.items() if name.startswith(prefix)):
+            continue
+        if name in parts and name in new_parts:
+            if _copy_parts(source[name], target[name], parts[name], new_parts[name]):
+                (kept if parts[name] == new_parts[name] else in_part).add(name)
+        elif source[name].shape == target[name].shape:
+            target[name].copy_(source[name])
+            kept.add(name)
+    lists = {
+        "new": target.keys() - kept - in_part,
+        "new in part": in_part,
+        "dropped": source.keys() - kept - in_part,
+    }
+    text = "; ".join(f"{title}: {_modules_of(names)}" for title, names in lists.items() if names)
+    if text:
+        logger.warning(f"weights of the changed model that are not those of the old one: {text}")
+
+
+def _parts_of_weights(model: MambaEMAForRegression) -> dict[str, tuple[list[str], list[str]]]:
+    """For weights that are made of parts which another model may have or not: names of their parts, along the rows and
+    along the columns."""
+    config = model.config
+    labels, contexts = config.labels, model.mamba_ema.contexts
+    moments = ["mean", "deviation"] if POOLINGS[config.speech_encoder_pooling].deviation else ["mean"]
+    return {
+        "mamba_ema.projection.weight": (["all"], moments),
+        "head.dense.weight": (["all"], ["observation", *contexts]),
+        "head.context_proj.weight": (labels, contexts),
+        "head.out_proj.weight": (labels, ["all"]),
+        "head.out_proj.bias": (labels, ["all"]),
+    }
+
+
+def _copy_parts(
+    source: torch.Tensor,
+    target: torch.Tensor,
+    parts: tuple[list[str], list[str]],
+    new_parts: tuple[list[str], list[str]],
+) -> bool:
+    """Copy the parts that both have. Columns that are new become zero: what they read changes nothing at first.
+
+    Returns:
+        Whether parts of the two have the same size, so that anything was copied.
+    """
+    blocks, new_blocks = (
+        weight.view(len(rows), weight.shape[0] // len(rows), len(columns), -1)
+        for weight, (rows, columns) in ((source, parts), (target, new_parts))
+    )  # (row parts, rows of a part, column parts, columns of a part)
+    if (blocks.shape[1], blocks.shape[3]) != (new_blocks.shape[1], new_blocks.shape[3]):
+        return False
+    for column, name in enumerate(new_parts[1]):
+        if name not in parts[1]:
+            new_blocks[:, :, column] = 0.0
+            continue
+        for row, label in enumerate(new_parts[0]):
+            if label in parts[0]:
+                new_blocks[row, :, column] = blocks[parts[0].index(label), :, parts[1].index(name)]
+    return True
+
+
+def _modules_of(names: Collection[str]) -> str:
+    return ", ".join(sorted({".".join(name.split(".")[:2]) for name in names}))
+
 
 def _feature_extractor_for(config: MambaEMAConfig, folder: Path) -> MambaEMAFeatureExtractor:
     """The feature extractor in a folder, or a new one where there is none.
@@ -463,7 +810,7 @@ def _feature_extractor_for(config: MambaEMAConfig, folder: Path) -> MambaEMAFeat
         ValueError: it normalises otherwise than the configuration says.
     """
     if not (folder / "preprocessor_config.json").is_file():
-        return MambaEMAFeatureExtractor(do_normalize=config.do_normalize)
+        return MambaEMAFeatureExtractor.for_model(config)
     extractor = MambaEMAFeatureExtractor.from_pretrained(folder)
     check_normalization(config, extractor)
     return extractor
@@ -472,41 +819,33 @@ def _feature_extractor_for(config: MambaEMAConfig, folder: Path) -> MambaEMAFeat
 def check_normalization(config: MambaEMAConfig, extractor: MambaEMAFeatureExtractor) -> None:
     """
     Raises:
-        ValueError: model and feature extractor disagree on `do_normalize`: the numbers would be wrong without a sign.
+        ValueError: model and feature extractor disagree on normalisation: the numbers would be wrong without a sign.
     """
-    if config.do_normalize != extractor.do_normalize:
-        raise ValueError(
-            f"do_normalize is {config.do_normalize} in config.json and {extractor.do_normalize} in "
-            "preprocessor_config.json; both must say what the speech encoder was trained with"
-        )
+    for name in NORMALIZATION:
+        if getattr(config, name) != getattr(extractor, name):
+            raise ValueError(
+                f"{name} is {getattr(config, name)} in config.json and {getattr(extractor, name)} in "
+                "preprocessor_config.json; both must say what the speech encoder was trained with"
+            )
 
 
-def _pretrained_wavlm(name: str | os.PathLike[str], revision: str) -> WavLMModel:
-    """A WavLM with all of its weights, its own or that of a Mamba-EMA.
+def _pretrained_backbone(name: str | os.PathLike[str], revision: str) -> Any:
+    """A speech encoder with all of its weights, its own or that of a Mamba-EMA.
 
     Raises:
         ValueError: the checkpoint is neither, or lacks weights.
     """
     config, _ = PretrainedConfig.get_config_dict(name, revision=revision)
-    kinds: dict[Any, Any] = {"wavlm": WavLMModel, MambaEMAConfig.model_type: MambaEMAForRegression}
+    kinds: dict[Any, Any] = {**BACKBONES, MambaEMAConfig.model_type: MambaEMAForRegression}
     if config.get("model_type") not in kinds:
-        raise ValueError(f"{name} is of type {config.get('model_type')!r}; a 'wavlm' or a 'mamba_ema' is needed")
+        raise ValueError(f"{name} is of type {config.get('model_type')!r}; allowed are {', '.join(map(repr, kinds))}")
     model, loading = kinds[config["model_type"]].from_pretrained(
         name, revision=revision, dtype=torch.float32, output_loading_info=True
     )
     missing = sorted(key for key in loading["missing_keys"] if not key.endswith("masked_spec_embed"))
     if missing:
-        raise ValueError(f"{name} lacks {len(missing)} weights of WavLM, first {missing[0]}")
-    return model if isinstance(model, WavLMModel) else model.speech_encoder.backbone
-
-
-def _scatter_turns(values: torch.Tensor, turn_mask: torch.Tensor) -> torch.Tensor:
-    """(utterances, ...) -> (batch, turns, ...), zeros at turns that are not there"""
-    if bool(turn_mask.all()):
-        return values.unflatten(0, turn_mask.shape)
-    scattered = values.new_zeros(*turn_mask.shape, *values.shape[1:])
-    scattered[turn_mask] = values
-    return scattered
+        raise ValueError(f"{name} lacks {len(missing)} weights of its speech encoder, first {missing[0]}")
+    return model.speech_encoder.backbone if isinstance(model, MambaEMAForRegression) else model
 
 
 __all__ = ["MambaEMAForRegression", "MambaEMAModel", "MambaEMAPreTrainedModel"]

@@ -6,15 +6,24 @@ every string that looks like a URL and opens every other one as a file. This one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from transformers import Pipeline
 
-from .audio_files import load_audio
-from .feature_extraction_mamba_ema import SAMPLING_RATE
+from .audio_files import (
+    MAX_SECONDS,
+    MIN_SECONDS,
+    Recording,
+    decoded_audio,
+    is_audio_decoder,
+    is_audio_file,
+    load_audio,
+)
+from .feature_extraction_mamba_ema import SAMPLING_RATE, InvalidAudioError, as_mono
 
 # What config.json says, so that transformers finds the class beside the weights.
 CUSTOM_PIPELINES = {
@@ -29,9 +38,10 @@ class MambaEMAPipeline(Pipeline):
     """Valence, arousal and the model's other labels for utterances, highest first.
 
     Takes a waveform ((samples,) array or tensor at the model's rate, or at `sampling_rate`); a dict with `"array"` or
-    `"raw"` and `"sampling_rate"`; a dict with `"bytes"`, as `datasets` gives undecoded audio; the bytes of an audio
-    file; with `allow_paths=True` the path of a local file, or a dict with `"path"`. Lists, tuples and `datasets`
-    columns of these give a list, generators give an iterator. Each utterance is answered for alone, without context.
+    `"raw"` and `"sampling_rate"`; audio of `datasets`, decoded or undecoded (a dict with `"bytes"`); the bytes or a
+    binary file object of an audio file; with `allow_paths=True` the path of a local file, or a dict with `"path"`.
+    Lists, tuples and `datasets` columns of these give a list, generators give an iterator. Each utterance is answered
+    for alone, without context, unless `chunk_length_s` or `split_channels` makes it a conversation.
 
     Files are read by `soundfile` where it is installed (WAV, FLAC, OGG, MP3), else PCM WAV only. Rates other than the
     model's are resampled by `soxr`. No URL is ever opened.
@@ -41,12 +51,18 @@ class MambaEMAPipeline(Pipeline):
         return_label_values: add `"value"`, on the label's own scale (`config.label_ranges`).
         sampling_rate: of bare waveforms, in Hz.
         channel: of files with several, counted from 1; None for their average.
+        chunk_length_s: seconds, from 1 to the longest utterance; longer audio is cut into chunks of this length, which
+            are the turns of one conversation: the state is carried from each to the next, as `mamba-ema timeline` does.
+        split_channels: the channels of a file are the speakers of one conversation; each is a turn, or with
+            `chunk_length_s` each chunk of each, in the order of time.
         allow_paths: take strings, paths and `{"path": ...}` as local files. Leave it off where strings come from users.
         batch_size: utterances in one pass of the model; changes no value beyond 2e-5.
 
     Returns:
         For each utterance `[{"label": "arousal", "score": 0.61}, {"label": "valence", "score": 0.43}]`, the score on
-        the unit scale: a regression, so scores do not sum to 1.
+        the unit scale: a regression, so scores do not sum to 1. With `chunk_length_s` or `split_channels`, for each of
+        its turns a dict with `"timestamp"` (start and end in seconds), `"channel"` (None for the average or a
+        waveform) and such a list as `"scores"`.
 
     Raises:
         InvalidAudioError, TypeError, ValueError: an input that cannot be used; the message says why and what can.
@@ -66,6 +82,10 @@ class MambaEMAPipeline(Pipeline):
         self.model.config.custom_pipelines = {task: dict(info) for task, info in CUSTOM_PIPELINES.items()}
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override]
+        given = {**self._preprocess_params, **kwargs}
+        if given.get("chunk_length_s") or given.get("split_channels"):
+            # Their turns are read one after the other, while the model runs.
+            kwargs = {**kwargs, "batch_size": 1, "num_workers": 0}
         if isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes, bytearray)):
             if len(inputs) == 0:
                 return []
@@ -81,6 +101,8 @@ class MambaEMAPipeline(Pipeline):
         sampling_rate: int | None = None,
         channel: int | None = None,
         allow_paths: bool | None = None,
+        chunk_length_s: float | None = None,
+        split_channels: bool | None = None,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if function_to_apply not in (None, "none"):
             raise ValueError(
@@ -88,7 +110,18 @@ class MambaEMAPipeline(Pipeline):
             )
         if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
             raise ValueError(f"top_k is {top_k!r}; a whole number from 1, or None for all labels, is needed")
-        preprocess = {"sampling_rate": sampling_rate, "channel": channel, "allow_paths": allow_paths}
+        longest = getattr(self.feature_extractor, "max_seconds", 0.0)
+        if chunk_length_s and (isinstance(chunk_length_s, bool) or not 1 <= chunk_length_s <= longest):
+            raise ValueError(f"chunk_length_s is {chunk_length_s!r}; allowed are 1 to {longest:g} s")
+        if split_channels and channel is not None:
+            raise ValueError("channel takes one channel, split_channels takes all; give one of them")
+        preprocess = {
+            "sampling_rate": sampling_rate,
+            "channel": channel,
+            "allow_paths": allow_paths,
+            "chunk_length_s": chunk_length_s,
+            "split_channels": split_channels,
+        }
         postprocess = {"top_k": top_k, "return_label_values": return_label_values}
         return (
             {name: value for name, value in preprocess.items() if value is not None},
@@ -97,20 +130,89 @@ class MambaEMAPipeline(Pipeline):
         )
 
     def preprocess(  # type: ignore[override]
-        self, input_: Any, sampling_rate: int | None = None, channel: int | None = None, allow_paths: bool = False
+        self,
+        input_: Any,
+        sampling_rate: int | None = None,
+        channel: int | None = None,
+        allow_paths: bool = False,
+        chunk_length_s: float | None = None,
+        split_channels: bool = False,
     ) -> dict[str, Any]:
         extractor: Any = self.feature_extractor
-        waveform, rate = self._read(input_, sampling_rate, channel, allow_paths)
-        rate = extractor.sampling_rate if rate is None else rate
-        return dict(extractor(waveform, sampling_rate=rate, resample=True, return_tensors="pt"))
+        source, rate = _unpacked(input_, sampling_rate, allow_paths)
+        if chunk_length_s or split_channels:
+            return {"turns": self._turns(source, rate, channel, chunk_length_s, split_channels)}
+        if is_audio_file(source):
+            source, rate = load_audio(source, channel=channel, max_seconds=extractor.max_seconds), SAMPLING_RATE
+        else:
+            source, rate = self._waveform(source, rate, channel, extractor.max_seconds)
+        return dict(extractor(source, sampling_rate=rate, resample=True, return_tensors="pt"))
+
+    def _waveform(self, source: Any, rate: Any, channel: int | None, max_seconds: float) -> tuple[Any, int]:
+        """The waveform of what is no file, and its rate in Hz."""
+        if is_audio_decoder(source):
+            return decoded_audio(source, channel, max_seconds)
+        if channel is not None:
+            raise ValueError("channel chooses a channel of a file; choose that of an array yourself: waveform[:, 0]")
+        extractor: Any = self.feature_extractor
+        return source, extractor.checked_rate(extractor.sampling_rate if rate is None else rate, resample=True)
+
+    def _turns(
+        self, source: Any, rate: Any, channel: int | None, chunk_length_s: float | None, split_channels: bool
+    ) -> Iterator[tuple[tuple[float, float, int | None], Any]]:
+        """((start, end, channel), features) of each turn, in seconds, as it is asked for."""
+        if not is_audio_file(source):
+            if split_channels:
+                raise ValueError("split_channels is for files; give the audio of a dataset as Audio(decode=False) does")
+            waveform, rate = self._waveform(source, rate, channel, MAX_SECONDS)
+            samples = as_mono(waveform, "the audio")
+            for first, last in _chunks(len(samples), rate, chunk_length_s):
+                yield (first / rate, last / rate, None), self._features(samples[first:last], rate, first / rate)
+            return
+        with Recording(source, channel) as recording:
+            rate = recording.sampling_rate
+            if split_channels and recording.channels == 1:
+                raise ValueError(f"{recording.name} has 1 channel; there is nothing to split")
+            channels = range(1, recording.channels + 1) if split_channels else [channel]
+            for first, last in _chunks(recording.frames, rate, chunk_length_s):
+                start, end = first / rate, last / rate
+                recording.check_length(start, end, cast(Any, self.feature_extractor).max_seconds)
+                for chosen in channels:
+                    waveform = recording.read(start, end, chosen)
+                    yield (start, end, chosen), self._features(waveform, SAMPLING_RATE, start)
+
+    def _features(self, waveform: Any, rate: int, start: float) -> Any:
+        extractor: Any = self.feature_extractor
+        try:
+            return extractor(waveform, sampling_rate=rate, resample=True, return_tensors="pt")
+        except InvalidAudioError as error:
+            raise InvalidAudioError(f"from {start:g} s on: {error}") from error
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
-        return {"logits": self.model(**input_tensors).logits}  # (batch, num_labels)
+        if "turns" not in input_tensors:
+            return {"logits": self.model(**input_tensors).logits}  # (batch, num_labels)
+        state, logits, places = None, [], []
+        for place, features in input_tensors["turns"]:
+            inputs = self._ensure_tensor_on_device(dict(features), device=self.device)
+            outputs = self.model(**inputs, conversation_state=state, use_conversation_state=True)
+            state = outputs.conversation_state
+            logits.append(outputs.logits)
+            places.append(place)
+        return {"logits": torch.cat(logits), "places": places}  # (turns, num_labels)
 
     def postprocess(  # type: ignore[override]
-        self, model_outputs: dict[str, torch.Tensor], top_k: int | None = None, return_label_values: bool = False
+        self, model_outputs: dict[str, Any], top_k: int | None = None, return_label_values: bool = False
     ) -> list[dict[str, Any]]:
-        scores = model_outputs["logits"][0]  # (num_labels,)
+        places, logits = model_outputs.get("places"), model_outputs["logits"]
+        if places is None:
+            return self._rows(logits[0], top_k, return_label_values)
+        return [
+            {"timestamp": (start, end), "channel": channel, "scores": self._rows(scores, top_k, return_label_values)}
+            for (start, end, channel), scores in zip(places, logits)
+        ]
+
+    def _rows(self, scores: torch.Tensor, top_k: int | None, return_label_values: bool) -> list[dict[str, Any]]:
+        """The labels of (num_labels,) scores, highest first."""
         values = self.model.to_label_ranges(scores).tolist()
         rows: list[dict[str, Any]] = [
             {"label": label, "score": score, **({"value": value} if return_label_values else {})}
@@ -118,34 +220,35 @@ class MambaEMAPipeline(Pipeline):
         ]
         return sorted(rows, key=lambda row: row["score"], reverse=True)[:top_k]
 
-    def _read(
-        self, item: Any, sampling_rate: int | None, channel: int | None, allow_paths: bool
-    ) -> tuple[Any, int | None]:
-        """The waveform of one input and its rate in Hz, None where nothing says it."""
-        if isinstance(item, dict):
-            for name in ("array", "raw"):
-                if item.get(name) is not None:
-                    rate = item.get("sampling_rate") or sampling_rate
-                    if rate is None:
-                        raise ValueError("a dict of samples needs 'sampling_rate', in Hz")
-                    return item[name], rate
-            if item.get("bytes") is None and item.get("path") is None:
-                raise TypeError(
-                    f"a dict with {sorted(map(str, item))} is no audio; allowed are 'array' or 'raw' with "
-                    "'sampling_rate', 'bytes', or 'path'"
-                )
-            item = item["path"] if item.get("bytes") is None else item["bytes"]
-        if isinstance(item, (bytes, bytearray, str, Path)):
-            if isinstance(item, (str, Path)) and not allow_paths and "://" not in str(item):
-                raise ValueError("the input is a string; pass allow_paths=True to open strings as local files")
-            extractor: Any = self.feature_extractor
-            return load_audio(item, channel=channel, max_seconds=extractor.max_seconds), SAMPLING_RATE
-        if hasattr(item, "get_all_samples"):
+
+def _unpacked(item: Any, sampling_rate: Any, allow_paths: bool) -> tuple[Any, Any]:
+    """What a dict holds, and its rate in Hz, None where nothing says it; anything else as it is."""
+    if isinstance(item, dict):
+        for name in ("array", "raw"):
+            if item.get(name) is not None:
+                rate = sampling_rate if item.get("sampling_rate") is None else item["sampling_rate"]
+                if rate is None:
+                    raise ValueError("a dict of samples needs 'sampling_rate', in Hz")
+                return item[name], rate
+        if item.get("bytes") is None and item.get("path") is None:
             raise TypeError(
-                "the input is a torchcodec decoder; give the column undecoded: "
-                "dataset.cast_column('audio', datasets.Audio(decode=False))"
+                f"a dict with {sorted(map(str, item))} is no audio; allowed are 'array' or 'raw' with "
+                "'sampling_rate', 'bytes', or 'path'"
             )
-        return item, sampling_rate
+        item = item["path"] if item.get("bytes") is None else item["bytes"]
+    if isinstance(item, (str, os.PathLike)) and not allow_paths and "://" not in str(item):
+        raise ValueError("the input is a string; pass allow_paths=True to open strings as local files")
+    return item, sampling_rate
+
+
+def _chunks(samples: int, rate: int, chunk_length_s: float | None) -> list[tuple[int, int]]:
+    """(first, behind the last) sample of each chunk; one that were shorter than 25 ms shares with the one before."""
+    if not chunk_length_s:
+        return [(0, samples)]
+    bounds = [*range(0, samples, round(chunk_length_s * rate)), samples]
+    if len(bounds) > 2 and bounds[-1] - bounds[-2] < MIN_SECONDS * rate:
+        bounds[-2] = (bounds[-3] + samples) // 2
+    return list(itertools.pairwise(bounds))
 
 
 __all__ = ["MambaEMAPipeline"]

@@ -1,7 +1,8 @@
 """Pooling: the frames of an utterance become one vector.
 
 Every pooling is a weighted mean over time. Poolings differ in where the weights come from (uniform, one learned score a
-frame, one learned score a frame and head) and in whether the standard deviation is kept beside the mean.
+frame, one learned score a frame and head) and in whether the standard deviation is kept beside the mean. A score is
+linear in the frame, or that of [`HiddenScorer`], which has a hidden layer.
 
 | pooling                | weights                    | pooled size | parameters |
 | ---------------------- | -------------------------- | ----------- | ---------- |
@@ -10,6 +11,8 @@ frame, one learned score a frame and head) and in whether the standard deviation
 | `multihead_attention`  | softmax over time per head | D           | D + heads  |
 | `statistics`           | uniform                    | 2 D         | 0          |
 | `attentive_statistics` | softmax over time          | 2 D         | D + 1      |
+
+A hidden layer of A units has A (D + 1) parameters, and the linear layer after it reads A values instead of D.
 
 A new pooling is an entry of `POOLINGS`; nothing else names poolings one by one.
 """
@@ -22,6 +25,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+try:
+    from torch._C._functorch import is_functorch_wrapped_tensor
+except ImportError:  # private to torch
+
+    def is_functorch_wrapped_tensor(tensor: torch.Tensor) -> bool:
+        return False
+
+
+MIN_VARIANCE = 1e-10  # of a value over the frames of an utterance
 SOFTMAX_OPERATIONS = 5  # for each weight: maximum, difference, exponential, sum, quotient
 
 
@@ -51,6 +63,29 @@ class HeadwiseLinear(nn.Module):
         return (slices * self.weight).sum(dim=-1) + self.bias
 
 
+class HiddenScorer(nn.Module):
+    r"""A score with a hidden layer: e_t = v^T tanh(W h_t + b) + k.
+
+    Okabe, Koshinaka & Shinoda 2018, "Attentive Statistics Pooling for Deep Speaker Embedding", equation 3, with tanh as
+    its f. Linear scores, e_t = v^T h_t + k, are the special case W = I, b = 0 with the identity as f. The softmax over
+    time (equation 4) does not depend on k.
+
+    Args:
+        hidden_size: D, width of a frame.
+        scorer_hidden_size: A, rows of W.
+        score: the linear layer that holds v and k, from A to the heads.
+    """
+
+    def __init__(self, hidden_size: int, scorer_hidden_size: int, score: nn.Module):
+        super().__init__()
+        self.hidden = nn.Linear(hidden_size, scorer_hidden_size)
+        self.score = score
+
+    def forward(self, frames: torch.Tensor) -> torch.Tensor:
+        """(batch, frames, hidden) -> scores (batch, frames, heads)"""
+        return self.score(torch.tanh(self.hidden(frames)))
+
+
 def check_num_heads(hidden_size: int, num_heads: int) -> None:
     """
     Raises:
@@ -63,6 +98,11 @@ def check_num_heads(hidden_size: int, num_heads: int) -> None:
 def length_mask(lengths: torch.Tensor, size: int) -> torch.Tensor:
     """(batch,) lengths -> (batch, size) bool, True before each row's end"""
     return torch.arange(size, device=lengths.device) < lengths.unsqueeze(1)
+
+
+def values_are_known(tensor: torch.Tensor) -> bool:
+    """Whether a tensor's values can be looked at: not while torch compiles, exports, or maps a function (`vmap`)."""
+    return not (torch.compiler.is_compiling() or is_functorch_wrapped_tensor(tensor))
 
 
 def pooling_weights(scores: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
@@ -95,7 +135,9 @@ def weighted_mean(frames: torch.Tensor, weights: torch.Tensor, frame_mask: torch
     return mean.flatten(1)
 
 
-def weighted_mean_and_deviation(frames: torch.Tensor, weights: torch.Tensor, frame_mask: torch.Tensor) -> torch.Tensor:
+def weighted_mean_and_deviation(
+    frames: torch.Tensor, weights: torch.Tensor, frame_mask: torch.Tensor, min_variance: float = MIN_VARIANCE
+) -> torch.Tensor:
     """Weighted mean and weighted standard deviation over time, side by side.
 
     Okabe, Koshinaka & Shinoda 2018, "Attentive Statistics Pooling for Deep Speaker Embedding", equations 5 and 6,
@@ -103,14 +145,15 @@ def weighted_mean_and_deviation(frames: torch.Tensor, weights: torch.Tensor, fra
 
     Args:
         frames, weights, frame_mask: as in [`weighted_mean`].
+        min_variance: a variance below it counts as this much: its square root has no finite gradient at 0, the variance
+            of an utterance of one frame.
 
     Returns:
         (batch, 2 hidden), in the weights' dtype.
     """
     slices, mean = _slices_and_mean(frames, weights, frame_mask)
     variance = weights.unsqueeze(2) @ (slices - mean).square()
-    # The square root has no finite gradient at 0, the variance of an utterance of one frame.
-    deviation = variance.clamp_min(1e-10).sqrt()
+    deviation = variance.clamp_min(min_variance).sqrt()
     return torch.cat([mean.flatten(1), deviation.flatten(1)], dim=-1)
 
 
@@ -128,25 +171,38 @@ class Pooling:
     """What one pooling is made of.
 
     Attributes:
-        build_scorer: (hidden_size, num_heads) -> the layer that scores frames, from (batch, frames, hidden) to (batch,
+        linear_scorer: (hidden_size, num_heads) -> the layer that scores frames, from (batch, frames, hidden) to (batch,
             frames, heads); None: every frame counts the same.
-        pool: (frames, weights, frame_mask) -> (batch, pooled size), as [`weighted_mean`].
+        pool: (frames, weights, frame_mask) -> (batch, pooled size), as [`weighted_mean`]; with `deviation` it takes
+            `min_variance` too, as [`weighted_mean_and_deviation`].
         sizes: pooled size in multiples of the width of a frame.
         operations: additions and multiplications of `pool` for each value of a frame.
         headwise: whether it has several heads.
+        deviation: whether the standard deviation stands beside the mean.
     """
 
-    build_scorer: Callable[[int, int], nn.Module] | None
-    pool: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+    linear_scorer: Callable[[int, int], nn.Module] | None
+    pool: Callable[..., torch.Tensor]
     sizes: int
     operations: int
     headwise: bool = False
+    deviation: bool = False
 
-    def flops(self, frames: int, hidden_size: int, num_heads: int) -> int:
+    def build_scorer(self, hidden_size: int, num_heads: int, scorer_hidden_size: int | None = None) -> nn.Module | None:
+        """The layer that scores frames, linear or with a hidden layer; None: every frame counts the same."""
+        if self.linear_scorer is None:
+            return None
+        if scorer_hidden_size is None:
+            return self.linear_scorer(hidden_size, num_heads)
+        return HiddenScorer(hidden_size, scorer_hidden_size, self.linear_scorer(scorer_hidden_size, num_heads))
+
+    def flops(self, frames: int, hidden_size: int, num_heads: int, scorer_hidden_size: int | None = None) -> int:
         """Operations for one utterance, those of the scorer and the softmax included."""
         heads = num_heads if self.headwise else 1
-        scoring = 2 if self.build_scorer is not None else 0  # of each value: a product and a sum
-        return SOFTMAX_OPERATIONS * frames * heads + (self.operations + scoring) * frames * hidden_size
+        scoring = 0
+        if self.linear_scorer is not None:  # of each weight: a product and a sum
+            scoring = 2 * (hidden_size if scorer_hidden_size is None else (hidden_size + 1) * scorer_hidden_size)
+        return frames * (SOFTMAX_OPERATIONS * heads + self.operations * hidden_size + scoring)
 
 
 def _frame_scorer(hidden_size: int, num_heads: int) -> nn.Module:
@@ -157,6 +213,6 @@ POOLINGS: dict[str, Pooling] = {
     "mean": Pooling(None, weighted_mean, sizes=1, operations=2),
     "attention": Pooling(_frame_scorer, weighted_mean, sizes=1, operations=2),
     "multihead_attention": Pooling(HeadwiseLinear, weighted_mean, sizes=1, operations=2, headwise=True),
-    "statistics": Pooling(None, weighted_mean_and_deviation, sizes=2, operations=6),
-    "attentive_statistics": Pooling(_frame_scorer, weighted_mean_and_deviation, sizes=2, operations=6),
+    "statistics": Pooling(None, weighted_mean_and_deviation, sizes=2, operations=6, deviation=True),
+    "attentive_statistics": Pooling(_frame_scorer, weighted_mean_and_deviation, sizes=2, operations=6, deviation=True),
 }

@@ -12,7 +12,7 @@ from modeling_mamba_ema.audio_files import AudioFileError, Recording, load_audio
 from modeling_mamba_ema.data.bad_audio import scan_audio
 from modeling_mamba_ema.data.dataset import ConversationDataset
 from modeling_mamba_ema.inference import EmotionTracker, Segment, emotion_timeline
-from tests.helpers import tiny_model
+from tests.support.models import tiny_model
 
 RATE = 16_000
 

@@ -5,14 +5,17 @@ import os
 from pathlib import Path
 
 import audmetric
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from modeling_mamba_ema.ccc_loss import ccc_loss
+from modeling_mamba_ema.ccc_loss import MISSING_LABEL, ccc_loss
 
 
 def turns(count, seed=0, dtype=torch.float64):
@@ -28,6 +31,11 @@ def test_is_one_minus_the_mean_of_audmetrics_ccc_over_labels():
     assert float(ccc_loss(predictions, labels, eps=0.0)) == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.promise(
+    "B-18",
+    "the CCC loss has right gradients, finite ones for degenerate batches, and is right for any set of labels",
+    "gradcheck; 1e-12",
+)
 def test_gradients_are_right():
     predictions, labels = turns(6)
     labels[1, 0] = -100
@@ -36,6 +44,7 @@ def test_gradients_are_right():
     )
 
 
+@pytest.mark.promise("B-18")
 @pytest.mark.parametrize("case", ["constant predictions", "constant labels", "both, equal", "nearly constant"])
 def test_degenerate_batches_have_finite_losses_and_gradients(case):
     predictions, labels = turns(8, dtype=torch.float32)
@@ -52,6 +61,7 @@ def test_degenerate_batches_have_finite_losses_and_gradients(case):
     assert torch.isfinite(predictions.grad).all()
 
 
+@pytest.mark.promise("B-18")
 def test_a_perfect_prediction_costs_nothing():
     _, labels = turns(20, dtype=torch.float32)
     assert float(ccc_loss(labels.clone(), labels)) < 1e-4
@@ -112,6 +122,58 @@ def test_shapes_must_agree():
         ccc_loss(torch.zeros(3, 2), torch.zeros(2, 2))
 
 
+# --- any set of labels ------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def labelled_turns(draw):
+    """Predictions and labels (turns, labels) with some labels missing, and a weight for each label."""
+    turns, labels = draw(st.integers(2, 12)), draw(st.integers(1, 6))
+    random = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    truth = random.random((turns, labels))
+    missing = np.array(
+        draw(st.lists(st.lists(st.booleans(), min_size=labels, max_size=labels), min_size=turns, max_size=turns))
+    )
+    weights = draw(st.lists(st.floats(0.1, 10), min_size=labels, max_size=labels))
+    return random.random((turns, labels)), np.where(missing, MISSING_LABEL, truth), weights
+
+
+@pytest.mark.promise("B-18")
+@settings(max_examples=100, deadline=None)
+@given(turns=labelled_turns(), shift=st.floats(-1, 1), scale=st.floats(0.1, 10))
+def test_the_loss_of_any_set_of_labels_is_one_minus_the_weighted_mean_of_their_cccs(turns, shift, scale):
+    predictions, labels, weights = turns
+    predictions = shift + scale * predictions
+    given_labels = [column for column in range(labels.shape[1]) if (labels[:, column] != MISSING_LABEL).sum() >= 2]
+    with torch.no_grad():
+        loss = ccc_loss(torch.tensor(predictions), torch.tensor(labels), label_weights=weights, eps=1e-300)
+    if not given_labels:
+        assert float(loss) == 1.0
+        return
+    cccs = []
+    for column in given_labels:
+        there = labels[:, column] != MISSING_LABEL
+        cccs.append(audmetric.concordance_cc(labels[there, column], predictions[there, column]))
+    expected = 1 - np.average(cccs, weights=[weights[column] for column in given_labels])
+    torch.testing.assert_close(float(loss), float(expected), atol=1e-12, rtol=0)
+
+
+@pytest.mark.promise("B-18")
+@settings(max_examples=50, deadline=None)
+@given(turns=labelled_turns(), order=st.randoms(use_true_random=False))
+def test_neither_the_order_of_turns_nor_of_labels_changes_the_loss(turns, order):
+    predictions, labels, weights = (torch.tensor(part) for part in turns)
+    rows, columns = list(range(len(labels))), list(range(labels.shape[1]))
+    order.shuffle(rows)
+    order.shuffle(columns)
+    with torch.no_grad():
+        loss = ccc_loss(predictions, labels, label_weights=weights.tolist())
+        shuffled = ccc_loss(
+            predictions[rows][:, columns], labels[rows][:, columns], label_weights=weights[columns].tolist()
+        )
+    torch.testing.assert_close(shuffled, loss, atol=1e-12, rtol=0)
+
+
 # --- several processes ------------------------------------------------------------------------------------------------
 
 FEATURES = 5
@@ -130,50 +192,61 @@ def model():
     return nn.Linear(FEATURES, 2, dtype=torch.float64)
 
 
-def train_on_a_shard(rank, world_size, folder, splits, poison):
+SPLITS = {"4+4": ((0, 4), (4, 8)), "5+3": ((0, 5), (5, 8)), "8+0": ((0, 8), (8, 8))}
+
+
+def loss_of_a_shard(shard, poison=False):
+    features, labels = whole_batch()
+    if poison:
+        labels[0, 0] = float("nan")  # on rank 0
+    wrapped = DistributedDataParallel(model())
+    try:
+        loss = ccc_loss(wrapped(features[slice(*shard)]), labels[slice(*shard)])
+        loss.backward()
+    except ValueError as error:
+        return {"error": str(error)}
+    return {"loss": loss.detach(), "gradient": wrapped.module.weight.grad}
+
+
+def one_of_two_processes(rank, folder):
+    torch.set_num_threads(1)
     dist.init_process_group(
         "gloo",
         init_method=f"file://{folder}/rendezvous",
         rank=rank,
-        world_size=world_size,
-        timeout=datetime.timedelta(seconds=60),
+        world_size=2,
+        timeout=datetime.timedelta(seconds=120),
     )
-    torch.set_num_threads(1)
-    features, labels = whole_batch()
-    if poison:
-        labels[0, 0] = float("nan")  # on rank 0
-    start, end = splits[rank]
-    wrapped = DistributedDataParallel(model())
-    try:
-        loss = ccc_loss(wrapped(features[start:end]), labels[start:end])
-        loss.backward()
-        result = {"loss": loss.detach(), "gradient": wrapped.module.weight.grad}
-    except ValueError as error:
-        result = {"error": str(error)}
-    torch.save(result, Path(folder) / f"rank{rank}.pt")
+    results = {name: loss_of_a_shard(shards[rank]) for name, shards in SPLITS.items()}
+    results["poison"] = loss_of_a_shard(SPLITS["4+4"][rank], poison=True)
+    torch.save(results, Path(folder) / f"rank{rank}.pt")
     dist.barrier()
-    # A process group whose backward pass never ran can hang while gloo tears it down; the result is on disk.
+    # A process group whose backward pass never ran can hang while gloo tears it down; the results are on disk.
     os._exit(0)
 
 
-def run_two_processes(folder, splits, poison=False):
-    mp.spawn(train_on_a_shard, args=(2, str(folder), splits, poison), nprocs=2)
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    """What each of two processes computed; starting them takes longer than all they do."""
+    folder = tmp_path_factory.mktemp("two_processes")
+    mp.spawn(one_of_two_processes, args=(str(folder),), nprocs=2)
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-@pytest.mark.timeout(150)  # a deadlock is what these tests would see
-@pytest.mark.parametrize("splits", [((0, 4), (4, 8)), ((0, 5), (5, 8)), ((0, 8), (8, 8))], ids=["4+4", "5+3", "8+0"])
-def test_two_processes_have_the_loss_and_gradient_of_one(tmp_path, splits):
+@pytest.mark.promise(
+    "B-15", "two processes have the loss and gradient of one, and train its weights", "1e-12 loss, 1e-5 weights"
+)
+@pytest.mark.parametrize("splits", SPLITS)
+def test_two_processes_have_the_loss_and_gradient_of_one(two_processes, splits):
     features, labels = whole_batch()
     alone = model()
     loss = ccc_loss(alone(features), labels)
     loss.backward()
-    for result in run_two_processes(tmp_path, splits):
-        torch.testing.assert_close(result["loss"], loss.detach(), atol=1e-12, rtol=0)
-        torch.testing.assert_close(result["gradient"], alone.weight.grad, atol=1e-12, rtol=0)
+    for results in two_processes:
+        torch.testing.assert_close(results[splits]["loss"], loss.detach(), atol=1e-12, rtol=0)
+        torch.testing.assert_close(results[splits]["gradient"], alone.weight.grad, atol=1e-12, rtol=0)
 
 
-@pytest.mark.timeout(150)
-def test_a_bad_label_on_one_process_stops_both(tmp_path):
-    for result in run_two_processes(tmp_path, ((0, 4), (4, 8)), poison=True):
-        assert "1 of 16 labels are NaN" in result["error"]
+def test_a_bad_label_on_one_process_stops_both(two_processes):
+    for results in two_processes:
+        assert "1 of 16 labels are NaN" in results["poison"]["error"]

@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 
 from modeling_mamba_ema.metrics import concordance_cc, paired_bootstrap_difference
-from tests.tiny_corpus import ROOT, call_program, write_corpus
+from tests.support.programs import ROOT, call_program
+from tests.support.tiny_corpus import write_corpus
 
 sklearn_svm = pytest.importorskip("sklearn.svm", reason="scikit-learn: pip install '.[baseline]'")
 PROGRAM = "examples/classical_baseline.py"

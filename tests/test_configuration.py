@@ -1,10 +1,13 @@
 """MambaEMAConfig: defaults, round trips, refused values."""
 
-import pytest
-from transformers import WavLMConfig
+import json
+import tracemalloc
 
-from modeling_mamba_ema import MambaEMAConfig, MambaEMAForRegression
-from tests.helpers import tiny_config
+import pytest
+from transformers import AutoConfig, WavLMConfig
+
+from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression
+from tests.support.models import tiny_config
 
 
 def test_the_default_encoder_is_wavlm_large_without_layer_drop_and_spec_augment():
@@ -48,6 +51,7 @@ def test_an_unknown_pooling_is_an_error_that_lists_the_known_ones():
         tiny_config(speech_encoder_pooling="max")
 
 
+@pytest.mark.promise("E-07")
 @pytest.mark.parametrize(
     ("field", "value"),
     [
@@ -63,6 +67,18 @@ def test_an_unknown_pooling_is_an_error_that_lists_the_known_ones():
         ("ema_decay", "0.8"),
         ("dropout", -0.1),
         ("loss_mse_weight", 2),
+        ("speech_encoder_pooling_hidden_size", 0),
+        ("speech_encoder_pooling_hidden_size", 10**9),
+        ("speech_encoder_pooling_min_variance", 0.0),
+        ("pooled_dropout", 1.0),
+        ("projection_activation", "sin"),
+        ("head_activation", None),
+        ("head_hidden_layers", 2),
+        ("activation_layer_norm", 1),
+        ("bounded_predictions", "no"),
+        ("do_normalize", None),
+        ("waveform_std", 0.1),
+        ("waveform_mean", 0.0),
         ("speech_encoder_layers", 7),
         ("speech_encoder_layers", []),
         ("speech_encoder_layers", [-1, 2]),
@@ -83,6 +99,27 @@ def test_a_value_outside_its_range_is_named_with_what_is_allowed(field, value):
 def test_encoder_sizes_are_bounded():
     with pytest.raises(ValueError, match=r"speech_encoder_config.hidden_size is 1000000000; allowed are .* to 4096"):
         MambaEMAConfig(speech_encoder_config={"hidden_size": 10**9})
+
+
+@pytest.mark.parametrize(
+    ("statistics", "match"),
+    [
+        ({"do_normalize": True, "waveform_mean": 0.0, "waveform_std": 0.1}, "either do_normalize alone, or both"),
+        ({"do_normalize": False, "waveform_mean": 0.0, "waveform_std": 1e-4}, "waveform_std is 0.0001; allowed are"),
+        ({"do_normalize": False, "waveform_mean": 2.0, "waveform_std": 0.1}, "waveform_mean is 2.0; allowed are"),
+        ({"do_normalize": False, "waveform_mean": float("nan"), "waveform_std": 0.1}, "waveform_mean is nan"),
+        ({"do_normalize": False, "waveform_mean": "0", "waveform_std": 0.1}, "waveform_mean is '0'"),
+    ],
+)
+def test_statistics_of_the_corpus_that_cannot_be_meant_are_refused_by_model_and_feature_extractor(statistics, match):
+    for build in (tiny_config, MambaEMAFeatureExtractor):
+        with pytest.raises(ValueError, match=match):
+            build(**statistics)
+
+
+def test_heads_must_divide_the_hidden_layer_of_the_scorer():
+    with pytest.raises(ValueError, match="number of pooling heads is 4, but must divide hidden_size 6"):
+        tiny_config(speech_encoder_pooling="multihead_attention", speech_encoder_pooling_hidden_size=6)
 
 
 def test_heads_must_divide_the_encoders_width():
@@ -125,9 +162,57 @@ def test_a_value_set_afterwards_is_refused_when_a_model_is_built_and_when_it_is_
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.promise("E-06")
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
 @pytest.mark.parametrize("nested", [False, True])
 def test_a_configuration_cannot_choose_an_attention_kernel_from_a_repository(key, nested):
     fields = {key: "someone/kernels"}
     with pytest.raises(ValueError, match="no attention kernel from a repository"):
         MambaEMAConfig(**({"speech_encoder_config": fields} if nested else fields))
+
+
+@pytest.mark.promise("E-07", "sizes in a config.json are bounded", "refused under 50 MB")
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("hidden_size", 10**9),
+        ("num_hidden_layers", 10**6),
+        ("intermediate_size", 10**9),
+        ("conv_dim", [10**6] * 7),
+        ("conv_dim", [16] * 10_000),
+        ("conv_kernel", [10**9] * 7),
+        ("conv_stride", [10**9] * 7),
+        ("num_conv_pos_embeddings", 10**9),
+        ("num_conv_pos_embedding_groups", 10**9),
+        ("num_buckets", 10**9),
+        ("max_bucket_distance", 10**9),
+        ("add_adapter", True),
+    ],
+)
+def test_a_config_json_with_sizes_without_bounds_is_refused_before_memory_is_taken(tmp_path, field, value):
+    tiny_config().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    encoder = config["speech_encoder_config"]
+    encoder[field] = value
+    if field == "conv_dim":
+        encoder["num_feat_extract_layers"] = len(value)
+        encoder["conv_kernel"], encoder["conv_stride"] = [2] * len(value), [1] * len(value)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=field):
+            AutoConfig.from_pretrained(tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 50_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.promise("E-06", "a config.json cannot choose an attention kernel from a repository", "refused")
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_config_json_cannot_choose_an_attention_kernel(tmp_path, nested):
+    tiny_config().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (config["speech_encoder_config"] if nested else config)["_attn_implementation"] = "someone/kernels"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="no attention kernel"):
+        AutoConfig.from_pretrained(tmp_path)

@@ -1,10 +1,10 @@
-"""The unpadded encoder against transformers' `WavLMModel`, run alone on each utterance."""
+"""The unpadded encoder against transformers' own models, run alone on each utterance."""
 
 import copy
 
 import pytest
 import torch
-from transformers import WavLMConfig, WavLMModel
+from transformers import HubertConfig, HubertModel, Wav2Vec2Config, Wav2Vec2Model, WavLMConfig, WavLMModel
 
 from modeling_mamba_ema import (
     MambaEMAConfig,
@@ -12,17 +12,29 @@ from modeling_mamba_ema import (
     fast_speech_encoder,
     speech_encoder,
 )
-from modeling_mamba_ema.fast_speech_encoder import fast_hidden_states, is_supported
-from modeling_mamba_ema.speech_encoder import num_frames, wavlm_hidden_states
+from modeling_mamba_ema.fast_speech_encoder import fast_hidden_states, is_untouched
+from modeling_mamba_ema.speech_encoder import hidden_states_one_by_one, num_frames
 
-from .helpers import tiny_model
+from .support.models import tiny_model
 
 SAMPLES = [400, 16_000, 9_000, 24_000, 719]
 NORMS = ["layer", "group"]
+KINDS = {
+    "wavlm": (WavLMConfig, WavLMModel, {}),
+    "wav2vec2": (Wav2Vec2Config, Wav2Vec2Model, {}),
+    "hubert": (HubertConfig, HubertModel, {}),
+    "hubert without a norm": (HubertConfig, HubertModel, {"feat_proj_layer_norm": False}),
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def wavlm(norm: str, **changes) -> WavLMModel:
-    config = WavLMConfig(
+    return backbone("wavlm", norm, **changes)
+
+
+def backbone(kind: str, norm: str, **changes):
+    config_class, model_class, own = KINDS[kind]
+    config = config_class(
         hidden_size=32,
         num_hidden_layers=3,
         num_attention_heads=4,
@@ -32,11 +44,16 @@ def wavlm(norm: str, **changes) -> WavLMModel:
         do_stable_layer_norm=norm == "layer",
         conv_bias=norm == "layer",
         num_conv_pos_embeddings=16,
-        **{"num_conv_pos_embedding_groups": 2, "layerdrop": 0.0, "apply_spec_augment": False, **changes},
+        **{"num_conv_pos_embedding_groups": 2, "layerdrop": 0.0, "apply_spec_augment": False, **own, **changes},
     )
     torch.manual_seed(0)
-    model = WavLMModel(config).eval()
-    for layer in model.encoder.layers:  # as after training: no gate is alike, no bias is small
+    model = model_class(config).eval()
+    for name, parameter in model.named_parameters():  # as after training: no norm is 1, no bias is 0
+        if parameter.dim() == 1:
+            torch.nn.init.normal_(parameter, mean=float(name.endswith("weight")), std=0.3)
+    if kind != "wavlm":
+        return model
+    for layer in model.encoder.layers:  # no gate is alike, no position bias is small
         torch.nn.init.normal_(layer.attention.gru_rel_pos_const)
         torch.nn.init.normal_(layer.attention.gru_rel_pos_linear.weight)
     torch.nn.init.normal_(model.encoder.layers[0].attention.rel_attn_embed.weight)
@@ -52,8 +69,8 @@ def batch(samples=SAMPLES, dtype=torch.float32) -> tuple[torch.Tensor, torch.Ten
     return waveforms, torch.tensor(samples)
 
 
-def alone(model: WavLMModel, waveforms: torch.Tensor, lengths: torch.Tensor) -> list[list[torch.Tensor]]:
-    """Every hidden state of every utterance from `WavLMModel` itself"""
+def alone(model, waveforms: torch.Tensor, lengths: torch.Tensor) -> list[list[torch.Tensor]]:
+    """Every hidden state of every utterance from transformers' model itself"""
     states = []
     for row, length in zip(waveforms, lengths.tolist()):
         outputs = model(row[:length].unsqueeze(0), output_hidden_states=True)
@@ -72,8 +89,9 @@ def largest_difference(states: list[torch.Tensor], references: list[list[torch.T
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
 @pytest.mark.parametrize("norm", NORMS)
-def test_every_hidden_state_is_the_one_of_wavlm_run_alone(norm, dtype, tolerance, grad):
-    model = wavlm(norm).to(dtype)
+@every_kind
+def test_every_hidden_state_is_the_one_of_the_model_run_alone(kind, norm, dtype, tolerance, grad):
+    model = backbone(kind, norm).to(dtype)
     waveforms, lengths = batch(dtype=dtype)
     with torch.set_grad_enabled(grad):
         states = fast_hidden_states(model, waveforms, lengths, range(4))
@@ -90,12 +108,13 @@ def test_frames_past_the_end_are_zero(norm):
 
 
 @pytest.mark.parametrize("norm", NORMS)
-def test_gradients_are_those_of_the_plain_form(norm):
-    model = wavlm(norm).double()
+@every_kind
+def test_gradients_are_those_of_the_reference(kind, norm):
+    model = backbone(kind, norm).double()
     waveforms, lengths = batch(dtype=torch.float64)
     weights = torch.randn(len(SAMPLES), 74, 32, dtype=torch.float64)
     gradients = []
-    for encode in (fast_hidden_states, wavlm_hidden_states):
+    for encode in (fast_hidden_states, hidden_states_one_by_one):
         model.zero_grad()
         states = encode(model, waveforms.nan_to_num(), lengths, [1, 3])
         frames = num_frames(lengths, model.config)
@@ -226,18 +245,66 @@ def test_spec_augment_leaves_short_utterances_alone():
     torch.testing.assert_close(trained[1], evaluated[1])
 
 
-def test_modules_that_were_replaced_or_hooked_are_not_read_past():
-    assert is_supported(wavlm("layer"))
-    hooked = wavlm("layer")
-    hooked.encoder.layers[1].register_forward_hook(lambda module, inputs, outputs: None)
-    assert not is_supported(hooked)
+LINEAR_LAYERS = {
+    "wavlm": 1 + 3 * 7,  # the projection, and in each layer q, k, v, out, gate and two of the feed-forward part
+    "wav2vec2": 1 + 3 * 6,
+    "hubert": 1 + 3 * 6,
+}
 
-    class Adapter(torch.nn.Linear):
-        pass
 
-    adapted = wavlm("layer")
-    adapted.encoder.layers[0].feed_forward.output_dense = Adapter(64, 32)
-    assert not is_supported(adapted)
+@pytest.mark.parametrize("kind", LINEAR_LAYERS)
+def test_every_linear_layer_that_is_not_plain_is_called_and_gives_the_same_numbers(kind):
+    """A class of its own stands for adapters and quantised layers; a subclass of the weight for torchao's tensors."""
+    model = backbone(kind, "layer").double()
+    waveforms, lengths = batch(dtype=torch.float64)
+    expected = fast_hidden_states(model, waveforms, lengths, range(4))
+    called = set()
+
+    class Wrapped(torch.nn.Module):
+        def __init__(self, name, linear):
+            super().__init__()
+            self.name, self.linear = name, linear
+
+        def forward(self, hidden):
+            called.add(self.name)
+            return self.linear(hidden)
+
+    for name, module in list(model.named_modules()):
+        if isinstance(module, torch.nn.Linear):
+            model.set_submodule(name, Wrapped(name, module))
+    assert is_untouched(model)
+    for state, reference in zip(fast_hidden_states(model, waveforms, lengths, range(4)), expected):
+        torch.testing.assert_close(state, reference, rtol=0, atol=1e-12)
+    assert len(called) == LINEAR_LAYERS[kind]
+
+
+def test_hooks_on_linear_layers_run_and_change_the_result():
+    model = wavlm("layer")
+    waveforms, lengths = batch()
+    before = fast_hidden_states(model, waveforms, lengths, [3])[0]
+    model.encoder.layers[0].attention.v_proj.register_forward_hook(lambda module, inputs, output: 2 * output)
+    assert is_untouched(model)
+    assert not torch.allclose(fast_hidden_states(model, waveforms, lengths, [3])[0], before, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["", "encoder", "feature_extractor", "encoder.layers.1", "encoder.layer_norm"])
+@pytest.mark.parametrize(
+    "register", ["forward_hook", "forward_pre_hook", "full_backward_hook", "full_backward_pre_hook"]
+)
+def test_hooks_on_modules_that_are_not_called_are_seen(name, register):
+    model = wavlm("layer")
+    handle = getattr(model.get_submodule(name), f"register_{register}")(lambda *_: None)
+    assert not is_untouched(model)
+    handle.remove()
+    assert is_untouched(model)
+
+
+def test_global_hooks_are_seen():
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+    try:
+        assert not is_untouched(wavlm("layer"))
+    finally:
+        handle.remove()
 
 
 def test_an_adapter_in_the_encoder_changes_the_predictions():
@@ -252,7 +319,7 @@ def test_an_adapter_in_the_encoder_changes_the_predictions():
     model = tiny_model().eval()
     inputs = {"input_values": torch.randn(1, 8_000)}
     before = model(**inputs).logits
-    feed_forward = model.mamba_ema.speech_encoder.wavlm.encoder.layers[0].feed_forward
+    feed_forward = model.mamba_ema.speech_encoder.backbone.encoder.layers[0].feed_forward
     feed_forward.output_dense = Doubled(feed_forward.output_dense)
     assert (model(**inputs).logits - before).abs().max() > 1e-5
 
@@ -311,7 +378,7 @@ def test_a_wavlm_large_predicts_the_same_to_2e_5_and_in_bfloat16_to_1e_2(monkeyp
     with torch.inference_mode():
         fast = model(**inputs).logits
         with monkeypatch.context() as patch:
-            patch.setattr(speech_encoder, "is_supported", lambda wavlm: False)
+            patch.setattr(speech_encoder, "is_untouched", lambda backbone: False)
             plain = model(**inputs).logits
         inputs["input_values"] = inputs["input_values"].bfloat16()
         half = model.bfloat16()(**inputs).logits

@@ -12,7 +12,7 @@ from modeling_mamba_ema.fast_speech_encoder import fast_hidden_states
 from modeling_mamba_ema.mamba2 import Mamba2
 from modeling_mamba_ema.speech_encoder import length_mask
 
-from .helpers import tiny_model
+from .support.models import tiny_model
 from .test_fast_speech_encoder import NORMS, batch, wavlm
 
 DEVICE = "cuda"

@@ -1,25 +1,34 @@
-"""The whole model: batch invariance, streaming, gradients, labels; more in tests/reliability/test_invariances.py."""
+"""The whole model: inputs, outputs, gradients, labels. What may not change an answer is in test_invariances.py."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 import torch
 
-from modeling_mamba_ema import ConversationState, MambaEMAFeatureExtractor, MambaEMAModel
+from modeling_mamba_ema import MambaEMAForRegression, MambaEMAModel
 from modeling_mamba_ema.conversation_encoder import CONTEXTS
 from modeling_mamba_ema.pooling import POOLINGS
-from tests.helpers import tiny_config, tiny_model
+from tests.support.models import features, predict, tiny_config, tiny_model
 
-RATE = 16_000
-SETTINGS = [
-    *((norm, pooling, "mamba_ema") for norm, pooling in itertools.product(("group", "layer"), POOLINGS)),
-    *(("layer", "attention", context) for context in CONTEXTS if context != "mamba_ema"),
-]
-settings = pytest.mark.parametrize(("norm", "pooling", "context"), SETTINGS)
+settings = pytest.mark.parametrize(
+    ("norm", "pooling", "context"),
+    [
+        *((norm, pooling, "mamba_ema") for norm, pooling in itertools.product(("group", "layer"), POOLINGS)),
+        *(("layer", "attention", context) for context in CONTEXTS if context != "mamba_ema"),
+    ],
+)
+# The general forms of scorer, projection and head, all of them away from their defaults.
+GENERAL = {
+    "speech_encoder_pooling_hidden_size": 8,
+    "projection_activation": "tanh",
+    "head_hidden_layers": 0,
+    "activation_layer_norm": True,
+    "bounded_predictions": False,
+}
 names = ["float64", "float32"]
 precisions = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)], ids=names)
-in_pieces = pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=names)
 
 
 def turns_of(*lengths, seed=0):
@@ -27,75 +36,92 @@ def turns_of(*lengths, seed=0):
     return [generator.normal(0, 0.1, length).astype(np.float32) for length in lengths]
 
 
-def features(speech):
-    return MambaEMAFeatureExtractor()(speech, sampling_rate=RATE, return_tensors="pt")
-
-
-@torch.no_grad()
-def predict(model, speech, **kwargs):
-    return model(**features(speech), **kwargs)
-
-
-@settings
+@pytest.mark.parametrize("pooling", ["attention", "multihead_attention", "attentive_statistics"])
 @precisions
-def test_an_utterance_gets_the_same_numbers_alone_in_a_batch_and_in_any_conversation(
-    norm, pooling, context, dtype, tolerance
-):
-    model = tiny_model(norm=norm, dtype=dtype, speech_encoder_pooling=pooling, context=context)
-    first, short, long = turns_of(4_000, 400, 24_000)
-    alone = predict(model, first).logits[0]
-    assert not torch.allclose(alone, predict(model, short).logits[0], atol=1e-3), "the model must tell turns apart"
-    in_batch = predict(model, [long, first, short]).logits[1]
-    in_conversations = predict(model, [[long, short, short], [first], [first, long]]).logits
-    for other in (in_batch, in_conversations[1, 0], in_conversations[2, 0]):
-        torch.testing.assert_close(other, alone, atol=tolerance, rtol=0)
-
-
-@settings
-@in_pieces
-def test_streaming_turn_by_turn_equals_the_whole_conversation(norm, pooling, context, dtype, tolerance):
-    model = tiny_model(norm=norm, dtype=dtype, speech_encoder_pooling=pooling, context=context)
-    turns = turns_of(3_000, 400, 9_000, 2_000, 4_000)
-    whole = predict(model, [turns]).logits[0]
+def test_the_general_forms_give_the_same_numbers_alone_in_a_batch_and_in_a_stream(pooling, dtype, tolerance):
+    model = tiny_model(dtype=dtype, speech_encoder_pooling=pooling, **GENERAL)
+    turns = turns_of(4_000, 400, 24_000)
     state, streamed = None, []
     for turn in turns:
         outputs = predict(model, turn, conversation_state=state, use_conversation_state=True)
         state = outputs.conversation_state
         streamed.append(outputs.logits[0])
-    torch.testing.assert_close(torch.stack(streamed), whole, atol=tolerance, rtol=0)
+    batch = predict(model, [[turns[2]], turns, [turns[1], turns[0]]]).logits
+    torch.testing.assert_close(batch[1], torch.stack(streamed), atol=tolerance, rtol=0)
+    alone = predict(model, turns[2]).logits[0]
+    assert not torch.allclose(alone, streamed[2], atol=1e-3), "the context must change the numbers"
+    torch.testing.assert_close(batch[0, 0], alone, atol=tolerance, rtol=0)
 
 
-@in_pieces
-def test_the_state_of_a_ragged_batch_continues_each_conversation_as_if_it_had_been_alone(dtype, tolerance):
-    model = tiny_model(dtype=dtype)
-    a, b, c, d = turns_of(2_000, 3_000, 2_500, 800)
-    batch = predict(model, [[a, b, c], [d]], use_conversation_state=True)
-    assert batch.conversation_state.num_turns.tolist() == [3, 1]
-    after = predict(model, [b, b], conversation_state=batch.conversation_state).logits
-    alone = predict(model, [[d, b]]).logits[0, 1]
-    torch.testing.assert_close(after[1], alone, atol=tolerance, rtol=0)
+FORMS = {
+    "default": {},
+    "no hidden layer": {"head_hidden_layers": 0, "bounded_predictions": False, "projection_activation": "tanh"},
+    "layer norms": {"activation_layer_norm": True, "projection_activation": "relu", "head_activation": "silu"},
+    "nothing but linear layers": {"head_hidden_layers": 0, "activation_layer_norm": True},
+}
 
 
-def test_context_none_reads_each_turn_by_itself_and_the_others_remember():
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("context", ["none", "ema"])
+def test_projection_and_head_are_the_equations_of_their_docstrings(form, context):
+    fields = FORMS[form]
+    model = tiny_model(dtype=torch.float64, context=context, **fields)
     a, b = turns_of(2_000, 3_000)
-    for context in CONTEXTS:
-        model = tiny_model(context=context)
-        gap = (predict(model, [[a, b]]).logits[0, 1] - predict(model, b).logits[0]).abs().max()
-        assert (gap < 1e-6) == (context == "none"), context
+    outputs = predict(model, [[a, b]])
+    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items() if ".speech_encoder." not in name}
+    functions = {
+        None: lambda x: x,
+        "tanh": np.tanh,
+        "relu": lambda x: np.maximum(x, 0),
+        "silu": lambda x: x / (1 + np.exp(-x)),
+        "gelu": lambda x: x * 0.5 * (1 + np.vectorize(math.erf)(x / math.sqrt(2))),
+    }
+
+    def activated(x, name, prefix):
+        if name is not None and fields.get("activation_layer_norm"):
+            x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+            x = x * weights[f"{prefix}.norm.weight"] + weights[f"{prefix}.norm.bias"]
+        return functions[name](x)
+
+    def linear(x, name):
+        return x @ weights[f"{name}.weight"].T + weights.get(f"{name}.bias", 0.0)
+
+    pooled = outputs.pooled_output[0].numpy()  # (turns, pooled size)
+    z = activated(
+        linear(pooled, "mamba_ema.projection"), fields.get("projection_activation"), "mamba_ema.projection_activation"
+    )
+    c = np.stack([z[0], 0.8 * z[0] + 0.2 * z[1]]) if context == "ema" else z[:, :0]
+    if fields.get("head_hidden_layers", 1):
+        hidden = linear(np.concatenate([z, c], axis=-1), "head.dense")
+        scores = linear(activated(hidden, fields.get("head_activation", "gelu"), "head.activation"), "head.out_proj")
+    else:
+        scores = linear(z, "head.out_proj") + (linear(c, "head.context_proj") if context == "ema" else 0.0)
+    expected = 1 / (1 + np.exp(-scores)) if fields.get("bounded_predictions", True) else scores
+    np.testing.assert_allclose(outputs.logits[0].numpy(), expected, atol=1e-12)
 
 
-def test_a_state_is_a_value_that_no_call_changes():
-    model = tiny_model()
-    a, b = turns_of(2_000, 3_000)
-    state = predict(model, a, use_conversation_state=True).conversation_state
-    kept = state.copy()
-    first = predict(model, b, conversation_state=state, use_conversation_state=True).logits
-    second = predict(model, b, conversation_state=state, use_conversation_state=True).logits
-    assert torch.equal(first, second)
-    for name, tensor in state.state_dict().items():
-        assert torch.equal(tensor, kept.state_dict()[name]), name
-    restored = ConversationState.from_state_dict(state.state_dict())
-    assert torch.equal(predict(model, b, conversation_state=restored).logits, first)
+def test_a_part_of_the_head_that_reads_a_new_context_alone_begins_at_zero():
+    model = MambaEMAForRegression(tiny_config(head_hidden_layers=0))
+    assert not model.head.context_proj.weight.any()
+    assert model.head.out_proj.weight.all()
+
+
+def test_unbounded_predictions_leave_the_unit_scale_and_are_learned_all_the_same():
+    model = tiny_model(**GENERAL)
+    logits = predict(model, [turns_of(2_000, 3_000, 4_000)]).logits
+    assert ((logits < 0) | (logits > 1)).any()
+    labels = torch.rand(1, 3, 2, generator=torch.Generator().manual_seed(0))
+    model.train()(**features([turns_of(2_000, 3_000, 4_000)]), labels=labels).loss.backward()
+    assert all(p.grad.any() for name, p in model.named_parameters() if p.requires_grad and "head" in name)
+
+
+def test_dropout_of_the_pooled_vector_is_off_unless_asked_for():
+    speech = features(turns_of(4_000))
+    for probability, same in ((0.0, True), (0.5, False)):
+        model = tiny_model(pooled_dropout=probability, freeze_speech_encoder=True).train()
+        torch.manual_seed(0)
+        first, second = model(**speech).logits, model(**speech).logits
+        assert torch.equal(first, second) == same
 
 
 def test_padded_turns_have_no_numbers_and_predictions_lie_on_the_unit_scale():
@@ -160,6 +186,7 @@ def test_missing_labels_and_padded_turns_do_not_count_in_the_loss():
     torch.testing.assert_close(outputs.loss, expected)
 
 
+@pytest.mark.promise("A-07")
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
@@ -174,6 +201,7 @@ def test_labels_that_cannot_be_right_are_refused(labels, message):
         tiny_model()(**features(turns_of(2_000, 3_000)), labels=labels)
 
 
+@pytest.mark.promise("A-07")
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -247,3 +275,47 @@ def test_inputs_are_needed_once():
         model()
     with pytest.raises(ValueError, match="need frame_mask"):
         model(frame_values=torch.randn(1, 1, 1, 5, tiny_config().speech_encoder_config.hidden_size))
+
+
+@pytest.mark.promise(
+    "A-07", "the model itself refuses masks, values, frames and labels that cannot be right", "every case"
+)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38, 1e19, 32_767.0], ids=str)
+def test_a_model_refuses_input_values_that_are_no_normalised_speech(value):
+    inputs = features(turns_of(1_200, 1_200, 2_000))
+    inputs["input_values"][2, 700] = value
+    with pytest.raises(ValueError, match="turn 0 of row 2 of input_values is NaN, infinite or beyond 10000"):
+        tiny_model()(**inputs)
+
+
+FRAMES = torch.randn(2, 3, 1, 9, 32, generator=torch.Generator().manual_seed(0))
+
+
+FRAME_MASK = torch.ones(2, 3, 9)
+
+
+@pytest.mark.promise("A-07")
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"frame_mask": None}, "need frame_mask"),
+        ({"frame_values": FRAMES[:, :, 0]}, "must be (batch, turns, 1, frames, 32)"),
+        ({"frame_values": FRAMES.expand(2, 3, 2, 9, 32)}, "must be (batch, turns, 1, frames, 32)"),
+        ({"frame_values": FRAMES[..., :16]}, "must be (batch, turns, 1, frames, 32)"),
+        ({"frame_values": FRAMES[:0]}, "must be (batch, turns, 1, frames, 32)"),
+        ({"frame_mask": FRAME_MASK[..., :8]}, "frame_mask has shape (2, 3, 8), but must be (2, 3, 9)"),
+        ({"frame_mask": 2 * FRAME_MASK}, "frame_mask must hold 0 and 1 only"),
+        ({"frame_mask": 0 * FRAME_MASK}, "row 0 of the batch has no valid turn"),
+        ({"turn_mask": torch.ones(2, 2)}, "turn_mask has shape (2, 2), but must be (2, 3)"),
+        (
+            {"frame_mask": FRAME_MASK * torch.tensor([1, 0, 1])[:, None], "turn_mask": torch.ones(2, 3)},
+            "turn 1 of row 0 has no frame in frame_mask",
+        ),
+        ({"input_values": torch.randn(2, 3, 1_000)}, "either input_values or frame_values"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_model_refuses_cached_frames_that_are_not_its_own(changes, says):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the text is compared below
+        tiny_model()(**({"frame_values": FRAMES, "frame_mask": FRAME_MASK} | changes))
+    assert says in str(caught.value)

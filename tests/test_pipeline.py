@@ -18,7 +18,7 @@ from transformers import AudioClassificationPipeline, AutoFeatureExtractor, Auto
 
 from modeling_mamba_ema import InvalidAudioError, MambaEMAPipeline
 from modeling_mamba_ema.publishing import prepare_release
-from tests.helpers import tiny_model
+from tests.support.models import tiny_model
 
 RATE = 16_000
 
@@ -72,6 +72,7 @@ def by_label(answer, key="score"):
     return {row["label"]: row[key] for row in answer}
 
 
+@pytest.mark.promise("B-19", "pipeline, tracker, page and programs give the model's numbers", "1e-5")
 def test_each_way_to_the_pipeline_gives_the_models_numbers_highest_first(folder, remote, installed, stock):
     wanted = expected(folder, waveform())
     assert type(remote).__name__ == "MambaEMAPipeline"
@@ -103,6 +104,7 @@ def test_the_labels_own_scale_comes_on_request(remote):
     assert len(remote(waveform(), top_k=1)) == 1
 
 
+@pytest.mark.promise("B-19")
 @pytest.mark.parametrize("way", ["array", "raw", "tensor", "float64", "bytes", "bytearray", "undecoded", "str", "path"])
 def test_every_form_of_the_same_audio_gives_the_same_numbers(folder, remote, tmp_path, way):
     samples = waveform()
@@ -200,6 +202,7 @@ BAD = {
 }
 
 
+@pytest.mark.promise("D-10")
 @pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
 def test_what_cannot_be_used_is_refused_in_a_sentence_and_nothing_is_fetched(remote, monkeypatch, bad):
     attempts = []
@@ -230,6 +233,7 @@ def test_audio_that_is_too_long_is_refused_before_it_is_decoded(remote):
     assert peak < 20e6  # decoded it would be 230 MB
 
 
+@pytest.mark.promise("D-10", "the pipeline takes paths only when told to, and never fetches", "every case")
 def test_a_string_is_a_path_only_when_allowed(remote, tmp_path):
     sf.write(tmp_path / "turn.wav", waveform(), RATE)
     with pytest.raises(ValueError, match="allow_paths=True"):

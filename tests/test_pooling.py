@@ -1,5 +1,6 @@
 """Poolings against numbers worked out by hand, and against their definitions."""
 
+import itertools
 import math
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from modeling_mamba_ema.pooling import (
     POOLINGS,
     HeadwiseLinear,
+    HiddenScorer,
     pooling_weights,
     weighted_mean,
     weighted_mean_and_deviation,
@@ -67,6 +69,56 @@ def test_headwise_scores_read_only_their_slice():
 
 
 @pytest.mark.parametrize(
+    ("pooling", "heads"), [("attention", 1), ("attentive_statistics", 1), ("multihead_attention", 2)]
+)
+def test_a_scorer_with_a_hidden_layer_is_equation_3_of_okabe_et_al(pooling, heads):
+    scorer = POOLINGS[pooling].build_scorer(4, 2, scorer_hidden_size=6)
+    assert isinstance(scorer, HiddenScorer)
+    torch.nn.init.normal_(scorer.hidden.bias)
+    scores = scorer(frames := torch.randn(2, 3, 4))
+    assert scores.shape == (2, 3, heads)
+    v, k = scorer.score.weight.view(heads, -1), scorer.score.bias
+    for batch, frame, head in itertools.product(range(2), range(3), range(heads)):
+        hidden = torch.tanh(scorer.hidden.weight @ frames[batch, frame] + scorer.hidden.bias)
+        expected = v[head] @ hidden.view(heads, -1)[head] + k[head]
+        torch.testing.assert_close(scores[batch, frame, head], expected)
+
+
+def test_linear_scores_are_the_limit_of_a_hidden_layer_that_hardly_bends():
+    linear = POOLINGS["attention"].build_scorer(4, 1)
+    hidden = POOLINGS["attention"].build_scorer(4, 1, scorer_hidden_size=4)
+    with torch.no_grad():
+        hidden.hidden.weight.copy_(1e-3 * torch.eye(4))  # tanh(x) = x for small x
+        hidden.hidden.bias.zero_()
+        hidden.score.weight.copy_(1e3 * linear.weight)
+        hidden.score.bias.copy_(linear.bias)
+    frames = torch.randn(2, 3, 4)
+    torch.testing.assert_close(hidden(frames), linear(frames), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("pooling", "parameters"), [("attention", 128 * 1025 + 129), ("multihead_attention", 128 * 1025 + 132)]
+)
+def test_parameters_and_operations_of_a_scorer_with_a_hidden_layer(pooling, parameters):
+    scorer = POOLINGS[pooling].build_scorer(1024, 4, scorer_hidden_size=128)
+    assert sum(p.numel() for p in scorer.parameters()) == parameters
+    linear, hidden = (POOLINGS[pooling].flops(10, 1024, 4, size) for size in (None, 128))
+    assert hidden - linear == 10 * 2 * (1024 * 128 + 128 - 1024)
+
+
+def test_a_pooling_that_scores_no_frames_has_no_scorer():
+    assert POOLINGS["mean"].build_scorer(1024, 4, scorer_hidden_size=128) is None
+    assert POOLINGS["statistics"].flops(10, 1024, 4, 128) == POOLINGS["statistics"].flops(10, 1024, 4)
+
+
+def test_a_variance_counts_as_at_least_the_least():
+    pooled = weighted_mean_and_deviation(FRAMES / 100, weights_of([[0.0]] * 4), MASK, min_variance=0.25)
+    assert pooled[0, 2:].tolist() == [0.5, 0.5]
+    pooled = weighted_mean_and_deviation(FRAMES, weights_of([[0.0]] * 4), MASK, min_variance=14.0)
+    torch.testing.assert_close(pooled[0, 2:], torch.tensor([math.sqrt(14), math.sqrt(200 / 3)]))
+
+
+@pytest.mark.parametrize(
     ("pooling", "parameters", "size"),
     [
         ("mean", 0, 1024),
@@ -78,11 +130,11 @@ def test_headwise_scores_read_only_their_slice():
 )
 def test_parameter_counts_and_widths_at_wavlm_large(pooling, parameters, size):
     kind = POOLINGS[pooling]
-    layer = torch.nn.Identity() if kind.build_scorer is None else kind.build_scorer(1024, 4)
+    layer = torch.nn.Identity() if kind.linear_scorer is None else kind.build_scorer(1024, 4)
     assert sum(p.numel() for p in layer.parameters()) == parameters
     assert kind.sizes * 1024 == size
     frames, mask = torch.randn(2, 3, 1024), torch.ones(2, 3, dtype=torch.bool)
-    scores = torch.zeros(2, 3, 1) if kind.build_scorer is None else layer(frames)
+    scores = torch.zeros(2, 3, 1) if kind.linear_scorer is None else layer(frames)
     assert kind.pool(frames, pooling_weights(scores, mask), mask).shape == (2, size)
 
 

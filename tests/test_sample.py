@@ -3,7 +3,7 @@
 import pytest
 
 from modeling_mamba_ema.sample import FOLDER, load_sample_conversation
-from tests.tiny_corpus import run_program
+from tests.support.programs import run_program
 
 # In a process of its own: eSpeak NG says the same only where it has said nothing before.
 MAKE = """

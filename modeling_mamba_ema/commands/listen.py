@@ -25,7 +25,7 @@ MAX_WAITING_SECONDS = 30  # of a microphone's sound that may wait for the model
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
     parser.add_argument("--file", type=Path, help="listen to this file instead of the microphone")
-    add_channel_option(parser)
+    add_channel_option(parser, split=False)
     parser.add_argument("--speed", type=float, default=1.0, help="times real time, for a file (1)")
 
 

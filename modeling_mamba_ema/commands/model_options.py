@@ -16,10 +16,15 @@ def add_model_options(parser: argparse.ArgumentParser, device: bool = True) -> N
         parser.add_argument("--device", default="cpu", help="where the model runs, e.g. cuda")
 
 
-def add_channel_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+def add_channel_option(parser: argparse.ArgumentParser, split: bool = True) -> None:
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument(
         "--channel", type=int, metavar="N", help="of files with several, counted from 1; default: their average"
     )
+    if split:
+        chosen.add_argument(
+            "--split-channels", action="store_true", help="each channel is a speaker of the conversation, as in calls"
+        )
 
 
 def load_tracker(options: argparse.Namespace) -> EmotionTracker:

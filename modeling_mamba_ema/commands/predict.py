@@ -32,6 +32,7 @@ class Turn:
     end: float | None = None
     conversation: str | None = None
     number: int | None = None
+    channel: int | None = None
     labels: dict[str, float | None] = field(default_factory=dict)
     salient: tuple[float, float] | None = None  # the stretch that carries the emotion, of a synthetic corpus
 
@@ -61,6 +62,8 @@ def run(options: argparse.Namespace) -> int:
     of_corpus = len(options.sources) == 1 and (options.sources[0].is_dir() or options.sources[0].suffix in TABLES)
     if not of_corpus and (options.split or options.conversation_id):
         raise ValueError("--split and --conversation-id choose from a corpus; give its folder or its table")
+    if of_corpus and options.split_channels:
+        raise ValueError("--split-channels is for audio files; a corpus names the channel of each turn in a column")
 
     from ..audio_files import AudioFileError, load_audio
     from ..feature_extraction_mamba_ema import SAMPLING_RATE
@@ -78,7 +81,8 @@ def run(options: argparse.Namespace) -> int:
         tracker.reset()
         for turn in conversation:
             try:
-                waveform = load_audio(turn.file_name, turn.start, turn.end, options.channel, longest)
+                channel = options.channel if turn.channel is None else turn.channel
+                waveform = load_audio(turn.file_name, turn.start, turn.end, channel, longest)
             except AudioFileError as error:  # the others can be answered for all the same
                 complain(str(error))
                 code = 1
@@ -103,29 +107,51 @@ def _of_files(options: argparse.Namespace, labels: list[str]) -> list[list[Turn]
     if options.sample:
         from ..sample import load_sample_conversation
 
+        turns = load_sample_conversation()
         return [
             [
-                Turn(row["file_name"], row["speaker"], labels={label: row[label] for label in labels if label in row})
-                for row in load_sample_conversation()
+                Turn(turn["file_name"], turn["speaker"], labels={name: turn[name] for name in labels if name in turn})
+                for turn in turns
             ]
         ]
-    turns = [Turn(str(path)) for path in options.sources]
-    return [turns] if options.conversation else [[turn] for turn in turns]
+    files = [_channels(path) if options.split_channels else [Turn(str(path))] for path in options.sources]
+    return [list(itertools.chain(*files))] if options.conversation else files
+
+
+def _channels(path: Path) -> list[Turn]:
+    """A turn of each channel; one of all where the file cannot be used, which is said when it is read."""
+    from ..audio_files import AudioFileError, Recording
+    from ..inference.segments import channel_speaker, check_several_channels
+
+    try:
+        with Recording(path) as recording:
+            check_several_channels(recording)
+            channels = range(1, recording.channels + 1)
+    except AudioFileError:
+        return [Turn(str(path))]
+    return [Turn(str(path), channel_speaker(channel), channel=channel) for channel in channels]
 
 
 def _of_corpus(options: argparse.Namespace, tracker: EmotionTracker) -> list[list[Turn]]:
     """The conversations of a corpus that were chosen, turns in order."""
     from ..data.dataset import load_emotion_dataset
+    from ..data.normal_form import LabelError
 
     source, config = options.sources[0], tracker.model.config
     scales = {label: config.label_range(label) for label in tracker.labels}
-    splits = load_emotion_dataset(source, tracker.labels, scales, labels_optional=True)
+    labels = tracker.labels
+    try:
+        splits = load_emotion_dataset(source, labels, scales, labels_optional=True)
+    except LabelError as error:  # predictions can be made all the same
+        complain(f"note: the labels of the corpus are left out: {error}")
+        labels, splits = [], load_emotion_dataset(source, ())
     if options.split is not None and options.split not in splits:
         raise ValueError(f"{source} has no split {options.split}; there are {', '.join(splits)}")
     chosen = splits.values() if options.split is None else [splits[options.split]]
     conversations = []
     for split in chosen:
-        turns = [_turn(row, tracker.labels) for row in split.to_list()]
+        known = [label for label in labels if any(value >= 0 for value in split[label][:])]
+        turns = [_turn(row, known) for row in split.to_list()]
         conversations += [list(group) for _, group in itertools.groupby(turns, key=lambda turn: turn.conversation)]
     if options.conversation_id is None:
         return conversations
@@ -137,11 +163,21 @@ def _of_corpus(options: argparse.Namespace, tracker: EmotionTracker) -> list[lis
 
 
 def _turn(row: dict[str, Any], labels: list[str]) -> Turn:
-    given = {label: row[label] if row[label] >= 0 else None for label in labels if label in row}
-    stretch = (row["salient_start"], row["salient_end"]) if row.get("salient_start") is not None else None
-    speaker = None if row.get("speaker") is None else str(row["speaker"])
-    place = (str(row["conversation_id"]), row["turn"])
-    return Turn(row["file_name"], speaker, row.get("start"), row.get("end"), *place, given, stretch)
+    from ..data.text_files import seconds_of
+
+    given = {label: row[label] if row[label] >= 0 else None for label in labels}
+    start, end = seconds_of(row.get("salient_start")), seconds_of(row.get("salient_end"))
+    return Turn(
+        row["file_name"],
+        row.get("speaker"),
+        row.get("start"),
+        row.get("end"),
+        str(row["conversation_id"]),
+        row["turn"],
+        row.get("channel"),
+        given,
+        None if start is None or end is None else (start, end),
+    )
 
 
 def _widths(turns: list[Turn]) -> dict[str, int]:
@@ -190,6 +226,6 @@ def _draw(drawn: list[tuple[Turn, TurnEmotion]], trajectory: Path, attention: Pa
     ).savefig(trajectory, dpi=90)
     sharpness = [(turn.salient is not None, heard.attention.max() * heard.attention.shape[-1]) for turn, heard in drawn]
     turn, heard = drawn[max(range(len(drawn)), key=lambda number: sharpness[number])]
-    waveform = load_audio(turn.file_name, turn.start, turn.end, channel)
+    waveform = load_audio(turn.file_name, turn.start, turn.end, channel if turn.channel is None else turn.channel)
     title = f"Where the model listened: turn {heard.turn}"
     plot_attention(waveform, heard.attention, salient=turn.salient, title=title).savefig(attention, dpi=90)

@@ -1,7 +1,8 @@
 """Emotion over a long recording, a row a segment: start, end, speaker, values from 0 to 1.
 
-Segments come from a file (CSV or RTTM), from Silero VAD (--vad), or are windows of one length. The state of the
-conversation is carried over all of them. Near silence is below -70 dBFS, where the values say nothing about a voice.
+Segments come from a file (CSV or RTTM), from Silero VAD (--vad), or are windows of one length; with --split-channels
+they are those of each channel. The state of the conversation is carried over all of them. Near silence is below -70
+dBFS, where the values say nothing about a voice.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recording", type=Path, help="audio file of up to 4 hours")
     add_model_options(parser)
     chosen = parser.add_mutually_exclusive_group()
-    chosen.add_argument("--segments", type=Path, help="CSV with start,end[,speaker] in seconds, or RTTM")
+    chosen.add_argument("--segments", type=Path, help="CSV with start,end[,speaker,channel] in seconds, or RTTM")
     chosen.add_argument("--vad", action="store_true", help="find speech with Silero VAD")
     chosen.add_argument("--window", type=float, default=10.0, help="else: windows of this many seconds (10)")
     add_channel_option(parser)
@@ -39,6 +40,8 @@ def run(options: argparse.Namespace) -> int:
         check_output(path, options.overwrite)
     if options.plot is not None and options.plot.suffix.lower() not in (".png", ".svg"):
         raise ValueError(f"{options.plot.name} ends in {options.plot.suffix!r}; pictures are written as .png or .svg")
+    if options.segments is not None and options.split_channels:
+        raise ValueError("--split-channels is for --vad and windows; segments name their channels themselves")
 
     from contextlib import ExitStack
 
@@ -46,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
 
     from ..audio_files import Recording
     from ..inference import TimelineWriter, emotion_timeline, read_segments, timeline_columns
+    from ..inference.segments import channel_speaker
     from ..inference.voice_activity import detect_speech
 
     rows: list[dict[str, Any]] = []
@@ -56,13 +60,14 @@ def run(options: argparse.Namespace) -> int:
         if options.segments is not None:
             segments = read_segments(options.segments, options.recording.stem)
         elif options.vad:
-            segments = detect_speech(recording)
+            segments = detect_speech(recording, options.split_channels)
         tracker = load_tracker(options)
-        timeline = emotion_timeline(tracker, recording, segments)
+        timeline = emotion_timeline(tracker, recording, segments, options.split_channels and not options.vad)
         writer = None
         if options.output is not None:
             writer = stack.enter_context(TimelineWriter(options.output, timeline_columns(tracker)))
         speakers = [segment.speaker or "" for segment in segments] if isinstance(segments, list) else []
+        speakers += [channel_speaker(recording.channels)] if options.split_channels else []
         table = Table(options.json, {"speaker": max(map(len, speakers), default=0)})
         # The bar is on standard error, and only where that is a terminal.
         bar = stack.enter_context(tqdm(total=round(recording.seconds), unit="s", disable=None))

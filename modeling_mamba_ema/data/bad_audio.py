@@ -42,7 +42,7 @@ def scan_audio(splits: Mapping[str, Dataset], max_seconds: float) -> list[BadAud
 
     def reason(utterance: Utterance) -> str | None:
         try:
-            check_audio(utterance.file_name, utterance.start, utterance.end, max_seconds)
+            check_audio(utterance.file_name, utterance.start, utterance.end, utterance.channel, max_seconds)
         except AudioFileError as error:
             return str(error)
         return None

@@ -1,34 +1,20 @@
-"""The normal form of a corpus: one row an utterance, grouped into conversations.
-
-Columns: `file_name`, `conversation_id`, `turn`, the label names, and optionally `speaker`, `split`, `start`, `end`
-(seconds, where several utterances share a file).
-"""
+"""A corpus as conversations: its splits in normal form, see `normal_form.py`, and items for training and evaluation."""
 
 from __future__ import annotations
 
-import difflib
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from datasets import Dataset, DatasetDict
 
 from ..audio_files import load_audio
-from ..ccc_loss import MISSING_LABEL
 from ..feature_extraction_mamba_ema import SAMPLING_RATE
-from .categories import refuse_categories
 from .frame_cache import FrameCache, utterances_of
+from .normal_form import in_normal_form, to_unit_scale
 from .sources import Source, read_label_ranges, read_table
 from .watched_reading import WatchedReading
-
-logger = logging.getLogger(__name__)
-
-COLUMNS = ("file_name", "start", "end", "conversation_id", "turn", "speaker", "split")
-# Ratings slightly off their scale are clipped; farther off, the scale was named wrongly.
-_CLIP_SHARE = 0.02
 
 
 def load_emotion_dataset(
@@ -48,32 +34,23 @@ def load_emotion_dataset(
             knows the corpus' own scale, goes before it. Labels come out on the unit scale, -100 where the corpus has
             none.
         columns: what the corpus calls a column of the normal form or a label, such as `{"valence": "EmoVal"}`.
-        labels_optional: leave out labels that the corpus does not have, for predictions without a reference.
+        labels_optional: labels for which the corpus has no column are missing, for predictions without a reference.
 
     Returns:
         Splits by name; rows ordered by conversation and turn, `file_name` made absolute. A corpus without the column
         `conversation_id` has single utterances: each becomes a conversation of its own. Without `turn`, turns are
-        ordered by `start`.
+        ordered by `start`. Each split may number its conversations anew.
 
     Raises:
-        ValueError: the source, a column or a label is not what it must be; the message names it.
+        LabelError: a label that is no number, or far off its scale.
+        ValueError: the source, a column or a value is not what it must be; the message names it, with its row.
     """
     table, name, folder = read_table(source)
-    columns = columns or {}
-    if labels_optional:
-        labels = [label for label in labels if label in columns or label in table.columns]
-    table = _with_normal_names(table, name, labels, columns)
-    doubled = table.duplicated(["conversation_id", "turn"])
-    if doubled.any():
-        row = table[doubled].iloc[0]
-        raise ValueError(f"{name} has turn {row['turn']} of conversation {row['conversation_id']!r} twice")
+    table = in_normal_form(table, name, labels, columns or {}, labels_optional)
     scales = {**(label_ranges or {}), **read_label_ranges(source)}
     for label in labels:
-        table[label] = _to_unit_scale(table, label, scales.get(label, (0, 1)))
+        table[label] = to_unit_scale(table, label, scales.get(label, (0, 1)), name)
     table["file_name"] = [str(folder.absolute() / file) for file in table["file_name"]]
-    table = table.sort_values(["conversation_id", "turn"], kind="stable")
-    if "split" not in table.columns:
-        table["split"] = "train"
     return DatasetDict(
         {
             str(split): Dataset.from_pandas(rows.drop(columns="split"), preserve_index=False)
@@ -145,7 +122,7 @@ class ConversationDataset(torch.utils.data.Dataset):
             ]
         else:
             item["waveforms"] = [
-                self.reading.read(row, file.file_name, load_audio, file.file_name, file.start, file.end)
+                self.reading.read(row, file.file_name, load_audio, file.file_name, file.start, file.end, file.channel)
                 for row, file in utterances
             ]
             item["seconds"] = [waveform.size / SAMPLING_RATE for waveform in item["waveforms"]]
@@ -157,60 +134,3 @@ class ConversationDataset(torch.utils.data.Dataset):
             pid: None if row is None else str(self.rows[row]["file_name"])
             for pid, row in self.reading.readers().items()
         }
-
-
-def _with_normal_names(
-    table: pd.DataFrame, name: str, labels: Sequence[str], columns: Mapping[str, str]
-) -> pd.DataFrame:
-    """Columns under the names of the normal form, with all that are required."""
-    for normal, own in columns.items():
-        if normal not in (*COLUMNS, *labels):
-            raise ValueError(f"data.columns names {normal!r}{_nearest(normal, (*COLUMNS, *labels))}")
-        if own not in table.columns:
-            raise ValueError(f"{name} has no column {own!r} for {normal}{_nearest(own, table.columns)}")
-    if labels and not any(label in columns or label in table.columns for label in labels):
-        refuse_categories(name, table.columns)
-    renamed = {normal: table[own] for normal, own in columns.items()}
-    table = table.assign(**renamed)
-    for column in ("file_name", *labels):
-        if column not in table.columns:
-            raise ValueError(f"{name} has no column {column!r}{_nearest(column, table.columns)}; data.columns can name it")
-    for column in ("file_name", "conversation_id", "turn"):
-        if column in table.columns and table[column].isna().any():
-            raise ValueError(f"{name} has no {column} in row {int(table[column].isna().to_numpy().argmax()) + 1}")
-    if "conversation_id" not in table.columns:
-        close = difflib.get_close_matches("conversation_id", table.columns, n=1)
-        if close or table["file_name"].duplicated().any():
-            hint = f"; did you mean {close[0]!r}?" if close else ", although several utterances share a file"
-            raise ValueError(f"{name} has no column 'conversation_id'{hint} data.columns can name it")
-        logger.info("%s has no conversations: each of its %d utterances stands alone", name, len(table))
-        table = table.assign(conversation_id=table["file_name"], turn=0)
-    if "turn" not in table.columns:
-        if "start" not in table.columns or table["start"].isna().any():
-            raise ValueError(f"{name} has no column 'turn', and no 'start' to order turns by{_nearest('turn', table.columns)}")
-        table = table.assign(turn=table.groupby("conversation_id")["start"].rank(method="first").astype(int) - 1)
-    return table
-
-
-def _nearest(name: str, known: Sequence[str] | pd.Index) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
-    return f", only {', '.join(known)}" + (f"; did you mean {close[0]!r}?" if close else "")
-
-
-def _to_unit_scale(table: pd.DataFrame, label: str, scale: Sequence[float]) -> np.ndarray:
-    low, high = float(scale[0]), float(scale[1])
-    values = pd.to_numeric(table[label], errors="coerce").to_numpy(float)
-    given = table[label].notna().to_numpy()
-    # Written so that NaN from a text and infinity are off, too.
-    off = given & ~((values >= low - _CLIP_SHARE * (high - low)) & (values <= high + _CLIP_SHARE * (high - low)))
-    if off.any():
-        row = table[off].iloc[0]
-        value = row[label] if isinstance(row[label], str) else f"{row[label]:g}"
-        raise ValueError(
-            f"{label} of turn {row['turn']} of conversation {row['conversation_id']!r} is {value}, outside its scale "
-            f"[{low:g}, {high:g}]; name the corpus' scale in model.params.label_ranges or in its corpus.json"
-        )
-    clipped = given & ((values < low) | (values > high))
-    if clipped.any():
-        logger.warning("%d values of %s lie slightly outside [%g, %g] and were clipped", clipped.sum(), label, low, high)
-    return np.where(given, np.clip((values - low) / (high - low), 0, 1), MISSING_LABEL)

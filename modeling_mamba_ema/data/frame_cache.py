@@ -1,18 +1,16 @@
 """WavLM's frames on disk, for encoders that do not change while the rest is trained.
 
-An entry is found by its key, a hash of everything the frames depend on: the encoder's weights and settings, the layers,
-the preprocessing, and the bytes of the audio file with the stretch that is read. Whatever changes, the key changes, and
-the frames are computed anew; nothing is ever looked up by a file's name or date.
+An entry's key is a hash of everything the frames depend on: the encoder's weights and settings, the layers, the
+preprocessing, the bytes of the audio file and the stretch that is read. When any of them changes, the key changes and
+the frames are computed anew; file names and dates do not count.
 
-Frames, not pooled vectors: pooling is trained from them.
+Frames are kept, not pooled vectors, because pooling is trained from them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
-import uuid
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +20,14 @@ from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ..feature_extraction_mamba_ema import MambaEMAFeatureExtractor
+from ..audio_files import audio_seconds
+from ..feature_extraction_mamba_ema import NORMALIZATION, MambaEMAFeatureExtractor
+from ..publishing.checksums import sha256, tensor_bytes, weights_sha256
 from ..speech_encoder import SpeechEncoder
+from .atomic_write import atomic_write
 
 # Raise it when reading audio or the layout of an entry changes: old entries are then no longer found.
-VERSION = 1
+VERSION = 2
 # Half of float16's 2^-10 between neighbours is 8 times less than bfloat16's 2^-7. bfloat16's wider range is not needed:
 # hidden states lie far below 65504, and where one does not, its utterance is kept in float32.
 DTYPE = torch.float16
@@ -43,22 +44,29 @@ class FrameCacheError(ValueError):
 
 @dataclass(frozen=True)
 class Utterance:
-    """A file, or the stretch of it between two times in seconds."""
+    """A file, or the stretch of it between two times in seconds, in one of its channels or in their average."""
 
     file_name: str
     start: float | None = None
     end: float | None = None
+    channel: int | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Its length, from its times or from the file's header; nothing is decoded."""
+        return (audio_seconds(self.file_name) if self.end is None else self.end) - (self.start or 0.0)
 
     def __str__(self) -> str:
         name = Path(self.file_name).name
-        return name if self.start is None and self.end is None else f"{name} from {self.start} to {self.end} s"
+        if self.start is not None or self.end is not None:
+            name += f" from {self.start} to {self.end} s"
+        return name if self.channel is None else f"{name}, channel {self.channel}"
 
 
 def utterances_of(rows: Dataset) -> list[Utterance]:
     """One for each row of a split."""
-    starts = rows["start"] if "start" in rows.column_names else [None] * len(rows)
-    ends = rows["end"] if "end" in rows.column_names else [None] * len(rows)
-    return [Utterance(name, start, end) for name, start, end in zip(rows["file_name"], starts, ends)]
+    places = [rows[name][:] if name in rows.column_names else [None] * len(rows) for name in ("start", "end", "channel")]
+    return [Utterance(*place) for place in zip(rows["file_name"][:], *places)]
 
 
 class FrameCache:
@@ -89,7 +97,7 @@ class FrameCache:
         """
         if utterance not in self._keys:
             content = self._file_hash(utterance.file_name)
-            parts = [self.encoder_key, content, utterance.start, utterance.end]
+            parts = [self.encoder_key, content, utterance.start, utterance.end, utterance.channel]
             self._keys[utterance] = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         return self._keys[utterance]
 
@@ -115,14 +123,9 @@ class FrameCache:
         if not bool(torch.isfinite(kept).all()):
             kept = frames.float()
         path = self.path(utterance)
-        path.parent.mkdir(exist_ok=True)
-        unfinished = path.with_name(f"{path.stem}.{uuid.uuid4().hex}.part")
-        try:
-            checksum = f"{_checksum(self.key(utterance), kept):08x}"
+        checksum = f"{_checksum(self.key(utterance), kept):08x}"
+        with atomic_write(path) as unfinished:
             unfinished.write_bytes(save({_TENSOR: kept}, metadata={_CHECKSUM: checksum}))
-            os.replace(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
 
     def read(self, utterance: Utterance) -> torch.Tensor:
         """(layers, frames, hidden) of an utterance, checked against damage.
@@ -160,14 +163,10 @@ class FrameCache:
 
     def _file_hash(self, name: str) -> str:
         if name not in self._file_hashes:
-            digest = hashlib.sha256()
             try:
-                with open(name, "rb") as file:
-                    while chunk := file.read(1 << 20):
-                        digest.update(chunk)
+                self._file_hashes[name] = sha256(Path(name))
             except OSError as error:
                 raise FrameCacheError(f"{Path(name).name} cannot be read: {error}") from error
-            self._file_hashes[name] = digest.hexdigest()
         return self._file_hashes[name]
 
 
@@ -175,25 +174,17 @@ def encoder_key(encoder: SpeechEncoder, extractor: MambaEMAFeatureExtractor) -> 
     """Hash of what frames depend on besides the audio: weights, settings, layers, preprocessing."""
     settings = {
         "version": VERSION,
-        "wavlm": {
-            name: value for name, value in encoder.wavlm.config.to_dict().items() if name not in _IRRELEVANT_FIELDS
+        "backbone": {
+            name: value for name, value in encoder.backbone.config.to_dict().items() if name not in _IRRELEVANT_FIELDS
         },
         "layers": encoder.layers,
         "sampling_rate": extractor.sampling_rate,
-        "do_normalize": extractor.do_normalize,
+        **{name: getattr(extractor, name) for name in NORMALIZATION},
     }
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(encoder.wavlm.state_dict().items()):
-        if name not in _IRRELEVANT_WEIGHTS:
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(_bytes_of(tensor))
-    return digest.hexdigest()
+    weights = [item for item in encoder.backbone.state_dict().items() if item[0] not in _IRRELEVANT_WEIGHTS]
+    return weights_sha256(weights, start=json.dumps(settings, sort_keys=True, default=str))
 
 
 def _checksum(key: str, frames: torch.Tensor) -> int:
     """Of the values, of how they are to be read, and of whose they are."""
-    return zlib.crc32(_bytes_of(frames), zlib.crc32(f"{key} {frames.dtype} {tuple(frames.shape)}".encode()))
-
-
-def _bytes_of(tensor: torch.Tensor):
-    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    return zlib.crc32(tensor_bytes(frames), zlib.crc32(f"{key} {frames.dtype} {tuple(frames.shape)}".encode()))

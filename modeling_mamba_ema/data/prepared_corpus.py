@@ -12,6 +12,7 @@ import pandas as pd
 
 from ..audio_files import AudioFileError, Recording
 from ..feature_extraction_mamba_ema import SAMPLING_RATE
+from ..feature_extraction_mamba_ema import DEFAULT_MAX_SECONDS
 from .atomic_write import atomic_write
 from .categories import CorpusError
 from .sources import CORPUS_FILE
@@ -23,7 +24,6 @@ METADATA_FILE = "metadata.jsonl"
 SKIPPED_FILE = "skipped.jsonl"
 # Rounding puts a mean of ratings a little off its scale; a whole point off, the column was misread.
 _CLIPPED = 1.0
-USUAL_MAX_SECONDS = 30.0  # data.max_seconds where it is not set
 _ENUMERATED = 20  # names in a message
 
 
@@ -157,9 +157,9 @@ def _with_times(corpus: Corpus, rows: pd.DataFrame) -> pd.DataFrame:
         f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
         for (channels, rate), names in kinds.items()
     ]
-    if max(seconds) > USUAL_MAX_SECONDS:
+    if max(seconds) > DEFAULT_MAX_SECONDS:
         corpus.remarks.append(
-            f"{sum(length > USUAL_MAX_SECONDS for length in seconds)} turns are longer than {USUAL_MAX_SECONDS:g} s, the "
+            f"{sum(length > DEFAULT_MAX_SECONDS for length in seconds)} turns are longer than {DEFAULT_MAX_SECONDS:g} s, the "
             f"longest {max(seconds):.1f} s: set data.max_seconds, or data.on_bad_audio=skip to leave them out."
         )
     return rows.assign(start=0.0, end=seconds)

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import datasets
 import pandas as pd
+import pyarrow
 import pyarrow.json
 from datasets import Audio, Dataset, DatasetDict, load_dataset, load_from_disk
 
 from .atomic_write import atomic_write
 from .categories import refuse_crema_d
+from .text_files import delimiter_of, read_text
 
 logger = logging.getLogger(__name__)
 
 Source: TypeAlias = str | Path | Dataset | DatasetDict
 
 CORPUS_FILE = "corpus.json"  # beside the metadata: what holds for the whole corpus, such as its label scale
-_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    ".jsonl": lambda path: pyarrow.json.read_json(path).to_pandas(),
-    ".json": lambda path: pd.DataFrame(json.loads(path.read_text(encoding="utf-8"))),
-    ".csv": lambda path: pd.read_csv(path, low_memory=False),
-    ".parquet": pd.read_parquet,
-}
 _SPLIT_FOLDERS = ("*/metadata.*", "data/*/metadata.*")
 
 
@@ -92,12 +90,60 @@ def read_label_ranges(source: Source) -> dict[str, tuple[float, float]]:
         raise ValueError(f"{file} must hold label_ranges, such as {{'valence': [1, 5]}}: {error}") from error
 
 
+def _read_jsonl(path: Path) -> pd.DataFrame:
+    text = read_text(path)
+    try:
+        table = pyarrow.json.read_json(io.BytesIO(text.encode()))
+        if not any(pyarrow.types.is_temporal(column.type) for column in table.columns):  # made of texts like a date
+            return table.to_pandas()
+    except pyarrow.ArrowInvalid:  # values of several types in a column, which each row's own value decides about
+        pass
+    rows = []
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"line {number}: {error}") from error
+        if not isinstance(rows[-1], dict):
+            raise ValueError(f"line {number} is no object such as {{\"file_name\": ...}}")
+    return pd.DataFrame(rows)
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Every value as its text, so that a name such as 007 stays what it is; empty ones are missing."""
+    text = read_text(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", pd.errors.ParserWarning)  # rows with more values than there are columns
+        return pd.read_csv(
+            io.StringIO(text),
+            sep=delimiter_of(text),
+            dtype=str,
+            keep_default_na=False,
+            na_values=[""],
+            index_col=False,
+        )
+
+
+def _read_json(path: Path) -> pd.DataFrame:
+    return pd.DataFrame(json.loads(read_text(path)))
+
+
+_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
+    ".jsonl": _read_jsonl,
+    ".json": _read_json,
+    ".csv": _read_csv,
+    ".parquet": pd.read_parquet,
+}
+
+
 def _read_metadata(path: Path) -> pd.DataFrame:
     if path.suffix not in _READERS:
         raise ValueError(f"{path.name} is no table that can be read; allowed are {', '.join(_READERS)}")
     try:
         return _READERS[path.suffix](path)
-    except (ValueError, OSError) as error:
+    except (ValueError, TypeError, OSError, pd.errors.ParserWarning) as error:
         raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
 
 
@@ -107,7 +153,7 @@ def _read_split(metadata: Path, folder: Path) -> pd.DataFrame:
     if "file_name" not in table.columns:
         raise ValueError(f"{metadata} has no column 'file_name', only {', '.join(table.columns)}")
     inside = metadata.parent.relative_to(folder)
-    table["file_name"] = [str(inside / file) for file in table["file_name"]]
+    table["file_name"] = [str(inside / file) if isinstance(file, str) else file for file in table["file_name"]]
     return table if "split" in table.columns else table.assign(split=metadata.parent.name)
 
 

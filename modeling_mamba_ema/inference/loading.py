@@ -29,7 +29,7 @@ def load_model(
     Raises:
         OSError, ValueError: see `EmotionTracker.from_pretrained`.
     """
-    _check_name(str(name), revision)
+    check_model_name(str(name), revision)
     try:
         about, _ = MambaEMAConfig.get_config_dict(name, revision=revision)
         if about.get("model_type") != MambaEMAConfig.model_type:
@@ -53,7 +53,7 @@ def load_model(
         raise ValueError(f"the model cannot be moved to device {str(device)!r}: {error}") from error
 
 
-def _check_name(name: str, revision: str) -> None:
+def check_model_name(name: str, revision: str) -> None:
     """Find out at once what is a mistyped folder: the Hub would be asked for it again and again.
 
     Raises:

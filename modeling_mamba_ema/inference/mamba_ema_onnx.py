@@ -91,7 +91,10 @@ class OnnxEmotionTracker:
         if not peak <= self.config["max_peak"]:
             raise ValueError(f"the waveform has a peak of {peak:g}; finite samples within [-1, 1] are needed")
         low_level = float(np.std(samples, dtype=np.float64)) < 10 ** (self.config["low_level_dbfs"] / 20)
-        if self.config["do_normalize"]:
+        mean, deviation = self.config["waveform_mean"], self.config["waveform_std"]
+        if mean is not None and deviation is not None:
+            samples = (samples - mean) / (deviation + 1e-6)
+        elif self.config["do_normalize"]:
             samples = samples - samples.mean(dtype=np.float64).astype(np.float32)
             if not low_level:
                 samples = samples / np.sqrt(np.square(samples, dtype=np.float64).mean() + 1e-7)

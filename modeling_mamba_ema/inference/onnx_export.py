@@ -22,16 +22,22 @@ import torch
 from torch import nn
 
 from ..conversation_encoder import ConversationState
-from ..feature_extraction_mamba_ema import LOW_LEVEL_DBFS, MAX_PEAK, MIN_SAMPLES, SAMPLING_RATE
+from ..feature_extraction_mamba_ema import (
+    DEFAULT_MAX_SECONDS,
+    LOW_LEVEL_DBFS,
+    MAX_PEAK,
+    MIN_SAMPLES,
+    NORMALIZATION,
+    SAMPLING_RATE,
+)
 from ..mamba2 import Mamba2State
 from ..modeling_mamba_ema import MambaEMAForRegression
 
-MAX_SECONDS = 30
 RUNNER = "mamba_ema_onnx.py"
 
 
 class EncoderForExport(nn.Module):
-    """Waveforms without padding -> pooled frames and attention, through transformers' own forward of WavLM."""
+    """Waveforms without padding -> pooled frames and attention."""
 
     def __init__(self, model: MambaEMAForRegression):
         super().__init__()
@@ -39,13 +45,8 @@ class EncoderForExport(nn.Module):
 
     def forward(self, input_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(batch, samples) -> (batch, pooled_size), (batch, heads, frames)"""
-        encoder = self.speech_encoder
-        outputs = encoder.wavlm(input_values, output_hidden_states=True)
-        # The last of transformers' hidden states lacks the norm that `last_hidden_state` has.
-        states = [*outputs.hidden_states[:-1], outputs.last_hidden_state]
-        frames = torch.stack([states[layer] for layer in encoder.layers], dim=1)  # (batch, layers, frames, hidden)
-        frame_mask = torch.ones(frames.shape[0], frames.shape[2], dtype=torch.bool, device=frames.device)
-        return encoder.pool(frames, frame_mask)
+        pooled, attention, _ = self.speech_encoder(input_values)
+        return pooled, attention
 
 
 class ConversationStepForExport(nn.Module):
@@ -53,13 +54,13 @@ class ConversationStepForExport(nn.Module):
 
     def __init__(self, model: MambaEMAForRegression):
         super().__init__()
-        self.projection = model.mamba_ema.projection
+        self.observe = nn.Sequential(model.mamba_ema.projection, model.mamba_ema.projection_activation)
         self.conversation_encoder = model.mamba_ema.conversation_encoder
         self.head = model.head
 
     def forward(self, pooled: torch.Tensor, state: dict[str, torch.Tensor] | None = None) -> tuple[torch.Tensor, ...]:
         """pooled (batch, pooled_size) and the state's tensors -> logits (batch, num_labels) and the new tensors"""
-        observation = self.projection(pooled)  # (batch, hidden_size)
+        observation = self.observe(pooled)  # (batch, hidden_size)
         encoder = self.conversation_encoder
         if encoder is None or state is None:
             return (self.head(observation),)
@@ -105,7 +106,10 @@ def export_onnx(model: MambaEMAForRegression, folder: str | Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config
 
-    batch, samples = torch.export.Dim("batch", max=4096), torch.export.Dim("samples", max=SAMPLING_RATE * MAX_SECONDS)
+    batch, samples = (
+        torch.export.Dim("batch", max=4096),
+        torch.export.Dim("samples", max=round(SAMPLING_RATE * DEFAULT_MAX_SECONDS)),
+    )
     waveforms = torch.randn(2, 8_000, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         pooled, _ = EncoderForExport(model)(waveforms)
@@ -137,10 +141,10 @@ def export_onnx(model: MambaEMAForRegression, folder: str | Path) -> list[Path]:
         "label_ranges": {label: list(config.label_range(label)) for label in config.labels},
         "sampling_rate": SAMPLING_RATE,
         "min_samples": MIN_SAMPLES,
-        "max_seconds": MAX_SECONDS,
+        "max_seconds": DEFAULT_MAX_SECONDS,
         "max_peak": MAX_PEAK,
         "low_level_dbfs": LOW_LEVEL_DBFS,
-        "do_normalize": config.do_normalize,
+        **{name: getattr(config, name) for name in NORMALIZATION},
         "state": {name: list(tensor.shape[1:]) for name, tensor in state.items()},
     }
     (folder / "onnx_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from ..audio_files import Recording
+from ..data.text_files import delimiter_of, read_text, seconds_of
+
+# https://github.com/nryant/dscore#rttm: type file channel onset duration <NA> <NA> speaker <NA> [<NA>]
+_RTTM_FIELDS = (9, 10)
+_RTTM_TYPES = {
+    *("SEGMENT", "NOSCORE", "NO_RT_METADATA", "LEXEME", "NON-LEX", "NON-SPEECH", "FILLER", "EDIT", "IP", "SU", "CB"),
+    *("A/P", "SPEAKER", "SPKR-INFO"),
+}
+_NO_CHANNEL = ("", "0", "<NA>")  # Kaldi writes 0
+_CHANNELS_BY_LETTER = {"A": "1", "B": "2"}  # of telephone calls
 
 
 @dataclass(frozen=True)
@@ -16,19 +28,22 @@ class Segment:
     Attributes:
         start, end: seconds from the recording's begin.
         speaker: a name, or None.
+        channel: of the recording, counted from 1; None: the one that is read of the whole recording.
     """
 
     start: float
     end: float
     speaker: str | None = None
+    channel: int | None = None
 
 
 def read_segments(path: str | Path, recording: str | None = None) -> list[Segment]:
     """Read segments, sorted by their start.
 
     Args:
-        path: a CSV file with columns `start`, `end` and, if known, `speaker` (seconds; other columns are not used); or
-            an RTTM file, as speaker diarisation writes it.
+        path: a CSV file with columns `start`, `end` and, if known, `speaker` and `channel`, separated by commas,
+            semicolons or tabs (other columns are not used); or an RTTM file, as speaker diarisation writes it. Times
+            are seconds, or texts such as `0 days 00:00:01.5`.
         recording: for an RTTM file that holds several recordings, the name whose lines are taken.
 
     Raises:
@@ -37,12 +52,9 @@ def read_segments(path: str | Path, recording: str | None = None) -> list[Segmen
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path.name} does not exist (looked in {path.parent})")
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path.name} is no text; a CSV file with start,end[,speaker] or an RTTM file is") from error
+    text = read_text(path)
     rttm = path.suffix.lower() == ".rttm"
-    segments = _from_rttm(path.name, lines, recording) if rttm else _from_csv(path.name, lines)
+    segments = _from_rttm(path.name, text, recording) if rttm else _from_csv(path.name, text)
     if not segments:
         raise ValueError(f"{path.name} holds no segments")
     return sorted(segments, key=lambda segment: (segment.start, segment.end))
@@ -57,50 +69,86 @@ def equal_windows(seconds: float, longest: float) -> list[Segment]:
 def split_segment(segment: Segment, longest: float) -> list[Segment]:
     """A segment as parts of one length, at most `longest` seconds."""
     parts = equal_windows(segment.end - segment.start, longest)
-    return [Segment(segment.start + part.start, segment.start + part.end, segment.speaker) for part in parts]
+    return [replace(segment, start=segment.start + part.start, end=segment.start + part.end) for part in parts]
 
 
-def _from_csv(name: str, lines: Sequence[str]) -> list[Segment]:
-    reader = csv.DictReader(lines)
+def by_channel(segments: Iterable[Segment], channels: int) -> Iterator[Segment]:
+    """Each segment in each channel, whose number becomes its speaker."""
+    for segment in segments:
+        for channel in range(1, channels + 1):
+            yield replace(segment, speaker=channel_speaker(channel), channel=channel)
+
+
+def check_several_channels(recording: Recording) -> None:
+    """
+    Raises:
+        ValueError: there is one channel, so that speakers cannot be told apart by it.
+    """
+    if recording.channels == 1:
+        raise ValueError(f"{recording.name} has 1 channel; there is nothing to split")
+
+
+def channel_speaker(channel: int) -> str:
+    """The name of a speaker of whom nothing is known but the channel, counted from 1."""
+    return f"channel {channel}"
+
+
+def _from_csv(name: str, text: str) -> list[Segment]:
+    reader = csv.DictReader(text.splitlines(), delimiter=delimiter_of(text))
     if not {"start", "end"} <= set(reader.fieldnames or ()):
         raise ValueError(f"{name} has the columns {reader.fieldnames}; 'start' and 'end' are needed, 'speaker' may be")
-    return [
-        _segment(row["start"], row["end"], row.get("speaker"), f"line {reader.line_num} of {name}") for row in reader
-    ]
+    segments = []
+    for row in reader:
+        place = f"line {reader.line_num} of {name}"
+        start, end = _seconds(row["start"], place), _seconds(row["end"], place)
+        segments.append(_segment(start, end, row.get("speaker"), row.get("channel"), place))
+    return segments
 
 
-def _from_rttm(name: str, lines: Sequence[str], recording: str | None) -> list[Segment]:
-    """https://github.com/nryant/dscore#rttm: type file channel onset duration <NA> <NA> speaker <NA> <NA>"""
-    rows = [(number, line.split()) for number, line in enumerate(lines, start=1) if line.startswith("SPEAKER ")]
-    for number, fields in rows:
-        if len(fields) < 8:
-            raise ValueError(f"line {number} of {name} has {len(fields)} fields; a SPEAKER line has at least 8")
+def _from_rttm(name: str, text: str, recording: str | None) -> list[Segment]:
+    rows = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        place = f"line {number} of {name}"
+        fields = line.strip().split("\t") if line.count("\t") + 1 in _RTTM_FIELDS else line.split()
+        if not fields or not fields[0] or fields[0].startswith(";;"):
+            continue
+        if fields[0] not in _RTTM_TYPES:
+            raise ValueError(f"{place} begins with {fields[0]!r}, no type of RTTM such as SPEAKER")
+        if fields[0] == "SPEAKER":
+            # A name with a space pushes the start to where the duration belongs, and the duration behind it.
+            if len(fields) not in _RTTM_FIELDS or seconds_of(fields[5]) is not None:
+                raise ValueError(
+                    f"{place} has {len(fields)} fields; a SPEAKER line has 9 or 10, and its names hold no space unless "
+                    "tabs are between the fields"
+                )
+            rows.append((place, fields))
     files = sorted({fields[1] for _, fields in rows})
     if len(files) > 1:
         if recording not in files:
             raise ValueError(f"{name} holds the recordings {', '.join(files[:5])}; none of them is {recording}")
-        rows = [(number, fields) for number, fields in rows if fields[1] == recording]
+        rows = [(place, fields) for place, fields in rows if fields[1] == recording]
     segments = []
-    for number, (_, _, _, onset, duration, _, _, speaker, *_) in rows:
-        place = f"line {number} of {name}"
-        segments.append(_segment(onset, str(_seconds(onset, place) + _seconds(duration, place)), speaker, place))
+    for place, (_, _, channel, onset, duration, _, _, speaker, *_) in rows:
+        start = _seconds(onset, place)
+        segments.append(_segment(start, start + _seconds(duration, place), speaker, channel, place))
     return segments
 
 
-def _segment(start: str | None, end: str | None, speaker: str | None, place: str) -> Segment:
-    name = (speaker or "").strip()
-    segment = Segment(_seconds(start, place), _seconds(end, place), None if name in ("", "<NA>") else name)
-    if segment.end <= segment.start:
-        raise ValueError(f"{place} runs from {segment.start:g} to {segment.end:g} s; the end must be later")
-    return segment
+def _segment(start: float, end: float, speaker: str | None, channel: str | None, place: str) -> Segment:
+    """A segment without length is one: it has no sound to score, and is no reason to refuse the others."""
+    if end < start:
+        raise ValueError(f"{place} runs from {start:g} to {end:g} s; the end must not be earlier")
+    name, chosen = (speaker or "").strip(), (channel or "").strip()
+    chosen = _CHANNELS_BY_LETTER.get(chosen, chosen)
+    number = None if chosen in _NO_CHANNEL else seconds_of(chosen)
+    if chosen not in _NO_CHANNEL and (number is None or number < 1 or number != int(number)):
+        raise ValueError(f"{place} has the channel {chosen!r}; a number from 1 is needed, or nothing")
+    return Segment(start, end, None if name in ("", "<NA>") else name, None if number is None else int(number))
 
 
 def _seconds(text: str | None, place: str) -> float:
-    try:
-        seconds = float(text or "")
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
+    seconds = seconds_of(text)
+    if seconds is None:
         raise ValueError(f"{place} has {text!r} where seconds from 0 are needed")
     return seconds
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -14,7 +15,7 @@ import numpy as np
 
 from ..audio_files import MIN_SECONDS, Recording
 from ..feature_extraction_mamba_ema import MIN_SAMPLES, SAMPLING_RATE
-from .segments import Segment, equal_windows, split_segment
+from .segments import Segment, by_channel, check_several_channels, equal_windows, split_segment
 from .tracker import EmotionTracker
 
 SUFFIXES = (".csv", ".json", ".jsonl")
@@ -58,7 +59,10 @@ def timeline_columns(tracker: EmotionTracker) -> list[str]:
 
 
 def emotion_timeline(
-    tracker: EmotionTracker, recording: Recording, segments: Iterable[Segment] | float = 10.0
+    tracker: EmotionTracker,
+    recording: Recording,
+    segments: Iterable[Segment] | float = 10.0,
+    split_channels: bool = False,
 ) -> Iterator[TimelineRow]:
     """Follow a recording segment by segment; rows come as they are computed.
 
@@ -69,12 +73,14 @@ def emotion_timeline(
     Args:
         tracker: where the conversation stands; a new one, or one that continues.
         recording: to read.
-        segments: in the order of time, of `read_segments`, `detect_speech` or your own; or seconds, for windows of at
-            most that length which fill the recording.
+        segments: in the order of time, of `read_segments`, `detect_speech` or your own, each of the channel that it
+            names; or seconds, for windows of at most that length which fill the recording.
+        split_channels: with windows: each channel is a speaker of its own, and each window has a row a channel. Turns
+            found in each channel are those of `detect_speech(recording, split_channels=True)`.
 
     Raises:
-        ValueError: segments outside the recording (a list is checked before anything is scored), or windows not
-            between 1 and 30 s.
+        ValueError: segments outside the recording or of channels that it lacks (a list is checked before anything is
+            scored), windows not between 1 and 30 s, or `split_channels` with segments or with a single channel.
         AudioFileError: audio that cannot be used; the rows before it have been given.
     """
     allowed = tracker.feature_extractor.max_seconds
@@ -83,13 +89,32 @@ def emotion_timeline(
         if not 1 <= segments <= allowed:
             raise ValueError(f"windows of {segments:g} s; allowed are 1 to {allowed:g} s")
         segments = equal_windows(recording.seconds, min(segments, longest))
+        if split_channels:
+            check_several_channels(recording)
+            segments = list(by_channel(segments, recording.channels))
+    elif split_channels:
+        raise ValueError("split_channels is for windows; segments name their channels themselves")
+    if isinstance(segments, Sequence):
+        _warn_of_one_channel(segments, recording)
     checked = map(partial(_checked, recording=recording), segments)
     return _rows(tracker, recording, list(checked) if isinstance(segments, Sequence) else checked, longest)
 
 
+def _warn_of_one_channel(segments: Sequence[Segment], recording: Recording) -> None:
+    """Programs that tell speakers apart in the average of all channels write channel 1, too."""
+    speakers = {segment.speaker for segment in segments}
+    if recording.channels > 1 and len(speakers) > 1 and {segment.channel for segment in segments} == {1}:
+        warnings.warn(
+            f"the segments of all {len(speakers)} speakers name channel 1 of {recording.name}, which has "
+            f"{recording.channels}: channel 1 is read. If they were found in the average, write <NA> for the channel",
+            stacklevel=1,
+        )
+
+
 def _checked(segment: Segment, recording: Recording) -> Segment:
     """Segments must lie within their recording; those of another one do not, as a rule."""
-    if segment.start >= recording.seconds or segment.end > recording.seconds + 0.5:
+    recording.checked_channel(segment.channel)
+    if not 0 <= segment.start <= segment.end <= recording.seconds + 0.5:
         raise ValueError(
             f"a segment runs from {segment.start:g} to {segment.end:g} s, but {recording.name} lasts "
             f"{recording.seconds:.3f} s; do the segments belong to it?"
@@ -103,9 +128,11 @@ def _rows(
     own = tracker.labels_with_own_scale
     for whole in segments:
         for segment in split_segment(whole, longest):
-            end = min(segment.end, recording.seconds)
+            end = max(min(segment.end, recording.seconds), segment.start)
             part = (segment.start, end, segment.speaker)
-            waveform = recording.read(segment.start, end) if end - segment.start > MIN_SECONDS / 2 else np.empty(0)
+            waveform = np.empty(0)
+            if end - segment.start > MIN_SECONDS / 2:
+                waveform = recording.read(segment.start, end, segment.channel)
             if waveform.size < MIN_SAMPLES:
                 yield TimelineRow(*part, dict.fromkeys(tracker.labels), dict.fromkeys(own), False)
                 continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,11 +13,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..audio_files import load_audio
+from ..audio_files import decoded_audio, is_audio_decoder, is_audio_file, load_audio
 from ..conversation_encoder import ConversationState
 from ..data.atomic_write import atomic_write
 from ..feature_extraction_mamba_ema import SAMPLING_RATE, MambaEMAFeatureExtractor
 from ..modeling_mamba_ema import MambaEMAForRegression
+from ..publishing.checksums import weights_sha256
 from ..speech_encoder import num_frames
 from .loading import load_model
 
@@ -137,8 +137,9 @@ class EmotionTracker:
         """Hear the next turn of the conversation.
 
         Args:
-            audio: mono waveform, (samples,) floats within [-1, 1] or integers, 25 ms to 30 s long; or the path or the
-                bytes of an audio file (formats other than PCM WAV need `soundfile`). URLs are refused.
+            audio: mono waveform, (samples,) floats within [-1, 1] or integers, 25 ms to 30 s long; or the path, the
+                bytes or a binary file object of an audio file (formats other than PCM WAV need `soundfile`); or an
+                audio decoder of `datasets`. URLs are refused.
             sampling_rate: of a waveform, in Hz, always needed for one; other rates than 16 kHz are resampled (needs
                 `soxr`). A file brings its own.
             speaker: recorded with the result.
@@ -152,7 +153,9 @@ class EmotionTracker:
 
     @staticmethod
     def update_batch(
-        turns: Sequence[tuple[EmotionTracker, Any, str | None]], sampling_rate: int | None = None
+        turns: Sequence[tuple[EmotionTracker, Any, str | None]],
+        sampling_rate: int | None = None,
+        channel: int | None = None,
     ) -> list[TurnEmotion]:
         """Hear the next turn of several conversations in one pass of the model.
 
@@ -161,6 +164,7 @@ class EmotionTracker:
         Args:
             turns: (tracker, audio, speaker) for each conversation; all trackers share one model, none comes twice.
             sampling_rate: of waveforms, in Hz; always needed for them.
+            channel: of files with several, as for `update`.
 
         Returns:
             One result a conversation, in the order given.
@@ -177,7 +181,7 @@ class EmotionTracker:
             raise ValueError("a tracker comes twice in the batch; the turns of one conversation follow each other")
         if any(tracker.model is not trackers[0].model for tracker in trackers):
             raise ValueError("the trackers of a batch must share one model object")
-        read = [tracker._read(audio, sampling_rate) for tracker, audio, _ in turns]
+        read = [tracker._read(audio, sampling_rate, channel) for tracker, audio, _ in turns]
         return _update(trackers, read, [speaker for _, _, speaker in turns])
 
     def reset(self) -> None:
@@ -231,13 +235,16 @@ class EmotionTracker:
         state = ConversationState.from_state_dict(tensors).to(self.model.device) if tensors else None
         self._state, self._num_turns = state, num_turns
 
-    def _read(self, audio: Any, sampling_rate: int | None, channel: int | None = None) -> tuple[Any, int | None]:
+    def _read(self, audio: Any, sampling_rate: Any, channel: int | None) -> tuple[Any, int | None]:
         """A waveform and its rate in Hz, from audio as `update` takes it."""
-        if isinstance(audio, (str, Path, bytes, bytearray)):
-            return load_audio(audio, channel=channel, max_seconds=self.feature_extractor.max_seconds), SAMPLING_RATE
+        extractor = self.feature_extractor
+        if is_audio_file(audio):
+            return load_audio(audio, channel=channel, max_seconds=extractor.max_seconds), SAMPLING_RATE
+        if is_audio_decoder(audio):
+            return decoded_audio(audio, channel, extractor.max_seconds)
         if channel is not None:
             raise ValueError("channel chooses a channel of a file; choose that of an array yourself: waveform[:, 0]")
-        return audio, sampling_rate
+        return audio, None if sampling_rate is None else extractor.checked_rate(sampling_rate, resample=True)
 
 
 @torch.inference_mode()
@@ -308,12 +315,7 @@ def _stack_states(trackers: Sequence[EmotionTracker]) -> ConversationState | Non
 
 def _digest(model: MambaEMAForRegression) -> str:
     """SHA-256 of every weight after the speech encoder; two trained models do not share these."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if ".speech_encoder." not in name:
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+    return weights_sha256(item for item in model.state_dict().items() if ".speech_encoder." not in item[0])
 
 
 __all__ = ["EmotionTracker", "TurnEmotion"]

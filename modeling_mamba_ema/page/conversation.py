@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from ..audio_files import AudioFileError, load_audio
+from ..audio_files import MAX_CHANNELS, Recording, load_audio
 from ..feature_extraction_mamba_ema import SAMPLING_RATE, InvalidAudioError
 from ..inference import EmotionTracker, TurnEmotion
+from ..inference.segments import channel_speaker, check_several_channels
 
 MAX_TURNS = 500  # a visitor's numbers are kept in memory
 MAX_NAME = 40  # characters of a speaker's name
 SPEAKERS = ("speaker A", "speaker B")
+AVERAGE, EACH = "their average", "each is a speaker"  # what may be done with the channels of a file
+ONE_OF = {channel_speaker(number): number for number in range(1, MAX_CHANNELS + 1)}
+CHANNELS = (AVERAGE, EACH, *ONE_OF)
 
 
 class TurnError(ValueError):
@@ -27,10 +33,12 @@ class Conversation:
     Attributes:
         tracker: the model's state after the last turn. The model itself is shared by all visitors.
         turns: the results so far, without the attention.
+        channels: one of `CHANNELS`.
     """
 
     tracker: EmotionTracker
     turns: tuple[TurnEmotion, ...] = ()
+    channels: str = AVERAGE
 
     def add(self, waveform: np.ndarray, speaker: str) -> tuple[Conversation, TurnEmotion]:
         """Hear one more turn.
@@ -55,15 +63,16 @@ class Conversation:
         except InvalidAudioError as error:
             raise TurnError(f"This turn cannot be scored: {error}.") from error
         kept = TurnEmotion(**{**vars(turn), "attention": np.empty((0, 0), dtype=np.float32)})
-        return Conversation(tracker, (*self.turns, kept)), turn
+        return replace(self, tracker=tracker, turns=(*self.turns, kept)), turn
 
 
-def read_turn(path: str | None, max_seconds: float) -> np.ndarray:
+def read_turn(path: str | None, max_seconds: float, channel: int | None = None) -> np.ndarray:
     """The audio of an uploaded file, whose header is checked before anything is decoded.
 
     Args:
         path: of the uploaded file; None where nothing was sent.
         max_seconds: longest turn.
+        channel: of a file with several, counted from 1; None: their average.
 
     Returns:
         (samples,) float32 at 16 kHz.
@@ -71,11 +80,26 @@ def read_turn(path: str | None, max_seconds: float) -> np.ndarray:
     Raises:
         TurnError: no file, or one that cannot be used; the message holds no path.
     """
+    with _in_words(path) as file:
+        return load_audio(file, channel=channel, max_seconds=max_seconds)
+
+
+def read_channels(path: str | None, max_seconds: float) -> list[tuple[np.ndarray, str]]:
+    """Each channel of an uploaded file, as `read_turn` reads one, with the name of its speaker."""
+    with _in_words(path) as file, Recording(file) as recording:
+        check_several_channels(recording)
+        recording.check_length(None, None, max_seconds)
+        numbers = range(1, recording.channels + 1)
+        return [(recording.read(channel=number), channel_speaker(number)) for number in numbers]
+
+
+@contextlib.contextmanager
+def _in_words(path: str | None) -> Iterator[str]:
     if not path:
         raise TurnError("Record or upload a turn first.")
     if not Path(path).is_file():
         raise TurnError("The file is no longer on the server. Upload it again.")
     try:
-        return load_audio(path, max_seconds=max_seconds)
-    except AudioFileError as error:
+        yield path
+    except ValueError as error:  # AudioFileError is one
         raise TurnError(f"{error}.") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from typing import Any
 
@@ -16,7 +17,17 @@ from ..modeling_mamba_ema import MambaEMAForRegression
 from ..publishing.model_card import describe_ends
 from ..sample import load_sample_conversation
 from . import views
-from .conversation import SPEAKERS, Conversation, TurnError, read_turn
+from .conversation import (
+    AVERAGE,
+    CHANNELS,
+    EACH,
+    ONE_OF,
+    SPEAKERS,
+    Conversation,
+    TurnError,
+    read_channels,
+    read_turn,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -66,9 +77,17 @@ def build_page(
         )
 
     def add_turn(path: str | None, speaker: str, conversation: Conversation | None) -> tuple[Any, ...]:
-        waveform = read_turn(path, max_seconds)
-        conversation, turn = (conversation or start).add(waveform, speaker)
+        conversation = conversation or start
+        if conversation.channels == EACH:
+            heard = read_channels(path, max_seconds)
+        else:
+            heard = [(read_turn(path, max_seconds, ONE_OF.get(conversation.channels)), speaker)]
+        for waveform, its_speaker in heard:
+            conversation, turn = conversation.add(waveform, its_speaker)
         return (None, *show(conversation, waveform, turn))
+
+    def choose_channels(channels: str, conversation: Conversation | None) -> Conversation:
+        return replace(conversation or start, channels=channels)
 
     def play_sample() -> Iterator[tuple[Any, ...]]:
         conversation, sample_turns = start, load_sample_conversation()
@@ -77,7 +96,7 @@ def build_page(
             yield show(conversation, spoken["waveform"], turn, sample_turns)
 
     def start_over() -> tuple[Any, ...]:
-        return None, None, views.NOTHING_YET, "", "", []
+        return None, None, views.NOTHING_YET, "", "", [], AVERAGE
 
     with gr.Blocks(title="Mamba-EMA", analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
         labels = " and ".join(map(escape, scales)).capitalize()
@@ -92,6 +111,7 @@ def build_page(
                 speaker = gr.Dropdown(
                     list(SPEAKERS), value=SPEAKERS[0], allow_custom_value=True, label="Speaker (or type a name)"
                 )
+                channels = gr.Dropdown(list(CHANNELS), value=AVERAGE, label="Of a file with several channels")
                 add = gr.Button("Add this turn", variant="primary")
                 sample = gr.Button("Hear the shipped conversation")
                 reset = gr.Button("Start over")
@@ -104,7 +124,8 @@ def build_page(
         outputs = [state, numbers, attention, trajectory, plain]
         adding = add.click(_in_words(add_turn), [audio, speaker, state], [audio, *outputs], api_name="add_turn")
         playing = sample.click(play_sample, None, outputs, api_name="play_sample")
-        reset.click(start_over, None, [audio, *outputs], api_name="start_over", cancels=[adding, playing])
+        channels.input(choose_channels, [channels, state], state, api_name="choose_channels")
+        reset.click(start_over, None, [audio, *outputs, channels], api_name="start_over", cancels=[adding, playing])
 
         def forget(request: gr.Request) -> None:
             # gradio itself keeps a closed session for an hour.

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from .style import COLOURS, GREY
 
 if TYPE_CHECKING:
-    from ..training.pooling_comparison import PoolingResult
+    from ..comparison import PoolingResult
 
 
 def plot_pooling_comparison(results: Sequence[PoolingResult], quantity: str, title: str = "") -> Figure:

@@ -35,6 +35,12 @@ def as_array(values: Any, name: str, *dimensions: int) -> np.ndarray:
     return array
 
 
+def unit_limits(*values: Any, margin: float = 0.02) -> tuple[float, float]:
+    """Limits of an axis on the unit scale, wider where values lie outside it, as unbounded predictions may."""
+    shown = np.concatenate([np.array([0.0, 1.0]), *(np.ravel(np.asarray(some, dtype=np.float64)) for some in values)])
+    return float(np.nanmin(shown)) - margin, float(np.nanmax(shown)) + margin
+
+
 def short_name(name: str, longest: int = 24) -> str:
     """A name for a legend: matplotlib hides those that begin with an underscore, and reads $ as mathematics."""
     shown = name if len(name) <= longest else f"{name[: longest - 1]}…"

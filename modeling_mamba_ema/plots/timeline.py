@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
-from .style import COLOURS, GREY, SPEAKER_MARKERS, short_name
+from .style import COLOURS, GREY, SPEAKER_MARKERS, short_name, unit_limits
 
 STEPS = (30, 60, 120, 300, 600, 1200, 1800, 3600)  # seconds between the marks of the time axis
 MAX_PAUSE = 2.0  # seconds in which nobody speaks; over a longer pause no line is drawn
@@ -56,7 +56,7 @@ def plot_timeline(segments: Sequence[Mapping[str, Any]], labels: Sequence[str], 
         for speaker, look in looks.items():
             own = [number for number, other in enumerate(speakers) if other == speaker]
             _draw_values(axes, [segments[number] for number in own], [stretches[number] for number in own], label, look)
-        axes.set_ylim(-0.02, 1.02)
+        axes.set_ylim(*unit_limits([np.nan if segment[label] is None else segment[label] for segment in segments]))
         axes.set_ylabel(f"{label}\n0 = low, 1 = high")
         axes.grid(alpha=0.3)
     panels[0].set_title(title, fontsize=12)

@@ -8,44 +8,36 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
-from .style import COLOURS, GREY
+from .style import COLOURS, GREY, unit_limits
 
 
-def plot_learning_curve(log_history: Sequence[dict[str, Any]], labels: Sequence[str]) -> Figure:
+def plot_learning_curve(
+    log_history: Sequence[dict[str, Any]], labels: Sequence[str], best_step: int | None = None
+) -> Figure:
     """Training loss and validation CCC over the epochs.
 
     Args:
         log_history: of Trainer's state.
         labels: names of the labels.
+        best_step: of the evaluation whose weights were kept; marked.
     """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     training = [entry for entry in log_history if "loss" in entry]
     evaluations = [entry for entry in log_history if "eval_ccc" in entry]
-    axes.plot(
-        [entry["epoch"] for entry in training],
-        [entry["loss"] for entry in training],
-        ":",
-        color=GREY,
-        label="loss, training",
-    )
+
+    def draw(entries: list[dict[str, Any]], name: str, *style: str, **options: Any) -> None:
+        axes.plot([entry["epoch"] for entry in entries], [entry[name] for entry in entries], *style, **options)
+
+    draw(training, "loss", ":", color=GREY, label="loss, training")
     for colour, label in zip(COLOURS, labels):
-        axes.plot(
-            [entry["epoch"] for entry in evaluations],
-            [entry[f"eval_ccc_{label}"] for entry in evaluations],
-            "o-",
-            markersize=3,
-            color=colour,
-            label=f"CCC of {label}, validation",
-        )
-    axes.plot(
-        [entry["epoch"] for entry in evaluations],
-        [entry["eval_ccc"] for entry in evaluations],
-        color="black",
-        linewidth=2,
-        label="mean CCC, validation",
-    )
+        draw(evaluations, f"eval_ccc_{label}", "o-", markersize=3, color=colour, label=f"CCC of {label}, validation")
+    draw(evaluations, "eval_ccc", color="black", linewidth=2, label="mean CCC, validation")
+    chosen = [entry for entry in evaluations if entry.get("step") == best_step]
+    draw(chosen, "eval_ccc", "D", color="black", markersize=9, label="chosen")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel("CCC, loss")
     axes.grid(alpha=0.3)
@@ -69,7 +61,7 @@ def plot_predictions(table: pd.DataFrame) -> Figure:
         axes.set_ylabel(f"predicted {label}")
         axes.set_title(f"{label}, {len(rows)} turns", fontsize=12)
         axes.set_xlim(-0.02, 1.02)
-        axes.set_ylim(-0.02, 1.02)
+        axes.set_ylim(*unit_limits(rows["prediction"]))
         axes.set_aspect("equal")
         axes.grid(alpha=0.3)
         axes.legend(fontsize=9, loc="upper left")

@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from .style import COLOURS, GREY, SPEAKER_MARKERS, STYLES, as_array, short_name
+from .style import COLOURS, GREY, SPEAKER_MARKERS, STYLES, as_array, short_name, unit_limits
 
 # Words of the four corners, after the circumplex of Russell 1980: (valence, arousal), word.
 CORNERS = (
@@ -67,7 +67,7 @@ def plot_trajectory(
     axes.set_ylabel("0 = low, 1 = high")
     axes.set_xticks(turns[:: 1 + (count - 1) // 20])
     axes.set_xlim(0.5, count + 0.5)
-    axes.set_ylim(-0.02, 1.02)
+    axes.set_ylim(*unit_limits(*rows.values(), *truth.values()))
     axes.grid(alpha=0.3)
     axes.set_title(title, fontsize=12)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9, frameon=False)
@@ -115,8 +115,8 @@ def plot_circumplex(valence: Any, arousal: Any, speakers: Sequence[str] | None =
                 )
     axes.set_xlabel("valence: unpleasant to pleasant")
     axes.set_ylabel("arousal: calm to excited")
-    axes.set_xlim(-0.08, 1.08)
-    axes.set_ylim(-0.08, 1.08)
+    axes.set_xlim(*unit_limits(valence, margin=0.08))
+    axes.set_ylim(*unit_limits(arousal, margin=0.08))
     axes.set_aspect("equal")
     axes.set_title(title, fontsize=12)
     if names != [""]:

@@ -8,7 +8,11 @@ from typing import Any
 
 from transformers import pipeline
 
-PARAMETERS = ("top_k", "return_label_values", "sampling_rate")
+# The first two are those of the task "audio-classification" on Inference Endpoints.
+PARAMETERS = (
+    *("top_k", "function_to_apply", "return_label_values", "sampling_rate"),
+    *("channel", "split_channels", "chunk_length_s"),
+)
 
 
 class EndpointHandler:
@@ -24,11 +28,12 @@ class EndpointHandler:
         """
         Args:
             data: `"inputs"`, the bytes of an audio file or, in a JSON request, their base64 text, or a list of samples;
-                and, if wanted, `"parameters"`: top_k, return_label_values, sampling_rate. Strings are never taken as
-                paths or URLs.
+                and, if wanted, `"parameters"`: top_k, function_to_apply ("none"), return_label_values, sampling_rate,
+                channel, split_channels, chunk_length_s. Strings are never taken as paths or URLs.
 
         Returns:
-            `[{"label": "arousal", "score": 0.61}, ...]`, highest first, on the unit scale.
+            `[{"label": "arousal", "score": 0.61}, ...]`, highest first, on the unit scale; what the pipeline gives for
+            each turn where split_channels or chunk_length_s makes several.
 
         Raises:
             ValueError: inputs or parameters that cannot be used; the message says what can.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,14 @@ class TrainingFacts:
     """What a card says of the training behind a model.
 
     Attributes:
-        results: metrics by split, with intervals, as the `ccc` metric gives them.
+        results: metrics by split, with intervals, as the `ccc` metric gives them; empty: not measured.
         source: the corpus, as the configuration names it; the card shows its last part.
-        command: what a reader runs to get these numbers, overrides included.
-        base_model: Hub name of the model that was fine-tuned; None: trained from random weights.
+        command: what a reader runs to get this model, overrides included.
+        base_model: Hub name of the model that was fine-tuned or adopted; None: trained from random weights.
         license: of the weights, as the Hub spells it; None: not known.
         languages: of the speech, as ISO 639-1 codes.
+        citation: of the paper that describes the model, where somebody else trained it.
+        published_results: CCC by split and label as that paper gives them.
     """
 
     results: Mapping[str, Mapping[str, float]]
@@ -45,6 +47,8 @@ class TrainingFacts:
     base_model: str | None = None
     license: str | None = None
     languages: Sequence[str] = ()
+    citation: str | None = None
+    published_results: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
     def corpus(self) -> str:
@@ -80,7 +84,7 @@ def _metadata(
             "language": list(training.languages) or None,
             "datasets": [training.corpus],
             "model_name": "Mamba-EMA",
-            "eval_results": _eval_results(config, training),
+            "eval_results": _eval_results(config, training) or None,
         }
     return ModelCardData(
         library_name="transformers",
@@ -108,6 +112,22 @@ def _eval_results(config: MambaEMAConfig, training: TrainingFacts) -> list[EvalR
         )
         for split, metrics in training.results.items()
         for name, title in _metric_names(config)
+        if name in metrics
+    ] + [
+        EvalResult(
+            task_type="audio-classification",
+            task_name="Dimensional speech emotion recognition",
+            dataset_type=training.corpus,
+            dataset_name=training.corpus,
+            dataset_split=split,
+            metric_type="ccc",
+            metric_name=f"CCC {label}",
+            metric_value=value,
+            source_name=f"published with {training.base_model}",
+            source_url=f"https://huggingface.co/{training.base_model}",
+        )
+        for split, values in training.published_results.items()
+        for label, value in values.items()
     ]
 
 
@@ -142,7 +162,7 @@ with open("speech.wav", "rb") as file:  # WAV, FLAC, OGG or MP3 of up to 30 s
     print(emotion(file.read()))
 ```
 
-The scores are values on the unit scale, not probabilities. The model itself gives more:
+The scores are values on the unit scale, not probabilities{_outside(config)}. The model itself gives more:
 
 ```python
 import soundfile
@@ -181,6 +201,10 @@ law, for example at work and in education in the European Union.
 """
 
 
+def _outside(config: MambaEMAConfig) -> str:
+    return "" if config.bounded_predictions else "; single ones may lie a little outside of it"
+
+
 def _scales(config: MambaEMAConfig) -> str:
     rows = []
     for index, name in enumerate(config.labels):
@@ -193,6 +217,8 @@ def _scales(config: MambaEMAConfig) -> str:
 def _results(config: MambaEMAConfig, training: TrainingFacts | None) -> str:
     if training is None:
         return "This card records neither training data nor an evaluation."
+    if training.citation is not None:
+        return _published_results(training)
     names = _metric_names(config)
     lines = [
         f"Trained on `{training.corpus}`. CCC with {CONFIDENCE} intervals by bootstrap over conversations; the",
@@ -204,11 +230,33 @@ def _results(config: MambaEMAConfig, training: TrainingFacts | None) -> str:
         "|" + " --- |" * (len(names) + 3),
     ]
     for split, metrics in training.results.items():
+        if "ccc" not in metrics:  # the split has no labels
+            continue
         cells = [
-            f"{metrics[name]:.3f} ({metrics[f'{name}_low']:.3f} to {metrics[f'{name}_high']:.3f})" for name, _ in names
+            f"{metrics[name]:.3f} ({metrics[f'{name}_low']:.3f} to {metrics[f'{name}_high']:.3f})"
+            if name in metrics
+            else "no labels"
+            for name, _ in names
         ]
         counts = f"{metrics['num_turns']:.0f} | {metrics['num_conversations']:.0f}"
         lines.append(f"| {split} | {counts} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _published_results(training: TrainingFacts) -> str:
+    lines = [
+        f"Trained by the publisher of [`{training.base_model}`](https://huggingface.co/{training.base_model}) on",
+        f"`{training.corpus}`, and converted without further training by",
+        "",
+        f"```bash\n{training.command}\n```",
+        "",
+        f"If you use it, cite {training.citation}.",
+    ]
+    if training.published_results:
+        lines += ["", "CCC as published there; they were not measured again with this folder.", ""]
+        lines += ["| split | label | CCC |", "| --- | --- | --- |"]
+    for split, values in training.published_results.items():
+        lines += [f"| {split} | {label} | {value:g} |" for label, value in values.items()]
     return "\n".join(lines)
 
 

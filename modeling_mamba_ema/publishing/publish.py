@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, ModelCard
 
 from ..feature_extraction_mamba_ema import MambaEMAFeatureExtractor
 from ..modeling_mamba_ema import MambaEMAForRegression
@@ -50,13 +51,16 @@ class PublishedFile:
     sha256: str
 
 
-def prepare_release(folder: str | Path, training: TrainingFacts | None = None) -> None:
+def prepare_release(
+    folder: str | Path, training: TrainingFacts | None = None, model: MambaEMAForRegression | None = None
+) -> None:
     """Add to a saved model what a repository on the Hub needs: model card, samples for the widget, `handler.py` for
     Inference Endpoints with its requirements, and `SHA256SUMS`.
 
     Args:
         folder: as `MambaEMAForRegression.save_pretrained` wrote it.
         training: what the card says of the training. None: a card that is there is kept, else it says nothing of it.
+        model: the model in the folder, if it is at hand; else it is loaded.
     """
     folder = Path(folder)
     for _, source, name in WIDGET_SAMPLES:
@@ -65,15 +69,18 @@ def prepare_release(folder: str | Path, training: TrainingFacts | None = None) -
     (folder / "requirements.txt").write_text(HANDLER_REQUIREMENTS, encoding="utf-8")
     card = folder / "README.md"
     if training is not None or not card.exists():
-        model = MambaEMAForRegression.from_pretrained(folder).eval()
+        if model is None:
+            model = MambaEMAForRegression.from_pretrained(folder)
         card.write_text(model_card(model.config, training, _widget(model, folder)), encoding="utf-8")
     write_checksums(folder)
 
 
 def _widget(model: MambaEMAForRegression, folder: Path) -> list[dict[str, Any]]:
     """The samples with what the model says of them."""
+    training = model.training
+    model.eval()
     emotion = MambaEMAPipeline(model=model, feature_extractor=MambaEMAFeatureExtractor.from_pretrained(folder))
-    return [
+    examples = [
         {
             "example_title": title,
             "src": name,
@@ -81,6 +88,8 @@ def _widget(model: MambaEMAForRegression, folder: Path) -> list[dict[str, Any]]:
         }
         for title, _, name in WIDGET_SAMPLES
     ]
+    model.train(training)
+    return examples
 
 
 def files_to_publish(folder: str | Path) -> list[PublishedFile]:
@@ -130,4 +139,48 @@ def publish(folder: str | Path, repository: str, private: bool = True, message: 
     hub = HfApi()
     hub.create_repo(repository, private=private, exist_ok=True)
     commit = hub.upload_folder(folder_path=folder, repo_id=repository, allow_patterns=names, commit_message=message)
+    return commit.commit_url
+
+
+def push_model(
+    model: MambaEMAForRegression,
+    repository: str,
+    *,
+    commit_message: str | None = None,
+    commit_description: str | None = None,
+    private: bool | None = None,
+    token: bool | str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    max_shard_size: int | str = "50GB",
+    tags: list[str] | None = None,
+) -> str:
+    """Upload a model in memory as one commit; behind `model.push_to_hub`, whose arguments these are.
+
+    Returns:
+        The address of the commit.
+    """
+    hub = HfApi(token=token)
+    hub.create_repo(repository, private=private, exist_ok=True)
+    if revision is not None and not create_pr:
+        hub.create_branch(repository, branch=revision, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, max_shard_size=max_shard_size)
+        prepare_release(folder, model=model)
+        names = [file.name for file in files_to_publish(folder)]
+        if hub.file_exists(repository, "README.md", revision=revision):
+            names.remove("README.md")
+        elif tags:
+            card = ModelCard.load(Path(folder) / "README.md")
+            card.data.tags = [*(card.data.tags or []), *tags]
+            card.save(Path(folder) / "README.md")
+        commit = hub.upload_folder(
+            folder_path=folder,
+            repo_id=repository,
+            allow_patterns=names,
+            commit_message=commit_message or "Upload Mamba-EMA",
+            commit_description=commit_description,
+            revision=revision,
+            create_pr=create_pr,
+        )
     return commit.commit_url

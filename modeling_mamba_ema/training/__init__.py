@@ -1,41 +1,47 @@
 """Fine-tuning on transformers' Trainer."""
 
-from .building import build_datasets, build_model, build_trainer, load_splits, training_arguments
-from .checkpoints import newest_complete_checkpoint, why_incomplete
+from .arguments import MambaEMATrainingArguments
+from .building import (
+    build_datasets,
+    build_model,
+    build_trainer,
+    check_labels_vary,
+    check_run,
+    load_splits,
+    warn_of_labels,
+)
+from .callbacks import EvaluationLog, KeepBestWeights, StopOnSignal
+from .checkpoints import choose_checkpoint, differences, run_manifest, save_run
 from .collator import ConversationCollator
+from .evaluation import describe_metrics, measure, prediction_table, save_predictions
 from .frame_caching import cache_frames
-from .interruption import EXIT_CODE, StopOnSigterm
-from .manifest import load_manifest, manifest_differences, run_manifest, save_manifest
-from .predictions import prediction_table, save_predictions
-from .preflight import check_labels_vary, check_speech_encoder
-from .resume import choose_checkpoint
-from .run_configuration import RunConfiguration, load_run_configuration
-from .trainer import EvaluationLog, MambaEMATrainer, ccc_of_predictions
+from .run_configuration import DataSection, RunConfiguration, load_run_configuration
+from .trainer import MambaEMATrainer
 
 __all__ = [
-    "EXIT_CODE",
     "ConversationCollator",
+    "DataSection",
     "EvaluationLog",
+    "KeepBestWeights",
     "MambaEMATrainer",
+    "MambaEMATrainingArguments",
     "RunConfiguration",
-    "StopOnSigterm",
+    "StopOnSignal",
     "build_datasets",
     "build_model",
     "build_trainer",
     "cache_frames",
-    "ccc_of_predictions",
     "check_labels_vary",
-    "check_speech_encoder",
+    "check_run",
     "choose_checkpoint",
-    "load_manifest",
+    "describe_metrics",
+    "differences",
     "load_run_configuration",
     "load_splits",
-    "manifest_differences",
-    "newest_complete_checkpoint",
+    "measure",
     "prediction_table",
     "run_manifest",
-    "save_manifest",
     "save_predictions",
-    "training_arguments",
-    "why_incomplete",
+    "save_run",
+    "warn_of_labels",
 ]

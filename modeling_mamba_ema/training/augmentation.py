@@ -1,20 +1,23 @@
-"""Training audio that is a little different in each epoch: noise, and faster or slower speech."""
+"""Training data that differ in each epoch: noise, faster or slower speech, and mixtures of conversations."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import soxr
 import torch
+from torch import nn
 
+from ..ccc_loss import MISSING_LABEL
 from ..data.dataset import ConversationDataset
-from ..feature_extraction_mamba_ema import MIN_SAMPLES, SAMPLING_RATE
+from ..feature_extraction_mamba_ema import DEFAULT_MAX_SECONDS, MIN_SAMPLES, SAMPLING_RATE
 
 
 class AugmentedDataset(torch.utils.data.Dataset):
-    """A training split whose waveforms are changed anew in every epoch; lengths in seconds are told as they were.
+    """A training split whose waveforms are changed anew in every epoch.
 
     What is drawn depends on the seed, the epoch and the item alone, so that workers, processes and a resume change
     nothing. All turns of an item get the same speed; noise is of its own strength in each turn.
@@ -28,7 +31,7 @@ class AugmentedDataset(torch.utils.data.Dataset):
         max_seconds: what would become longer than this, or too short for the model, keeps its speed.
 
     Raises:
-        ValueError: values that cannot be meant, or a dataset of cached frames, which no longer have a waveform.
+        ValueError: values that are not allowed.
     """
 
     def __init__(
@@ -37,7 +40,7 @@ class AugmentedDataset(torch.utils.data.Dataset):
         seed: int,
         noise_snr_db: Sequence[float] | None = None,
         speed_factors: Sequence[float] | None = None,
-        max_seconds: float = 30.0,
+        max_seconds: float = DEFAULT_MAX_SECONDS,
     ):
         if noise_snr_db is not None and (len(noise_snr_db) != 2 or not -20 <= noise_snr_db[0] <= noise_snr_db[1] <= 80):
             raise ValueError(
@@ -45,10 +48,6 @@ class AugmentedDataset(torch.utils.data.Dataset):
             )
         if speed_factors is not None and not (speed_factors and all(0.5 <= factor <= 2.0 for factor in speed_factors)):
             raise ValueError(f"data.speed_factors is {speed_factors}, but must be a list of factors from 0.5 to 2")
-        if dataset.frame_cache is not None:
-            raise ValueError(
-                "noise and speed change waveforms, but data.cache_features trains from frames; leave out one"
-            )
         self.dataset = dataset
         self.rows, self.items, self.labels = dataset.rows, dataset.items, dataset.labels
         self.being_read = dataset.being_read
@@ -103,3 +102,42 @@ def add_noise(waveform: np.ndarray, snr_db: float, random: np.random.Generator) 
     """
     level = np.sqrt(np.mean(np.square(waveform, dtype=np.float64))) * 10 ** (-snr_db / 20)
     return (waveform + level * random.standard_normal(waveform.size)).astype(np.float32)
+
+
+@contextlib.contextmanager
+def mixed_conversations(
+    projection: nn.Module, labels: torch.Tensor, alpha: float, random: np.random.Generator
+) -> Iterator[torch.Tensor]:
+    r"""Within this context, the model sees each conversation of a batch mixed with another one of it.
+
+    Mixed are the observations, the vectors that are pooled from the turns' audio, turn by turn: two voices laid over
+    each other would be no emotion between theirs (Verma et al. 2019, "Manifold Mixup"). With :math:`\lambda` from
+    Beta(alpha, alpha), one for the batch, turn t of conversation i becomes
+    :math:`\lambda z_t^i + (1 - \lambda) z_t^j`, and its labels likewise. A turn stays as it is where either
+    conversation has no such turn or lacks a label of it.
+
+    Args:
+        projection: the model's module that makes observations, (batch, turns, hidden).
+        labels: (batch, turns, labels), -100 where missing.
+        alpha: 0.2 mixes most pairs a little, 1 all degrees alike.
+        random: draws lambda and the pairs.
+
+    Yields:
+        the mixed labels, (batch, turns, labels).
+    """
+    order = random.permutation(len(labels))
+    partner = torch.empty(len(labels), dtype=torch.long)
+    partner[order] = torch.from_numpy(np.roll(order, 1))  # a ring, in which nobody is its own partner
+    partner = partner.to(labels.device)
+    share = float(random.beta(alpha, alpha))
+    labelled = (labels != MISSING_LABEL).all(dim=-1)
+    mixed = (labelled & labelled[partner]).unsqueeze(-1)  # (batch, turns, 1)
+
+    def mix(values: torch.Tensor) -> torch.Tensor:
+        return torch.where(mixed, share * values + (1.0 - share) * values[partner], values)
+
+    handle = projection.register_forward_hook(lambda module, inputs, observations: mix(observations))
+    try:
+        yield mix(labels)
+    finally:
+        handle.remove()

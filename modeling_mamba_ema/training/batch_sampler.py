@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
-from ..audio_files import audio_seconds
 from ..data.dataset import ConversationDataset
+from ..data.frame_cache import utterances_of
 
 # Items are sorted by length only among this many batches' worth of shuffled items, so that batches still differ from
 # epoch to epoch.
@@ -33,10 +33,11 @@ class AudioSecondsBatchSampler(Sampler[list[int]]):
         max_seconds: of audio in a batch.
         num_processes: that share a batch.
         seed: of the order, together with the epoch.
-        min_items: a batch mixes at least this many conversations: the CCC of a single one is another objective.
+        min_items: a batch mixes at least this many conversations, or all there are: the CCC of a single one is another
+            objective.
 
     Raises:
-        ValueError: fewer items than `min_items` or than processes, or seconds that are not positive.
+        ValueError: fewer items than processes, or seconds that are not positive.
     """
 
     # Read by accelerate: batches of varying size, always a whole round for all processes.
@@ -54,7 +55,7 @@ class AudioSecondsBatchSampler(Sampler[list[int]]):
         self.total = np.array([sum(turns) for turns in turn_seconds])  # (items,)
         self.longest = np.array([max(turns) for turns in turn_seconds])  # (items,)
         self.num_processes = num_processes
-        self.min_items = max(min_items, num_processes)
+        self.min_items = max(min(min_items, len(self.total)), num_processes)
         self.seed = seed
         self.epoch = 0
         if max_seconds <= 0:
@@ -112,11 +113,5 @@ class AudioSecondsBatchSampler(Sampler[list[int]]):
 
 def seconds_of_turns(dataset: ConversationDataset) -> list[list[float]]:
     """Seconds of each turn of each item, from start and end or from the files' headers; nothing is decoded."""
-    rows = dataset.rows
-    names = rows["file_name"]
-    starts = rows["start"] if "start" in rows.column_names else [None] * len(rows)
-    ends = rows["end"] if "end" in rows.column_names else [None] * len(rows)
-    seconds = [
-        (audio_seconds(name) if end is None else end) - (start or 0.0) for name, start, end in zip(names, starts, ends)
-    ]
-    return [[seconds[index] for index in item] for item in dataset.items]
+    utterances = utterances_of(dataset.rows)
+    return [[utterances[index].seconds for index in item] for item in dataset.items]

@@ -2,32 +2,37 @@
 
 from __future__ import annotations
 
+import copy
 import logging
-import os
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
-import torch
-import torch.distributed as dist
-from datasets import DatasetDict
-from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+import numpy as np
+from datasets import Dataset, DatasetDict
+from transformers import TrainerCallback
 
 from .. import tiny_wavlm
+from ..ccc_loss import MISSING_LABEL
 from ..configuration_mamba_ema import MambaEMAConfig
 from ..data.bad_audio import describe_bad_audio, drop_bad_audio, save_bad_audio, scan_audio
 from ..data.dataset import ConversationDataset, load_emotion_dataset
-from ..data.frame_cache import FrameCache
+from ..data.frame_cache import FrameCache, utterances_of
 from ..data.sources import read_label_ranges
-from ..feature_extraction_mamba_ema import MambaEMAFeatureExtractor
+from ..data.splitting import in_several_splits, split_off
+from ..fast_speech_encoder import SPEC_AUGMENT_MIN_FRAMES
+from ..feature_extraction_mamba_ema import SAMPLING_RATE, MambaEMAFeatureExtractor
 from ..modeling_mamba_ema import MambaEMAForRegression
+from ..speech_encoder import num_frames
+from .arguments import MambaEMATrainingArguments
 from .augmentation import AugmentedDataset
 from .collator import ConversationCollator
-from .run_configuration import RunConfiguration
-from .trainer import MambaEMATrainer, ccc_of_predictions
+from .run_configuration import DataSection, RunConfiguration
+from .trainer import MambaEMATrainer
 
 logger = logging.getLogger(__name__)
+
+# On the unit scale. The loss' epsilon, and a metric rounded to three places, are for labels that vary far more.
+MIN_LABEL_SPREAD = 0.01
 
 
 def build_model(run: RunConfiguration) -> tuple[MambaEMAForRegression, MambaEMAFeatureExtractor]:
@@ -36,7 +41,7 @@ def build_model(run: RunConfiguration) -> tuple[MambaEMAForRegression, MambaEMAF
     Where nothing names the labels' scale, a new model takes the one that the corpus records.
 
     Raises:
-        ValueError: a configuration or a corpus.json that is not what it must be.
+        ValueError: values of `model.params` that are not allowed, or a corpus.json that is damaged.
     """
     if run.model.pretrained_model is not None:
         model = MambaEMAForRegression.from_pretrained(run.model.pretrained_model, revision=run.model.revision)
@@ -50,35 +55,59 @@ def build_model(run: RunConfiguration) -> tuple[MambaEMAForRegression, MambaEMAF
     known = read_label_ranges(run.data.source)
     if model.config.label_ranges is None and known:
         model.config.label_ranges = {label: list(known[label]) for label in model.config.labels if label in known}
-    extractor = MambaEMAFeatureExtractor(do_normalize=model.config.do_normalize, max_seconds=run.data.max_seconds)
+    extractor = MambaEMAFeatureExtractor.for_model(model.config, max_seconds=run.data.max_seconds)
     return model, extractor
 
 
-def load_splits(run: RunConfiguration, config: MambaEMAConfig) -> DatasetDict:
+def load_splits(
+    data: DataSection,
+    config: MambaEMAConfig,
+    output: Path,
+    wanted: Sequence[str] | None = None,
+    labels_optional: bool = False,
+) -> DatasetDict:
     """The splits that a run names, every utterance of which has audio that can be used.
 
     Utterances that cannot be used end the run, or are left out and recorded in `skipped_audio.jsonl`, as
-    `data.on_bad_audio` says. Each process looks for itself, and finds the same.
+    `on_bad_audio` says. Each process looks for itself, and finds the same.
+
+    Args:
+        data: where the corpus is, and how to read it.
+        config: the model's; names the labels and their scales.
+        output: folder for the lists of utterances that cannot be used.
+        wanted: names of the splits; None: those that `data` names for training.
+        labels_optional: labels for which the corpus has no column are missing.
 
     Raises:
-        ValueError: a corpus that cannot be read, or without a split that the run names, or with bad audio.
+        ValueError: a corpus that cannot be read, or lacks a split, or has bad audio.
     """
+    hint = "give --split one of them"
+    if wanted is None:
+        hint = (
+            "data.split_by=speaker makes the missing ones from the training split, with no speaker in two splits; "
+            "data.test_split=null leaves out the test"
+        )
+        wanted = [name for name in (data.train_split, data.validation_split, data.test_split) if name is not None]
     scales = {label: config.label_range(label) for label in config.labels}
-    splits = load_emotion_dataset(run.data.source, config.labels, scales, run.data.columns)
-    wanted = [run.data.train_split, run.data.validation_split, run.data.test_split]
-    missing = [split for split in wanted if split is not None and split not in splits]
-    if missing:
-        raise ValueError(f"{run.data.source} has no split {', '.join(missing)}; there are {', '.join(splits)}")
-    splits = DatasetDict({split: splits[split] for split in wanted if split is not None})
-    bad_audio = scan_audio(splits, run.data.max_seconds)
-    output = Path(run.training.output_dir)
-    if bad_audio and run.data.on_bad_audio == "abort":
+    splits = load_emotion_dataset(data.source, config.labels, scales, data.columns, labels_optional)
+    missing = [name for name in wanted if name not in splits]
+    if missing and data.split_by is not None and data.train_split in splits:
+        parts = split_off(splits[data.train_split], data.split_by, missing)
+        splits |= dict(zip([data.train_split, *missing], parts))
+        logger.info("%s", ", ".join(f"{name}: {len(splits[name])} turns" for name in wanted))
+    elif missing:
+        raise ValueError(f"{data.source} has no split {', '.join(missing)}; there are {', '.join(splits)}: {hint}")
+    for line in in_several_splits(splits, wanted):
+        logger.warning("%s", line)
+    splits = DatasetDict({name: splits[name] for name in wanted})
+    bad_audio = scan_audio(splits, data.max_seconds)
+    if bad_audio and data.on_bad_audio == "abort":
         save_bad_audio(bad_audio, output / "bad_audio.jsonl")
         raise ValueError(
             f"{describe_bad_audio(bad_audio, splits)}\nThey are listed in {output / 'bad_audio.jsonl'}. Mend them, or "
-            "go on without them by data.on_bad_audio=skip; data.max_seconds allows longer utterances"
+            "go on without them by data.on_bad_audio=skip (--on-bad-audio skip); data.max_seconds allows longer ones"
         )
-    if run.data.on_bad_audio == "skip":
+    if data.on_bad_audio == "skip":
         save_bad_audio(bad_audio, output / "skipped_audio.jsonl")
     if bad_audio:
         logger.warning("%s\nThey are left out.", describe_bad_audio(bad_audio, splits))
@@ -90,62 +119,15 @@ def load_splits(run: RunConfiguration, config: MambaEMAConfig) -> DatasetDict:
 
 
 def build_datasets(
-    run: RunConfiguration, splits: DatasetDict, labels: Sequence[str], frame_cache: FrameCache | None = None
-) -> tuple[ConversationDataset, ConversationDataset]:
-    """What a run learns from, in windows where asked for, and the whole conversations of its validation split."""
-    windows: dict[str, Any] = {"turns_per_item": run.data.turns_per_item, "context_turns": run.data.context_turns}
-    train = ConversationDataset(splits[run.data.train_split], labels, frame_cache=frame_cache, **windows)
-    return train, ConversationDataset(splits[run.data.validation_split], labels, frame_cache=frame_cache)
-
-
-def training_arguments(run: RunConfiguration, **changes: Any) -> TrainingArguments:
-    """Trainer's arguments for a run.
-
-    Args:
-        run: the resolved configuration.
-        changes: arguments to replace, by their name in `TrainingArguments`.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available() and not dist.is_initialized():
-        # On a CPU, TrainingArguments would start the processes' group without its ddp_timeout: half an hour.
-        dist.init_process_group("gloo", timeout=timedelta(seconds=run.training.process_timeout))
-    when = "epoch" if run.training.save_steps is None else "steps"
-    arguments: dict[str, Any] = {
-        "output_dir": str(Path(run.training.output_dir) / "checkpoints"),
-        "num_train_epochs": run.training.epochs,
-        "per_device_train_batch_size": run.training.conversations_per_batch,
-        "per_device_eval_batch_size": run.training.conversations_per_batch,
-        "gradient_accumulation_steps": run.training.gradient_accumulation,
-        "dataloader_drop_last": True,  # a last batch of one turn has no CCC
-        "use_cpu": not torch.cuda.is_available(),
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "dataloader_num_workers": run.training.dataloader_workers,
-        "learning_rate": run.training.learning_rate,
-        "weight_decay": run.training.weight_decay,
-        "lr_scheduler_type": run.training.scheduler,
-        "warmup_steps": run.training.warmup_ratio,
-        "max_grad_norm": run.training.max_grad_norm,
-        "bf16": run.training.bf16,
-        "eval_strategy": when,
-        "save_strategy": when,
-        "logging_strategy": when,
-        "eval_steps": run.training.save_steps,
-        "save_steps": run.training.save_steps or 500,
-        "logging_steps": run.training.save_steps or 500,
-        "save_total_limit": 2,
-        "restore_callback_states_from_checkpoint": True,  # else a resumed run forgets its patience
-        "load_best_model_at_end": True,
-        "metric_for_best_model": "ccc",  # never the loss: a mean over batches is no CCC
-        "greater_is_better": True,
-        "logging_nan_inf_filter": False,  # with the filter NaN reads as loss 0.0, a perfect CCC
-        "report_to": run.training.report_to,
-        "ddp_timeout": round(run.training.process_timeout),
-        "seed": run.training.seed,
-        "remove_unused_columns": False,
-        "label_names": ["labels"],
-    }
-    if run.training.gradient_checkpointing:
-        arguments |= {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-    return TrainingArguments(**{**arguments, **changes})
+    data: DataSection, splits: DatasetDict, labels: Sequence[str], frame_cache: FrameCache | None = None
+) -> dict[str, ConversationDataset]:
+    """A dataset for each split: conversations, or windows of them to learn from where `data` asks for these."""
+    datasets = {name: ConversationDataset(rows, labels, frame_cache=frame_cache) for name, rows in splits.items()}
+    if data.train_split in splits:
+        datasets[data.train_split] = ConversationDataset(
+            splits[data.train_split], labels, data.turns_per_item, frame_cache, data.context_turns
+        )
+    return datasets
 
 
 def build_trainer(
@@ -154,26 +136,20 @@ def build_trainer(
     extractor: MambaEMAFeatureExtractor,
     train: ConversationDataset,
     validation: ConversationDataset,
-    arguments: TrainingArguments,
+    arguments: MambaEMATrainingArguments,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> MambaEMATrainer:
-    """The trainer of a run.
-
-    Args:
-        run: the resolved configuration.
-        model, extractor: of [`build_model`].
-        train, validation: to learn from, and to choose the best evaluation on.
-        arguments: of [`training_arguments`].
-        callbacks: beside those that the configuration asks for.
+    """The trainer of a run, which learns from `train` and chooses the best evaluation on `validation`.
 
     Raises:
-        ValueError: options that cannot be meant, or do not go together.
+        ValueError: options that are not allowed, or do not go together.
     """
-    patience = run.training.patience
-    changes = {"noise_snr_db": run.data.noise_snr_db, "speed_factors": run.data.speed_factors}
+    arguments = copy.copy(arguments)
+    arguments.push_to_hub = False  # left to the program: Trainer would upload checkpoints, not a release
     learnt: ConversationDataset | AugmentedDataset = train
-    if any(change is not None for change in changes.values()):
-        learnt = AugmentedDataset(train, run.training.seed, **changes, max_seconds=run.data.max_seconds)
+    if run.data.changes_audio:
+        noise, speeds = run.data.noise_snr_db, run.data.speed_factors
+        learnt = AugmentedDataset(train, arguments.seed, noise, speeds, run.data.max_seconds)
     return MambaEMATrainer(
         model=model,
         args=arguments,
@@ -181,9 +157,71 @@ def build_trainer(
         eval_dataset=validation,
         data_collator=ConversationCollator(extractor),
         processing_class=extractor,
-        compute_metrics=ccc_of_predictions(model.config.labels),
-        encoder_learning_rate=run.training.encoder_learning_rate,
-        max_seconds_per_batch=run.data.max_seconds_per_batch,
-        mixup_alpha=run.training.mixup,
-        callbacks=[*callbacks, *([] if patience is None else [EarlyStoppingCallback(patience)])],
+        callbacks=list(callbacks),
     )
+
+
+def check_run(
+    config: MambaEMAConfig, arguments: MambaEMATrainingArguments, data: DataSection, splits: DatasetDict
+) -> None:
+    """Find what would ruin a run before its first step.
+
+    A test split without labels is no reason to refuse a run: its predictions are written, and what it cannot be
+    measured on is said.
+
+    Raises:
+        ValueError: a metric that no evaluation gives, labels that do not vary, or settings of WavLM that stop or spoil
+            training.
+    """
+    kinds = ("ccc", "pearson", "rmse", "mae")
+    metrics = [*kinds, *(f"{kind}_{label}" for kind in kinds for label in config.labels)]
+    chosen = str(arguments.metric_for_best_model).removeprefix("eval_")
+    if chosen not in (*metrics, "loss"):
+        raise ValueError(f"training.metric_for_best_model is {chosen}; evaluations give {', '.join(metrics)} and loss")
+    for name in (data.train_split, str(data.validation_split)):
+        check_labels_vary(name, splits[name], config.labels)
+    if data.test_split is not None:
+        warn_of_labels(data.test_split, splits[data.test_split], config.labels)
+    check_speech_encoder(config, arguments.world_size, splits[data.train_split])
+
+
+def warn_of_labels(split: str, rows: Dataset, labels: Sequence[str]) -> None:
+    """Log for which labels a split gives no figure, or one that says nothing."""
+    for label in labels:
+        try:
+            check_labels_vary(split, rows, [label])
+        except ValueError as error:
+            logger.warning("%s", error)
+
+
+def check_labels_vary(split: str, rows: Dataset, labels: Sequence[str]) -> None:
+    """Refuse a split in which a label is missing throughout, or (nearly) the same in all turns."""
+    for label in labels:
+        values = np.asarray(rows[label], dtype=np.float64)
+        values = values[values != MISSING_LABEL]
+        if values.size < 2 or values.std() < MIN_LABEL_SPREAD:
+            what = "missing" if values.size == 0 else f"{values.mean():.3g} throughout"
+            raise ValueError(
+                f"{label} is {what} in the split {split} ({values.size} labelled turns): a CCC needs labels that vary. "
+                "Check the column and its scale, or leave this label out of model.params.id2label"
+            )
+
+
+def check_speech_encoder(config: MambaEMAConfig, world_size: int, rows: Dataset) -> None:
+    """Refuse layer drop with several processes, and SpecAugment with short utterances."""
+    encoder = config.speech_encoder_config
+    if config.freeze_speech_encoder:  # it stays in evaluation mode, where neither is done
+        return
+    if encoder.layerdrop > 0 and world_size > 1:
+        raise ValueError(
+            f"speech_encoder_config.layerdrop is {encoder.layerdrop:g} with {world_size} processes: a layer that is "
+            "left out has no gradient, for which the other processes wait. Set it to 0"
+        )
+    if encoder.apply_spec_augment:
+        shortest = min(utterance.seconds for utterance in utterances_of(rows))
+        if num_frames(round(shortest * SAMPLING_RATE), encoder) < SPEC_AUGMENT_MIN_FRAMES:
+            raise ValueError(
+                "speech_encoder_config.apply_spec_augment is on and the shortest utterance lasts "
+                f"{shortest:.2f} s; SpecAugment hides most of an utterance of fewer than {SPEC_AUGMENT_MIN_FRAMES} "
+                "frames (a second). Set it to false, or leave short utterances out"
+            )

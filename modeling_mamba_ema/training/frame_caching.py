@@ -12,7 +12,7 @@ from datasets import Dataset
 from tqdm import tqdm
 from transformers import TrainingArguments
 
-from ..audio_files import audio_seconds, load_audio
+from ..audio_files import load_audio
 from ..data.frame_cache import DTYPE, FrameCache, FrameCacheError, Utterance, utterances_of
 from ..feature_extraction_mamba_ema import SAMPLING_RATE, InvalidAudioError, MambaEMAFeatureExtractor
 from ..modeling_mamba_ema import MambaEMAForRegression
@@ -41,7 +41,7 @@ def cache_frames(
     Args:
         model: its speech encoder must be frozen; moved to the run's device.
         extractor: the run's.
-        splits: rows with `file_name` and, if need be, `start` and `end`.
+        splits: rows of a corpus in normal form.
         folder: of the cache.
         arguments: Trainer's; they know device and processes.
 
@@ -49,11 +49,15 @@ def cache_frames(
         FrameCacheError: the encoder is not frozen, the disk is too small, or an utterance gives no frames to train on.
         InvalidAudioError, AudioFileError: an utterance that cannot be used.
     """
-    check_frozen(model)
+    if not model.config.freeze_speech_encoder:
+        raise FrameCacheError(
+            "frames can be cached only where the speech encoder is frozen; set model.params.freeze_speech_encoder=true "
+            "or data.cache_frames=false to train the encoder too"
+        )
     encoder: SpeechEncoder = model.speech_encoder
     cache = FrameCache(folder, encoder, extractor)
     utterances = list(dict.fromkeys(utterance for rows in splits for utterance in utterances_of(rows)))
-    seconds = {utterance: _seconds(utterance) for utterance in utterances}
+    seconds = {utterance: utterance.seconds for utterance in utterances}
     rank, processes, quiet = arguments.process_index, arguments.world_size, arguments.process_index != 0
 
     # 1. what is there, and sound; what is not, as the first process sees it, so that all agree on it
@@ -76,13 +80,9 @@ def cache_frames(
     needed = sum(_entry_bytes(encoder, seconds[utterance]) for utterance in missing)
     free = shutil.disk_usage(cache.root).free
     if not quiet:
+        there, size = len(utterances) - len(missing), f"{needed / 1e9:.2f} GB ({free / 1e9:.0f} GB are free)"
         logger.info(
-            "frames of %d utterances are in %s; computing those of %d more, %.2f GB (%.0f GB are free)",
-            len(utterances) - len(missing),
-            cache.folder,
-            len(missing),
-            needed / 1e9,
-            free / 1e9,
+            "frames of %d utterances are in %s; computing those of %d more, %s", there, cache.folder, len(missing), size
         )
     if needed > max(free - SPARE_BYTES, 0):
         raise FrameCacheError(
@@ -93,7 +93,8 @@ def cache_frames(
 
     # 3. each process its share of every length, the longest first: memory that is too small shows at once
     missing.sort(key=lambda utterance: -seconds[utterance])
-    encoder.to(arguments.device).wavlm.eval()
+    encoder.to(arguments.device)
+    encoder.backbone.eval()
     together = UTTERANCES_BETWEEN_MEETINGS * processes
     with tqdm(total=len(missing), desc="encoding", unit=" utterances", disable=quiet or not missing) as progress:
         for first in range(0, len(missing), together):
@@ -111,38 +112,20 @@ def cache_frames(
     return cache
 
 
-def check_frozen(model: MambaEMAForRegression) -> None:
-    """Frames of an encoder that is trained change with every step.
-
-    Raises:
-        FrameCacheError: the encoder is not frozen.
-    """
-    if not model.config.freeze_speech_encoder:
-        raise FrameCacheError(
-            "frames can be cached only where the speech encoder is frozen; set model.params.freeze_speech_encoder=true "
-            "or data.cache_features=false to train the encoder too"
-        )
-
-
 @torch.inference_mode()
 def _encode(encoder: SpeechEncoder, extractor: MambaEMAFeatureExtractor, utterance: Utterance) -> torch.Tensor:
     """(layers, frames, hidden) of one utterance: alone, they are the same to the bit whatever else is computed."""
-    waveform = load_audio(utterance.file_name, utterance.start, utterance.end)
+    waveform = load_audio(utterance.file_name, utterance.start, utterance.end, utterance.channel)
     try:
         features = extractor(waveform, sampling_rate=SAMPLING_RATE, return_tensors="pt")
     except InvalidAudioError as error:
         raise InvalidAudioError(f"{utterance}: {error}") from error
-    samples = features["input_values"].to(encoder.wavlm.device, encoder.wavlm.dtype)  # (1, samples)
+    samples = features["input_values"].to(encoder.backbone.device, encoder.backbone.dtype)  # (1, samples)
     lengths = torch.tensor([samples.shape[1]], device=samples.device)
     return torch.cat(encoder.hidden_states(samples, lengths, encoder.layers))  # of one (1, frames, hidden) a layer
 
 
-def _seconds(utterance: Utterance) -> float:
-    end = audio_seconds(utterance.file_name) if utterance.end is None else utterance.end
-    return end - (utterance.start or 0.0)
-
-
 def _entry_bytes(encoder: SpeechEncoder, seconds: float) -> int:
-    config = encoder.wavlm.config
+    config = encoder.backbone.config
     frames = max(num_frames(round(seconds * SAMPLING_RATE), config), 0)
     return len(encoder.layers) * frames * config.hidden_size * DTYPE.itemsize + HEADER_BYTES

@@ -1,158 +1,141 @@
-"""A run as YAML: sections `model`, `data`, `training`, each field checked by name and type."""
+"""A run as YAML: sections `model`, `data`, `training`, each name and value checked."""
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import enum
+import inspect
+import re
 import reprlib
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
+from transformers import WavLMConfig
+
+from ..configuration_mamba_ema import MambaEMAConfig
+from ..data.atomic_write import atomic_write
+from ..feature_extraction_mamba_ema import DEFAULT_MAX_SECONDS
+from .arguments import MambaEMATrainingArguments
 
 MAX_BYTES = 1_000_000
+# Beside the arguments of MambaEMAConfig, `model.params` takes these of transformers' PretrainedConfig.
+_PRETRAINED_CONFIG = {"id2label": dict, "num_labels": int, "attn_implementation": str}
 
 
 @dataclass
 class ModelSection:
-    params: dict[str, Any] = field(default_factory=dict, metadata={"help": "arguments of MambaEMAConfig"})
-    pretrained_speech_encoder: str | None = field(
-        default=None,
-        metadata={"help": "folder or Hub name of a WavLM to start from; tiny: the shipped one; null: random weights"},
-    )
-    pretrained_model: str | None = field(
-        default=None, metadata={"help": "folder or Hub name of a Mamba-EMA to continue from; params must be empty then"}
-    )
-    revision: str = field(default="main", metadata={"help": "commit, tag or branch of what is pretrained"})
+    """What a run starts from."""
 
-
-@dataclass
-class DataSection:
-    source: str = field(
-        default="",
-        metadata={
-            "help": "folder with metadata.jsonl/.csv/.parquet, such a file, an audiofolder, or a name on the Hub"
-        },
-    )
-    columns: dict[str, str] = field(
-        default_factory=dict, metadata={"help": "what the corpus calls its columns, such as {valence: EmoVal}"}
-    )
-    train_split: str = field(default="train", metadata={"help": "split to learn from"})
-    validation_split: str = field(default="validation", metadata={"help": "split that chooses the best checkpoint"})
-    test_split: str | None = field(default="test", metadata={"help": "split measured once, at the end; null: none"})
-    turns_per_item: int | None = field(
-        default=None, metadata={"help": "cut training conversations into windows of this many turns; null: whole"}
-    )
-    context_turns: int = field(
-        default=0,
-        metadata={"help": "turns before a window that make the state it starts from, without gradient; 0: empty state"},
-    )
-    max_seconds_per_batch: float | None = field(
-        default=None,
-        metadata={"help": "fill batches by seconds of audio, all processes together; null: conversations_per_batch"},
-    )
-    noise_snr_db: list[float] | None = field(
-        default=None, metadata={"help": "add white noise to training audio, [lowest, highest] ratio in dB; null: none"}
-    )
-    speed_factors: list[float] | None = field(
-        default=None,
-        metadata={"help": "play training audio faster or slower, one of these factors an item; null: as it is"},
-    )
-    max_seconds: float = field(default=30.0, metadata={"help": "longest utterance in seconds"})
-    on_bad_audio: str = field(
-        default="abort", metadata={"help": "files that cannot be used: abort before training, or skip and record them"}
-    )
-    cache_features: bool = field(
-        default=False, metadata={"help": "compute the frames of a frozen encoder once and train from the disk"}
-    )
-    cache_folder: str = field(default=".cache/frames", metadata={"help": "where cached frames are kept"})
+    params: dict[str, Any] = field(default_factory=dict)  # of MambaEMAConfig; speech_encoder_config: of WavLMConfig
+    pretrained_speech_encoder: str | None = None  # folder or Hub name of a WavLM; tiny: the shipped one; None: random
+    pretrained_model: str | None = None  # folder or Hub name of a Mamba-EMA to continue from; params must be empty then
+    revision: str = "main"  # commit, tag or branch of what is pretrained
 
     def __post_init__(self) -> None:
-        if self.on_bad_audio not in ("abort", "skip"):
-            raise ValueError(f"data.on_bad_audio is {self.on_bad_audio!r}; allowed are abort and skip")
-
-
-@dataclass
-class TrainingSection:
-    output_dir: str = field(default="outputs/run", metadata={"help": "folder for checkpoints and results"})
-    epochs: float = field(default=10.0, metadata={"help": "passes over the training split"})
-    mixup: float = field(
-        default=0.0,
-        metadata={"help": "alpha of mixup between conversations of a batch, such as 0.2; 0: none"},
-    )
-    gradient_accumulation: int = field(
-        default=1, metadata={"help": "batches a step; the CCC is that of each batch, not of all of them together"}
-    )
-    conversations_per_batch: int = field(
-        default=8, metadata={"help": "conversations (or windows) a process and step; of evaluation too"}
-    )
-    learning_rate: float = field(default=1e-4, metadata={"help": "of pooling, updater and head"})
-    encoder_learning_rate: float | None = field(default=None, metadata={"help": "of WavLM; null: the same"})
-    weight_decay: float = field(default=0.01, metadata={"help": "AdamW's, on matrices only"})
-    warmup_ratio: float = field(default=0.1, metadata={"help": "share of the steps with a rising learning rate"})
-    scheduler: str = field(default="cosine", metadata={"help": "transformers' name of the learning rate schedule"})
-    max_grad_norm: float = field(default=1.0, metadata={"help": "gradient clipping"})
-    bf16: bool = field(default=False, metadata={"help": "bf16 autocast on a GPU that has it"})
-    gradient_checkpointing: bool = field(default=False, metadata={"help": "less memory, a third more time"})
-    patience: int | None = field(
-        default=None, metadata={"help": "stop after this many evaluations without a better mean CCC; null: never"}
-    )
-    dataloader_workers: int = field(default=0, metadata={"help": "processes that read audio"})
-    process_timeout: float = field(
-        default=1800.0, metadata={"help": "seconds after which processes stop waiting for one that does not answer"}
-    )
-    report_to: str = field(default="none", metadata={"help": "trackers, as for transformers' TrainingArguments"})
-    save_steps: int | None = field(
-        default=None, metadata={"help": "evaluate and save after this many steps; null: after each epoch"}
-    )
-    resume: str = field(
-        default="auto",
-        metadata={"help": "auto: go on from the newest complete checkpoint; never: anew; or a checkpoint's folder"},
-    )
-    push_to_hub: bool = field(
-        default=False, metadata={"help": "upload the model's folder at the end, to a private repository if it is new"}
-    )
-    hub_model_id: str | None = field(default=None, metadata={"help": "owner/name on the Hub"})
-    seed: int = field(default=0, metadata={"help": "of weights, order and dropout"})
-
-
-@dataclass
-class RunConfiguration:
-    model: ModelSection = field(default_factory=ModelSection)
-    data: DataSection = field(default_factory=DataSection)
-    training: TrainingSection = field(default_factory=TrainingSection)
-
-    def __post_init__(self) -> None:
-        starts = self.model.pretrained_model, self.model.pretrained_speech_encoder
-        if all(starts) or (self.model.pretrained_model and self.model.params):
+        if self.pretrained_model and (self.pretrained_speech_encoder or self.params):
             raise ValueError(
                 "model.pretrained_model brings its own sizes and encoder; leave out model.params and "
                 "model.pretrained_speech_encoder"
             )
-        if self.training.max_grad_norm <= 0:
+        self.params = _checked_values(self.params, _names_of_params(), "model.params.")
+        name = "speech_encoder_config"
+        if self.params.get(name) is not None:
+            known = {field.name: field.type for field in dataclasses.fields(WavLMConfig)}
+            self.params[name] = _checked_values(self.params[name], known, f"model.params.{name}.")
+
+
+@dataclass
+class DataSection:
+    """What a run learns from and is measured on."""
+
+    source: str = ""  # folder with metadata.jsonl, .csv or .parquet, such a file, an audiofolder, or a name on the Hub
+    columns: dict[str, str] = field(default_factory=dict)  # what the corpus calls them, such as {valence: EmoVal}
+    train_split: str = "train"
+    validation_split: str | None = "validation"  # chooses the best checkpoint
+    test_split: str | None = "test"  # measured once, at the end; None: no test
+    # A column such as speaker: each split that the corpus lacks gets 20 % of the turns of train_split; no speaker is in
+    # two of them.
+    split_by: str | None = None
+    turns_per_item: int | None = None  # cut training conversations into windows of this many turns; None: whole
+    context_turns: int = 0  # turns before a window that make the state it starts from, without gradient
+    noise_snr_db: list[float] | None = None  # add white noise to training audio, [lowest, highest] ratio in dB
+    speed_factors: list[float] | None = None  # play training audio faster or slower, one of these factors an item
+    max_seconds: float = DEFAULT_MAX_SECONDS  # longest utterance
+    on_bad_audio: str = "abort"  # files that cannot be used: abort before training, or skip and record them
+    cache_frames: bool = False  # compute the frames of a frozen encoder once and train from the disk
+    cache_folder: str = ".cache/frames"
+
+    def __post_init__(self) -> None:
+        if self.on_bad_audio not in ("abort", "skip"):
+            raise ValueError(f"data.on_bad_audio is {self.on_bad_audio!r}; allowed are abort and skip")
+        if self.validation_split is None:
             raise ValueError(
-                "training.max_grad_norm must be positive: the norm is also what finds a gradient that is NaN; .inf "
-                "clips nothing"
+                "data.validation_split is null, but a validation split chooses the best weights: name one, or let "
+                "data.split_by=speaker make one"
+            )
+        if (self.turns_per_item is not None and self.turns_per_item < 1) or self.context_turns < 0:
+            raise ValueError("data.turns_per_item must be at least 1, and data.context_turns at least 0")
+        if self.context_turns and self.turns_per_item is None:
+            raise ValueError("data.context_turns come before windows; set data.turns_per_item, the length of a window")
+        if self.cache_frames and self.changes_audio:
+            raise ValueError(
+                "data.noise_snr_db and data.speed_factors change waveforms, but data.cache_frames trains from frames; "
+                "leave out one"
             )
 
-        if self.data.context_turns and self.data.turns_per_item is None:
-            raise ValueError("data.context_turns come before windows; set data.turns_per_item, the length of a window")
-        if self.training.push_to_hub and self.training.hub_model_id is None:
-            raise ValueError("training.push_to_hub needs training.hub_model_id, owner/name on the Hub")
-        if self.training.mixup < 0 or self.training.gradient_accumulation < 1:
-            raise ValueError("training.mixup must not be negative, and training.gradient_accumulation at least 1")
+    @property
+    def changes_audio(self) -> bool:
+        """Whether training audio is another one in each epoch."""
+        return self.noise_snr_db is not None or self.speed_factors is not None
+
+
+@dataclass
+class RunConfiguration:
+    """
+    Attributes:
+        model, data: the sections.
+        training: names and values of [`MambaEMATrainingArguments`], as they were given.
+    """
+
+    model: ModelSection = field(default_factory=ModelSection)
+    data: DataSection = field(default_factory=DataSection)
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def training_arguments(self, **changes: Any) -> MambaEMATrainingArguments:
+        """
+        Args:
+            changes: values that replace those of the run.
+
+        Raises:
+            ValueError: values that are not allowed, or do not go together.
+        """
+        return MambaEMATrainingArguments(**{**self.training, **changes})
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Everything this package decides and everything that was given; the rest are transformers' defaults."""
+        own = MambaEMATrainingArguments.__annotations__
+        defaults = {f.name: f.default for f in dataclasses.fields(MambaEMATrainingArguments) if f.name in own}
+        return {
+            "model": dataclasses.asdict(self.model),
+            "data": dataclasses.asdict(self.data),
+            "training": {**defaults, **self.training},
+        }
 
     def save(self, path: str | Path) -> None:
-        """Write the resolved configuration, from which the run can be repeated."""
-        Path(path).write_text(yaml.safe_dump(dataclasses.asdict(self), sort_keys=False), encoding="utf-8")
+        """Write the configuration, from which the run can be repeated."""
+        with atomic_write(path) as unfinished:
+            unfinished.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML's safe loader without aliases, by which a few lines can stand for more values than memory holds."""
+    """YAML's safe loader without aliases, by which a few lines can stand for more values than memory holds. As in YAML
+    1.2, 1e-5 is a number."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -160,39 +143,73 @@ class _PlainLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def load_run_configuration(path: str | Path, overrides: Sequence[str] = ()) -> RunConfiguration:
-    """Read a YAML file and apply overrides from the command line.
+_PlainLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+"), list("-+0123456789"))
 
-    Args:
-        path: the file, under 1 MB; read with YAML's safe loader, which builds plain values only, and without aliases.
-        overrides: `section.field=value`, e.g. `training.learning_rate=1e-5`; dots go on into `model.params`.
+
+def read_yaml(path: str | Path) -> Any:
+    """The content of a YAML file under 1 MB, read by the safe loader, which builds plain values only.
 
     Raises:
-        ValueError: an unknown key (named with the nearest known one), a value of the wrong type, a malformed override.
+        ValueError: the file is larger, is no YAML, or has aliases or tags.
     """
     path = Path(path)
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path} is larger than {MAX_BYTES} bytes; that is no run configuration")
     try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader) or {}
+        return yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader) or {}
     except (yaml.YAMLError, RecursionError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no plain YAML: {error}") from error
+
+
+def load_run_configuration(path: str | Path, overrides: Sequence[str] = ()) -> RunConfiguration:
+    """Read a YAML file and apply overrides from the command line.
+
+    Args:
+        path: the file, see [`read_yaml`].
+        overrides: `section.name=value`, e.g. `training.learning_rate=1e-5`; dots go on into `model.params`.
+
+    Raises:
+        ValueError: an unknown name (with the nearest known one), a value of the wrong type, a malformed override, or
+            values that are not allowed.
+    """
+    content = read_yaml(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must have the sections model, data and training, got {reprlib.repr(content)}")
     for override in overrides:
         name, separator, value = override.partition("=")
         if not separator or not name:
-            raise ValueError(f"{override!r} is no override; write section.field=value")
-        _set(content, name.split("."), _scalar(value))
-    return _build(RunConfiguration, content, "")
-
-
-def _scalar(text: str) -> Any:
-    value = yaml.safe_load(text)
-    if isinstance(value, str):
+            raise ValueError(f"{override!r} is no override; write section.name=value")
         try:
-            return float(value)  # YAML 1.1 reads 1e-5, without a dot, as text
-        except ValueError:
-            return value
-    return value
+            _set(content, name.split("."), yaml.load(value, Loader=_PlainLoader))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{override!r} is no plain YAML: {error}") from error
+    sections = _checked_values(content, dict.fromkeys(("model", "data", "training"), Any), "")
+    model, data, training = (
+        _checked_values({} if sections.get(name) is None else sections[name], _known_names(section), f"{name}.")
+        for name, section in (("model", ModelSection), ("data", DataSection), ("training", MambaEMATrainingArguments))
+    )
+    for what in ("eval", "save", "logging"):
+        if f"{what}_steps" in training and training.get(f"{what}_strategy", "epoch") == "epoch":
+            raise ValueError(f"training.{what}_steps needs training.{what}_strategy=steps; without it, epochs count")
+    run = RunConfiguration(ModelSection(**model), DataSection(**data), training)
+    try:
+        run.training_arguments()
+    except ValueError as error:
+        raise ValueError(f"training: {' '.join(str(error).split())}") from error
+    return run
+
+
+def _names_of_params() -> dict[str, Any]:
+    """The annotations of what `model.params` takes."""
+    hints = typing.get_type_hints(MambaEMAConfig.__init__)
+    names = set(inspect.signature(MambaEMAConfig.__init__).parameters) - {"self", "kwargs"}
+    return {**{name: hints[name] for name in names}, **_PRETRAINED_CONFIG}
+
+
+def _known_names(section: type) -> dict[str, Any]:
+    """The annotations of a dataclass's arguments."""
+    hints = typing.get_type_hints(section)
+    return {field.name: hints[field.name] for field in dataclasses.fields(section) if field.init}
 
 
 def _set(content: dict[str, Any], names: list[str], value: Any) -> None:
@@ -203,31 +220,49 @@ def _set(content: dict[str, Any], names: list[str], value: Any) -> None:
     content[names[-1]] = value
 
 
-def _build(section: type, content: Any, prefix: str) -> Any:
-    if not isinstance(content, dict):
-        raise ValueError(f"{prefix.rstrip('.') or 'the configuration'} must be a section, got {reprlib.repr(content)}")
-    kinds = typing.get_type_hints(section)
-    values = {}
-    for name, value in content.items():
-        if name not in kinds:
-            close = difflib.get_close_matches(str(name), kinds, n=1)
-            hint = f"did you mean {prefix}{close[0]}?" if close else f"known are {', '.join(kinds)}"
-            raise ValueError(f"unknown key {prefix}{name}; {hint}")
-        if dataclasses.is_dataclass(kinds[name]):
-            values[name] = _build(typing.cast(type, kinds[name]), value, f"{prefix}{name}.")
-        else:
-            values[name] = _checked(value, kinds[name], f"{prefix}{name}")
-    return section(**values)
+def _checked_values(values: Any, known: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """A section's values, each of a known name and of a type that its annotation allows."""
+    if not isinstance(values, dict):
+        raise ValueError(f"{prefix.rstrip('.') or 'the configuration'} must be a section, got {reprlib.repr(values)}")
+    for name in values:
+        if name not in known:
+            close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+            hint = f"did you mean {prefix}{close[0]}?" if close else f"known are {reprlib.repr(sorted(known))}"
+            raise ValueError(f"unknown key {prefix}{reprlib.repr(name).strip(chr(39))}; {hint}")
+    return {name: _checked(value, known[name], f"{prefix}{name}") for name, value in values.items()}
 
 
-def _checked(value: Any, kind: Any, name: str) -> Any:
-    allowed = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    allowed = tuple(typing.get_origin(option) or option for option in allowed)
-    if isinstance(value, str) and float in allowed:
-        value = _scalar(value)
-    if isinstance(value, int) and not isinstance(value, bool) and float in allowed and int not in allowed:
-        value = float(value)
-    if (isinstance(value, bool) and bool not in allowed) or not isinstance(value, allowed):
-        names = " or ".join("null" if option is type(None) else option.__name__ for option in allowed)
-        raise ValueError(f"{name} is {reprlib.repr(value)}, but must be {names}")
-    return value
+def _checked(value: Any, annotation: Any, name: str) -> Any:
+    is_union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
+    options = typing.get_args(annotation) if is_union else (annotation,)
+    enums: list[Any] = [option for option in options if isinstance(option, enum.EnumMeta)]
+    choices = [str(member.value) for kind in enums for member in kind]
+    if value is False and "no" in choices:  # YAML 1.1 reads no as false
+        return "no"
+    if value in choices if choices else _fits(value, annotation):
+        return value
+    names = choices or ["null" if option is type(None) else _name(option) for option in options]
+    close = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f"; did you mean {close[0]}?" if close else ""
+    raise ValueError(f"{name} is {reprlib.repr(value)}, but must be {' or '.join(names)}{hint}")
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    if annotation is Any or isinstance(annotation, str):  # not resolved: the class that is built checks the value
+        return True
+    kind, inner = typing.get_origin(annotation) or annotation, typing.get_args(annotation)
+    if kind in (types.UnionType, typing.Union):
+        return any(_fits(value, option) for option in inner)
+    if kind is typing.Literal:
+        return value in inner
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if kind in (list, tuple):
+        return isinstance(value, (list, tuple)) and all(_fits(item, inner[0]) for item in value if inner)
+    if kind is dict:
+        return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values() if inner)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _name(annotation: Any) -> str:
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")

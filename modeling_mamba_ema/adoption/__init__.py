@@ -1,0 +1,5 @@
+"""Trained models of other publishers, converted into models of this package with the same numbers."""
+
+from .adopt import Adoption, adopt
+
+__all__ = ["Adoption", "adopt"]

@@ -1,0 +1,89 @@
+"""Reading published weights without running code: safetensors, or a pickle of nothing but tensors."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+from pathlib import Path
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+# In the order of preference; an index names the files that a large model is cut into.
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+# The two factors of a weight norm, as torch named them before 2.0 and as it names them since.
+_WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
+
+
+def find_file(source: str, name: str, revision: str) -> Path | None:
+    """A file of a folder or of a repository on the Hub; None where it has no such file."""
+    if Path(source).is_dir():
+        path = Path(source) / name
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(source, name, revision=revision))
+    except EntryNotFoundError:
+        return None
+
+
+def read_weights(source: str, revision: str) -> dict[str, torch.Tensor]:
+    """The weights of a folder or of a repository on the Hub, weight norms under their present names.
+
+    Raises:
+        OSError: no weights, or damaged ones.
+        ValueError: a file that holds something else than tensors.
+    """
+    for name in WEIGHT_FILES:
+        path = find_file(source, name, revision)
+        if path is None:
+            continue
+        parts = _parts(path) if name.endswith(".json") else [path.name]
+        weights: dict[str, torch.Tensor] = {}
+        for part in parts:
+            found = find_file(source, part, revision)
+            if found is None:
+                raise OSError(f"{source} lacks {part}, which {name} names")
+            for key, weight in _read_file(found).items():
+                key = _with_present_weight_norm(key)
+                if key in weights:
+                    raise ValueError(f"{part} holds {key}, which is there already under this or its old name")
+                weights[key] = weight
+        return weights
+    raise OSError(f"{source} has no weights; looked for {', '.join(WEIGHT_FILES)}")
+
+
+def _parts(index: Path) -> list[str]:
+    parts = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    for part in parts:
+        if Path(part).name != part:
+            raise ValueError(f"{index.name} names {part!r}; allowed are files of its own folder")
+    return parts
+
+
+def _read_file(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        weights = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path.name} is damaged or holds more than tensors, which could run code, and is not opened: {error}"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise OSError(f"{path.name} is damaged: {error}; copy or download it again") from error
+    if not isinstance(weights, dict) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
+        raise ValueError(f"{path.name} is no plain state dict, names and tensors, so it is not one of these models")
+    return weights
+
+
+def _with_present_weight_norm(name: str) -> str:
+    return re.sub(r"(?<=\.conv\.)weight_[gv]$", lambda match: _WEIGHT_NORM[match[0]], name)

@@ -1,0 +1,94 @@
+"""Measure a saved model on a split of a corpus.
+
+    mamba-ema evaluate --model outputs/demo/model data/demo --split test --output outputs/demo/evaluation
+
+Writes predictions (conversation, turn, label, prediction), metrics with 95 % intervals over conversations, and two
+pictures: predicted against true, and the error by the position of a turn in its conversation. Of labels that the corpus
+lacks there are predictions only. Several processes share
+the work: accelerate launch --config_file configuration/accelerate/... -m modeling_mamba_ema evaluate ...
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .model_options import add_model_options
+
+HELP = "measure a model on a corpus with labels"
+
+
+def renaming(text: str) -> tuple[str, str]:
+    """NAME=COLUMN, as the command line gives it."""
+    name, separator, column = text.partition("=")
+    if not (name and separator and column):
+        raise argparse.ArgumentTypeError(f"{text!r} is no NAME=COLUMN")
+    return name, column
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_options(parser, device=False)
+    parser.add_argument("source", help="a corpus: folder with metadata.jsonl/.csv/.parquet, or such a file")
+    parser.add_argument(
+        "--columns", nargs="*", default=[], type=renaming, metavar="NAME=COLUMN", help="such as valence=EmoVal"
+    )
+    parser.add_argument("--split", default="test", help="default: %(default)s")
+    parser.add_argument("--output", type=Path, required=True, help="folder for what is written")
+    parser.add_argument("--format", choices=["csv", "parquet"], default="csv", help="of the predictions")
+    parser.add_argument(
+        "--on-bad-audio", choices=["abort", "skip"], default="abort", help="files that cannot be used (%(default)s)"
+    )
+    parser.add_argument("--batch-size", type=int, default=4, help="conversations a process and batch (%(default)s)")
+    parser.add_argument("--cache-frames", action="store_true", help="keep the frames of a frozen encoder on the disk")
+    parser.add_argument("--cache-folder", default=".cache/frames", help="default: %(default)s")
+
+
+def run(options: argparse.Namespace) -> int:
+    import json
+    import logging
+
+    import transformers
+
+    from ..inference.loading import load_model
+    from ..plots import plot_error_by_position, plot_predictions
+    from ..training import (
+        ConversationCollator,
+        DataSection,
+        MambaEMATrainer,
+        MambaEMATrainingArguments,
+        build_datasets,
+        cache_frames,
+        describe_metrics,
+        load_splits,
+        measure,
+        save_predictions,
+        warn_of_labels,
+    )
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    no_training: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    arguments = MambaEMATrainingArguments(
+        output_dir=str(options.output), per_device_eval_batch_size=options.batch_size, **no_training
+    )
+    model, extractor = load_model(options.model, options.revision)
+    data = DataSection(source=options.source, columns=dict(options.columns), on_bad_audio=options.on_bad_audio)
+    data.max_seconds = extractor.max_seconds
+    splits = load_splits(data, model.config, options.output, wanted=[options.split], labels_optional=True)
+    warn_of_labels(options.split, splits[options.split], model.config.labels)
+    cache = None
+    if options.cache_frames:
+        cache = cache_frames(model, extractor, splits.values(), options.cache_folder, arguments)
+    trainer = MambaEMATrainer(model, arguments, data_collator=ConversationCollator(extractor))
+    (dataset,) = build_datasets(data, splits, model.config.labels, cache).values()
+    metrics, table = measure(trainer, dataset, model.config)
+    if trainer.is_world_process_zero():
+        save_predictions(table, options.output / f"predictions.{options.format}")
+        (options.output / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+        if table["reference"].notna().any():
+            plot_predictions(table).savefig(options.output / "predicted_against_true.png")
+            plot_error_by_position(table).savefig(options.output / "error_by_position.png")
+        print(f"{describe_metrics(options.split, metrics, model.config.labels)}\nwritten to {options.output}")
+    return 0

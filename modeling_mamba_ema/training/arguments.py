@@ -1,0 +1,102 @@
+"""Arguments of training: transformers' own, and those that Mamba-EMA adds."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from transformers import SchedulerType, TrainingArguments, get_scheduler
+from transformers.integrations import get_available_reporting_integrations
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+# Of `metric_for_best_model`: a lower value of these is better.
+_ERRORS = ("loss", "rmse", "mae")
+_AT_LEAST_1 = ("gradient_accumulation_steps", "turns_per_chunk", "early_stopping_patience", "max_seconds_per_batch")
+_LOWEST = {**dict.fromkeys(_AT_LEAST_1, 1), "worker_timeout": 1, "mixup_alpha": 0}
+
+
+@dataclass
+class MambaEMATrainingArguments(TrainingArguments):
+    """[`TrainingArguments`] with the arguments that Mamba-EMA adds, and other defaults where conversations need them.
+
+    Raises:
+        ValueError: a value that is not allowed, a schedule that cannot be made, or a tracker that is not installed.
+    """
+
+    encoder_learning_rate: float | None = None  # of the speech encoder; None: learning_rate
+    max_seconds_per_batch: float | None = None  # of audio, over all processes; None: per_device_train_batch_size counts
+    mixup_alpha: float = 0.0  # of mixup between conversations of a batch, such as 0.2; 0: no mixup
+    turns_per_chunk: int = 32  # of a conversation, evaluated at once; bounds memory, changes no result
+    early_stopping_patience: int | None = None  # stop after this many evaluations without a better one; None: never
+    worker_timeout: float = 300.0  # seconds after which a data loader's process that sends no batch ends the run
+
+    # Defaults that differ from those of TrainingArguments:
+    output_dir: str = "outputs/run"
+    # The same command goes on from the newest complete checkpoint; null starts again.
+    resume_from_checkpoint: str | None = "auto"
+    # Pooling, updater and head start from random weights: a higher rate, some steps to reach it, and more epochs.
+    learning_rate: float = 1e-4
+    lr_scheduler_type: SchedulerType | str = "cosine"
+    warmup_steps: float = 0.1
+    num_train_epochs: float = 10.0
+    weight_decay: float = 0.01
+    # The result is the best evaluation, chosen by CCC: the mean of the loss over batches is not a CCC.
+    eval_strategy: IntervalStrategy | str = "epoch"
+    save_strategy: SaveStrategy | str = "epoch"
+    logging_strategy: IntervalStrategy | str = "epoch"
+    load_best_model_at_end: bool = True
+    metric_for_best_model: str | None = "ccc"
+    save_total_limit: int | None = 2
+    # Without it, a resumed run forgets how many evaluations early_stopping_patience has counted.
+    restore_callback_states_from_checkpoint: bool = True
+    # With the filter, NaN is logged as loss 0, which is a perfect CCC.
+    logging_nan_inf_filter: bool = False
+    # A last training batch of one turn has no CCC. Evaluation always sees every turn.
+    dataloader_drop_last: bool = True
+    # Items of ConversationDataset are no arguments of the model; the collator makes these.
+    remove_unused_columns: bool = False
+
+    def __post_init__(self) -> None:
+        if not torch.cuda.is_available():
+            self.use_cpu = True  # nothing here was tried on other devices; and accelerate needs it for gloo
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            self.greater_is_better = not self.metric_for_best_model.removeprefix("eval_").startswith(_ERRORS)
+        if self.use_cpu and int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+            # On a CPU, TrainingArguments starts the process group without ddp_timeout.
+            dist.init_process_group("gloo", timeout=timedelta(seconds=self.ddp_timeout))
+        if self.disable_tqdm is None:
+            self.disable_tqdm = False  # transformers ties it to how much its own logger says
+        super().__post_init__()
+        for name, lowest in _LOWEST.items():
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise ValueError(f"{name} is {value}, but must be at least {lowest}")
+        for name in ("label_smoothing_factor", "neftune_noise_alpha"):
+            if getattr(self, name):
+                raise ValueError(f"{name} is for models of classes or of tokens; leave it out")
+        if self.early_stopping_patience is not None and self.eval_strategy == IntervalStrategy.NO:
+            raise ValueError("early_stopping_patience counts evaluations, but eval_strategy is no")
+        missing = sorted(set(self.report_to or ()) - set(get_available_reporting_integrations()))
+        if missing:
+            available = ", ".join(get_available_reporting_integrations()) or "none"
+            raise ValueError(f"report_to names {', '.join(missing)}; the trackers installed here are: {available}")
+        self._check_schedule()
+
+    def _check_schedule(self) -> None:
+        """Make the schedule once, for a stand-in: options that are missing or unknown end the run now."""
+        try:
+            get_scheduler(
+                self.lr_scheduler_type,
+                torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=self.learning_rate),
+                num_warmup_steps=self.get_warmup_steps(10),
+                num_training_steps=10,
+                scheduler_specific_kwargs=cast(Any, self.lr_scheduler_kwargs),
+            )
+        except (TypeError, ValueError) as error:
+            name = SchedulerType(self.lr_scheduler_type).value
+            options = f"lr_scheduler_type {name}, lr_scheduler_kwargs {self.lr_scheduler_kwargs}"
+            raise ValueError(f"{options}: {error}") from error

@@ -1,0 +1,365 @@
+"""The command mamba-ema: rows for people and programs, exit codes, interruption."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+from matplotlib.image import imread
+
+from modeling_mamba_ema import MambaEMAFeatureExtractor
+from modeling_mamba_ema.__main__ import COMMANDS, main
+from modeling_mamba_ema.inference import EmotionTracker, TimelineWriter
+from modeling_mamba_ema.sample import FOLDER, load_sample_conversation
+from tests.support.models import tiny_model
+from tests.support.programs import ROOT
+
+RATE = 16_000
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model(label_ranges={"valence": (1, 7)}).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def expected():
+    """The sample conversation turn by turn, and each turn alone."""
+    live, alone = (EmotionTracker(tiny_model(), MambaEMAFeatureExtractor()) for _ in range(2))
+    turns = load_sample_conversation()
+    whole = [live.update(turn["waveform"], RATE).values for turn in turns]
+    separate = []
+    for turn in turns:
+        alone.reset()
+        separate.append(alone.update(turn["waveform"], RATE).values)
+    return whole, separate
+
+
+def call(path, seconds=30):
+    samples = np.concatenate([turn["waveform"] for turn in load_sample_conversation()] * 3)
+    sf.write(path, samples[: seconds * RATE], RATE)
+    return str(path)
+
+
+def printed(capsys):
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def assert_values(rows, wanted):
+    assert len(rows) == len(wanted)
+    for row, values in zip(rows, wanted):
+        assert {label: row[label] for label in values} == pytest.approx(values, abs=6e-5)
+
+
+# the command itself
+
+
+@pytest.mark.parametrize("command", [None, *(name for names in COMMANDS.values() for name in names)])
+def test_help_needs_no_heavy_import_and_names_every_command(command):
+    program = (
+        "import sys, types\n"
+        "package = types.ModuleType('modeling_mamba_ema')\n"  # without its __init__
+        f"package.__path__ = [{str(ROOT / 'modeling_mamba_ema')!r}]\n"
+        "sys.modules['modeling_mamba_ema'] = package\n"
+        "from modeling_mamba_ema.__main__ import main\n"
+        "try:\n"
+        f"    main({[*filter(None, [command]), '--help']!r})\n"
+        "finally:\n"
+        "    print({'numpy', 'torch', 'transformers', 'pandas', 'datasets'} & set(sys.modules), file=sys.stderr)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "set()\n")
+    if command is None:
+        for name in (name for names in COMMANDS.values() for name in names):
+            assert f"  {name} " in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["predict"], ["predict", "--model", "m"], ["predict", "--model", "m", "--sample", "a.wav"], ["unknown"]],
+)
+def test_wrong_usage_is_code_2(arguments):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "--model", "no-such-folder/no-such-model/at-all", "--sample"], "neither an existing folder"),
+        (["predict", "--model", "{model}", "--split", "test", "{call}"], "--split .* a corpus"),
+        (
+            ["predict", "--model", "{model}", "--plots", "{folder}", "{call}", "{call}"],
+            "--plots draws one conversation",
+        ),
+        (
+            ["predict", "--model", "{model}", "--conversation-id", "x", "{sample}"],
+            "no conversation x; there are sample",
+        ),
+        (["predict", "--model", "{model}", "--split", "x", "{sample}"], "no split x; there are train"),
+        (["timeline", "--model", "{model}", "absent.wav"], "absent.wav does not exist"),
+        (["timeline", "--model", "{model}", "{call}", "--channel", "2"], "call.wav has 1 channel, no channel 2"),
+        (["timeline", "--model", "{model}", "{call}", "--segments", "absent.csv"], "absent.csv does not exist"),
+        (["timeline", "--model", "{model}", "{call}", "--window", "50"], "allowed are 1 to 30 s"),
+        (["timeline", "--model", "{model}", "{call}", "--output", "{folder}/rows.xlsx"], "rows.xlsx ends in"),
+        (["timeline", "--model", "{model}", "{call}", "--plot", "{folder}/rows.gif"], "rows.gif ends in"),
+        (["timeline", "--model", "{model}", "{call}", "--output", "{call}"], "call.wav exists; --overwrite"),
+        (["timeline", "--model", "{empty}", "{call}"], "empty holds no config.json"),
+        (["page", "--model", "{folder}"], "holds no config.json.*; did you mean .*/inside"),
+        (["export", "--model", "{empty}", "{folder}/onnx"], "no config.json"),
+        (["publish", "{empty}", "me/emotions"], "there is no config.json"),
+        (["publish", "{empty}", "me/emo tions"], "me/emo tions"),
+        (["prepare", "iemocap", "{empty}", "--output", "{folder}/out"], "not all of IEMOCAP"),
+        (
+            ["prepare", "iemocap", "{empty}", "--output", "{folder}/out", "--fold", "6"],
+            "has 5 folds; there is no fold 6",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_sentence_with_code_1(model, tmp_path, capsys, arguments, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "inside").mkdir()
+    (tmp_path / "inside" / "config.json").write_text("{}")
+    places = {"call": call(tmp_path / "call.wav"), "folder": tmp_path, "empty": tmp_path / "empty", "sample": FOLDER}
+    assert main([argument.format(model=model, **places) for argument in arguments]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("mamba-ema: ")
+    assert len([line for line in captured.err.splitlines() if not line.startswith("  ")]) == 1
+    assert re.search(message, captured.err), captured.err
+
+
+def test_a_mistyped_folder_is_not_looked_for_on_the_hub(tmp_path, monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise AssertionError("the Hub was asked")
+
+    monkeypatch.setattr("huggingface_hub.file_download._get_metadata_or_catch_error", refuse)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "demo" / "model").mkdir(parents=True)
+    (tmp_path / "outputs" / "demo" / "model" / "config.json").write_text("{}")
+    for name in ("outputs/nothing", "outputs", "outputs/demo"):
+        assert main(["predict", "--model", name, "--sample"]) == 1
+        assert "did you mean outputs/demo/model?" in capsys.readouterr().err
+    assert main(["predict", "--model", "nothing", "--sample"]) == 1
+    assert "neither an existing folder nor a name on the Hub" in capsys.readouterr().err
+
+
+def test_the_command_is_installed():
+    from importlib.metadata import entry_points
+
+    targets = {entry.value for entry in entry_points(group="console_scripts", name="mamba-ema")}
+    if not targets:
+        pytest.skip("the package is not installed here, or was before it had the command")
+    assert targets == {"modeling_mamba_ema.__main__:main"}
+
+
+# predict
+
+
+def test_the_sample_is_one_line_to_a_first_result(model, expected, capsys):
+    assert main(["predict", "--model", model, "--sample"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["file", "speaker", "seconds", "valence", "arousal", "valence", "value", "note"]
+    assert len(lines) == 8
+    assert lines[1].split()[:2] == ["turn0_anna.wav", "anna"]
+    for line, values in zip(lines[1:], expected[0]):
+        assert [float(cell) for cell in line.split()[3:5]] == pytest.approx(list(values.values()), abs=6e-4)
+
+
+@pytest.mark.promise("B-19")
+def test_files_are_separate_unless_they_are_a_conversation(model, expected, capsys):
+    files = [turn["file_name"] for turn in load_sample_conversation()]
+    assert main(["predict", "--model", model, "--json", *files]) == 0
+    rows = printed(capsys)
+    assert_values(rows, expected[1])
+    assert rows[0]["file"] == files[0]
+    assert rows[0]["valence_value"] == pytest.approx(1 + 6 * rows[0]["valence"], abs=1e-3)
+    assert "arousal_value" not in rows[0]  # its scale is the unit scale
+    assert main(["predict", "--model", model, "--json", "--conversation", *files]) == 0
+    assert_values(printed(capsys), expected[0])
+
+
+def test_a_corpus_is_predicted_beside_its_labels_and_drawn(model, expected, tmp_path, capsys):
+    chosen = ["--split", "train", "--conversation-id", "sample"]
+    assert main(["predict", "--model", model, str(FOLDER), "--json", *chosen]) == 0
+    rows = printed(capsys)
+    assert_values(rows, expected[0])
+    assert [row["turn"] for row in rows] == list(range(7))
+    assert (rows[0]["conversation"], rows[0]["speaker"], rows[0]["arousal_label"]) == ("sample", "anna", 0.7)
+    command = ["predict", "--model", model, str(FOLDER / "metadata.jsonl"), "--plots", str(tmp_path)]
+    assert main(command) == 0
+    assert "trajectory.png" in capsys.readouterr().out.splitlines()[-1]
+    for name in ("trajectory.png", "attention.png"):
+        assert imread(tmp_path / name).std() > 0.05
+    assert main(command) == 1
+    assert "trajectory.png exists" in capsys.readouterr().err
+    assert main([*command, "--overwrite"]) == 0
+
+
+def test_a_corpus_without_labels_and_with_turns_of_any_length_is_predicted(model, tmp_path, capsys):
+    lengths = {"a.wav": 320, "b.wav": 8_000, "c.wav": 31 * RATE}
+    for name, length in lengths.items():
+        sf.write(tmp_path / name, np.random.default_rng(0).normal(0, 0.1, length), RATE)
+    rows = [{"file_name": name, "conversation_id": 7, "turn": turn} for turn, name in enumerate(lengths)]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert main(["predict", "--model", model, "--json", str(tmp_path)]) == 1
+    captured = capsys.readouterr()
+    (row,) = map(json.loads, captured.out.splitlines())
+    assert (row["conversation"], row["turn"]) == ("7", 1)
+    assert "valence_label" not in row
+    short, long = captured.err.splitlines()
+    assert short == "mamba-ema: a.wav lasts 0.02 s; an utterance lasts 0.025 to 30 s"
+    assert long.startswith("mamba-ema: c.wav lasts 31 s; an utterance lasts 0.025 to 30 s: cut it into turns")
+    assert "`mamba-ema timeline`" in long
+
+
+def test_a_bad_file_is_one_line_and_the_others_are_answered_for(model, expected, capsys, tmp_path):
+    (tmp_path / "broken.wav").write_text("no audio")
+    sf.write(tmp_path / "short.wav", np.zeros(100), RATE)
+    files = [str(tmp_path / "broken.wav"), str(FOLDER / "turn0_anna.wav"), str(tmp_path / "short.wav"), "absent.wav"]
+    assert main(["predict", "--model", model, "--json", *files]) == 1
+    captured = capsys.readouterr()
+    assert_values([json.loads(line) for line in captured.out.splitlines()], expected[1][:1])
+    complaints = captured.err.splitlines()
+    assert len(complaints) == 3
+    for complaint, name in zip(complaints, ("broken.wav", "short.wav", "absent.wav")):
+        assert complaint.startswith(f"mamba-ema: {name}")
+
+
+def test_names_of_files_are_not_cut_and_near_silence_is_named(model, tmp_path, capsys):
+    name = "a_recording_of_the_third_of_may_in_the_afternoon.wav"
+    sf.write(tmp_path / name, np.zeros(RATE), RATE)
+    assert main(["predict", "--model", model, str(tmp_path / name)]) == 0
+    header, row = capsys.readouterr().out.splitlines()
+    assert row.startswith(name)
+    assert row.endswith("near silence")
+    assert header.index("speaker") == row.index("-")
+
+
+def test_channels_are_averaged_or_chosen_and_different_sound_is_noted_once(model, expected, tmp_path, capsys):
+    turns = [turn["waveform"][:20_000] for turn in load_sample_conversation()[:2]]
+    sf.write(tmp_path / "two.wav", np.stack(turns, axis=1), RATE, subtype="FLOAT")
+    rows, notes = [], []
+    for options in (["--channel", "1"], ["--channel", "2"], []):
+        assert main(["predict", "--model", model, "--json", str(tmp_path / "two.wav"), *options]) == 0
+        captured = capsys.readouterr()
+        rows.append(json.loads(captured.out))
+        notes.append(captured.err)
+    for row, waveform in zip(rows, [*turns, (turns[0] + turns[1]) / 2]):
+        live = EmotionTracker(tiny_model(), MambaEMAFeatureExtractor())
+        assert_values([row], [live.update(waveform, RATE).values])
+    assert notes[:2] == ["", ""]
+    assert notes[2].startswith("mamba-ema: note: two.wav: its 2 channels hold different sound")
+    assert "--channel 1" in notes[2]
+
+
+# timeline
+
+
+def test_a_timeline_is_printed_written_and_drawn(model, tmp_path, capsys):
+    (tmp_path / "who.csv").write_text("start,end,speaker\n0.5,3,anna\n4,9.25,ben\n")
+    recording = call(tmp_path / "call.wav")
+    outputs = ["--output", str(tmp_path / "rows.json"), "--plot", str(tmp_path / "out.png")]
+    segments = ["--segments", str(tmp_path / "who.csv")]
+    assert main(["timeline", "--model", model, recording, *segments, *outputs, "--json"]) == 0
+    rows = printed(capsys)
+    assert json.loads((tmp_path / "rows.json").read_text()) == rows
+    assert [(row["start"], row["end"], row["speaker"]) for row in rows] == [(0.5, 3.0, "anna"), (4.0, 9.25, "ben")]
+    assert imread(tmp_path / "out.png").std() > 0.05
+    assert main(["timeline", "--model", model, recording, *segments, *outputs, "--overwrite"]) == 0
+    assert capsys.readouterr().out.splitlines()[0].endswith("rows.json: 2 scored segments, to 9.2 of 30.0 s")
+    assert main(["timeline", "--model", model, recording]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["start", "end", "speaker", "valence", "arousal", "valence", "value", "note"]
+    assert len(lines) == 4
+    assert main(["timeline", "--model", model, recording, "--vad", "--json"]) == 0
+    assert len(printed(capsys)) >= 3
+
+
+def test_silence_has_no_speech_and_says_so(model, tmp_path, capsys):
+    sf.write(tmp_path / "silence.wav", np.zeros(5 * RATE), RATE)
+    assert main(["timeline", "--model", model, str(tmp_path / "silence.wav"), "--vad"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "no speech was found in silence.wav" in captured.err
+
+
+def test_ctrl_c_keeps_the_rows_that_were_finished_and_says_where_it_stopped(model, tmp_path, monkeypatch, capsys):
+    write = TimelineWriter.write
+
+    def interrupt(writer, row):
+        write(writer, row)
+        if row["start"] == 4.0:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(TimelineWriter, "write", interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored
+    rows, picture = tmp_path / "rows.json", tmp_path / "out.svg"
+    options = ["--window", "1", "--output", str(rows), "--plot", str(picture)]
+    try:
+        assert main(["timeline", "--model", model, call(tmp_path / "call.wav"), *options]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "stopped at 5.0 of 30.0 s; what was finished is kept" in capsys.readouterr().err
+    assert [row["start"] for row in json.loads(rows.read_text())] == [0, 1, 2, 3, 4]
+    assert picture.stat().st_size > 5_000
+
+
+# listen
+
+
+@pytest.fixture(scope="module")
+def pauses(tmp_path_factory):
+    """A recording of three turns with a second of silence before each."""
+    silence = np.zeros(RATE, dtype=np.float32)
+    turns = [turn["waveform"] for turn in load_sample_conversation()[2:5]]
+    path = tmp_path_factory.mktemp("listen") / "call.wav"
+    sf.write(path, np.concatenate([part for turn in turns for part in (silence, turn)]), RATE)
+    return path
+
+
+def test_turns_that_are_heard_are_printed_with_their_begin_no_earlier_than_they_were_spoken(model, pauses, capsys):
+    begin = time.monotonic()
+    assert main(["listen", "--model", model, "--file", str(pauses), "--speed", "10"]) == 0
+    assert time.monotonic() - begin > sf.info(pauses).duration / 10
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["begin", "seconds", "valence", "arousal"]
+    rows = [[float(cell) for cell in line.split()[:4]] for line in lines[1:]]
+    assert 3 <= len(rows) <= 4
+    assert rows[0][0] == pytest.approx(1.0, abs=0.15)
+    assert all(0 <= value <= 1 for row in rows for value in row[2:])
+
+
+@pytest.mark.parametrize("name", ["absent.wav", "README.md"])
+def test_what_cannot_be_heard_is_one_line(model, name, capsys):
+    assert main(["listen", "--model", model, "--file", name]) == 1
+    assert capsys.readouterr().err.startswith(f"mamba-ema: {name} ")
+
+
+# the README
+
+
+def test_the_commands_of_the_readme_run(model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("turn1.wav", "turn2.flac", "call.wav"):
+        call(name, seconds=3)
+    (tmp_path / "speakers.rttm").write_text("SPEAKER call 1 0.5 2 <NA> <NA> anna <NA> <NA>\n")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    commands = [line for line in readme.splitlines() if line.startswith(("mamba-ema predict", "mamba-ema timeline"))]
+    assert len(commands) >= 4
+    for command in commands:
+        assert main(shlex.split(command.replace("outputs/demo/model", model))[1:]) == 0, command
+        assert capsys.readouterr().err == ""
+    assert (tmp_path / "call.csv").read_text().startswith("start,end,speaker,valence,arousal,")

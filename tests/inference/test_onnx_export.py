@@ -1,0 +1,146 @@
+"""The model in onnxruntime, without torch: the numbers of EmotionTracker, turn by turn."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_mamba_ema import MambaEMAFeatureExtractor
+from modeling_mamba_ema.__main__ import main
+from modeling_mamba_ema.inference import EmotionTracker
+from modeling_mamba_ema.inference.onnx_export import export_onnx
+from tests.support.models import tiny_model
+from tests.support.programs import environment
+
+ONE_LAYER = {"num_hidden_layers": 1}
+MODELS = [
+    {"norm": "layer", "speech_encoder_layers": [0, -1], "label_ranges": {"valence": (1, 7)}, "seed": 0},
+    {
+        "norm": "layer",
+        "context": "mamba",
+        "speech_encoder_pooling": "multihead_attention",
+        "speech_encoder_pooling_hidden_size": 8,
+        "projection_activation": "silu",
+        "activation_layer_norm": True,
+        "bounded_predictions": False,
+        "do_normalize": False,
+        "waveform_mean": 0.01,
+        "waveform_std": 0.1,
+    },
+    {
+        "norm": "layer",
+        "context": "ema",
+        "ema_decay_learnable": True,
+        "speech_encoder_pooling": "attentive_statistics",
+        "head_hidden_layers": 0,
+        "do_normalize": False,
+    },
+    {"norm": "group", "context": "none", "speech_encoder_pooling": "mean"},
+]
+
+# In a process where torch and transformers cannot be imported.
+RUNNER = """
+import json, sys
+for name in ("torch", "transformers", "modeling_mamba_ema", "safetensors"):
+    sys.modules[name] = None
+import numpy as np
+folder, turns = sys.argv[1:]
+sys.path.insert(0, folder)
+from mamba_ema_onnx import OnnxEmotionTracker
+tracker = OnnxEmotionTracker(folder)
+arrays = np.load(turns)
+rows = []
+for name in arrays.files:
+    heard = tracker.update(arrays[name])
+    rows.append({**heard, "attention": heard["attention"].tolist()})
+refused = 0
+damaged = [np.full(500, np.nan), np.full(500, 100.0)]
+for bad in (np.zeros(399), *damaged, np.zeros((2, 500)), np.zeros(500, int), np.zeros(500_000)):
+    try:
+        tracker.update(bad)
+    except ValueError:
+        refused += 1
+tracker.reset()
+print(json.dumps({"rows": rows, "again": tracker.update(arrays[arrays.files[0]])["values"], "refused": refused}))
+"""
+
+
+def build(fields):
+    fields = dict(fields)
+    return tiny_model(fields.pop("norm"), speech_encoder_config=ONE_LAYER, **fields)
+
+
+@pytest.mark.parametrize(
+    "fields", [pytest.param(fields, marks=[pytest.mark.slow] if number else []) for number, fields in enumerate(MODELS)]
+)
+def test_onnxruntime_gives_the_trackers_numbers_where_torch_cannot_be_imported(tmp_path, fields):
+    torch.set_num_threads(1)
+    model = build(fields)
+    random = np.random.default_rng(0)
+    lengths = (16_000, 400, 5_555, 480_000, 719, 720, 30_001, 8_000)
+    turns = [random.normal(0.01, 0.1, length).astype(np.float32) for length in lengths]
+    turns.append(np.full(8_000, 1e-5, dtype=np.float32) * random.normal(size=8_000).astype(np.float32))
+    np.savez(tmp_path / "turns.npz", *turns)
+    files = export_onnx(model, tmp_path / "onnx")
+    assert {path.name for path in files} == {path.name for path in (tmp_path / "onnx").iterdir()}
+    done = subprocess.run(
+        [sys.executable, "-c", RUNNER, str(tmp_path / "onnx"), str(tmp_path / "turns.npz")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**environment(), "PYTHONPATH": ""},
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    live = EmotionTracker(model, MambaEMAFeatureExtractor.for_model(model.config))
+    wanted = [live.update(turn, 16_000) for turn in turns]
+    assert len(answer["rows"]) == len(wanted)
+    for got, row in zip(answer["rows"], wanted):
+        assert got["values"] == pytest.approx(row.values, abs=2e-5)
+        assert got["label_values"] == pytest.approx(row.label_values, abs=2e-4)
+        assert got["low_level"] == row.low_level
+        np.testing.assert_allclose(got["attention"], row.attention, atol=2e-5)
+    assert wanted[-1].low_level
+    assert answer["refused"] == 6
+    assert answer["again"] == pytest.approx(wanted[0].values, abs=2e-5)
+    if fields.get("seed") == 0:
+        step_is_batched_over_conversations(model, tmp_path / "onnx")
+
+
+def step_is_batched_over_conversations(model, folder):
+    import onnxruntime
+
+    step = onnxruntime.InferenceSession(folder / "conversation_step.onnx")
+    encoder = model.mamba_ema.conversation_encoder
+    state = {
+        name: tensor.numpy() for name, tensor in encoder.initial_state(5, "cpu", torch.float32).state_dict().items()
+    }
+    generator = torch.Generator().manual_seed(0)
+    observations = torch.randn(5, 3, model.mamba_ema.projection.in_features, generator=generator)
+    for turn in range(3):
+        logits, *tensors = step.run(None, {"pooled": observations[:, turn].numpy(), **state})
+        state = dict(zip(state, tensors))
+    with torch.no_grad():
+        projected = model.mamba_ema.projection(observations)
+        context, after = encoder(projected, torch.ones(5, 3, dtype=torch.bool))
+        wanted = model.head(torch.cat([projected, context], dim=-1))[:, -1]
+    np.testing.assert_allclose(logits, wanted, atol=2e-5)
+    for name, tensor in after.state_dict().items():
+        np.testing.assert_allclose(state[name], tensor, atol=2e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_the_command_exports_a_folder(tmp_path, capsys):
+    build(MODELS[0]).save_pretrained(tmp_path / "model")
+    assert main(["export", "--model", str(tmp_path / "model"), str(tmp_path / "onnx")]) == 0
+    assert str(tmp_path / "onnx" / "encoder.onnx") in capsys.readouterr().out.splitlines()
+
+
+def test_a_model_that_cannot_be_exported_is_refused(tmp_path):
+    for model in (tiny_model().train(), tiny_model().double(), tiny_model().bfloat16()):
+        with pytest.raises(ValueError, match=r"model.float\(\).cpu\(\).eval\(\)"):
+            export_onnx(model, tmp_path)

@@ -1,0 +1,305 @@
+"""Live conversations: the numbers of the whole conversation, one turn at a time, kept apart from each other."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+import soundfile as sf
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from modeling_mamba_ema import InvalidAudioError, MambaEMAFeatureExtractor
+from modeling_mamba_ema.inference import EmotionTracker
+from tests.support.models import tiny_model
+
+RATE = 16_000
+
+
+def speech(seed: int, turns: int, low: int = 2_000, high: int = 9_000) -> list[np.ndarray]:
+    random = np.random.default_rng(seed)
+    return [random.normal(0, 0.1, random.integers(low, high)).astype(np.float32) for _ in range(turns)]
+
+
+def tracker(seed: int = 0, **fields) -> EmotionTracker:
+    torch.set_num_threads(1)
+    return EmotionTracker(tiny_model(seed=seed, **fields), MambaEMAFeatureExtractor())
+
+
+def numbers(results) -> np.ndarray:
+    return np.array([list(result.values.values()) for result in results])
+
+
+@pytest.mark.promise("B-19")
+@pytest.mark.parametrize("context", ["none", "ema", "mamba", "mamba_ema"])
+def test_turn_by_turn_gives_the_numbers_and_attention_of_the_whole_conversation(context):
+    live = tracker(context=context)
+    turns = speech(0, 6)
+    results = [live.update(turn, RATE) for turn in turns]
+    with torch.inference_mode():
+        whole = live.model(**live.feature_extractor([turns], sampling_rate=16_000, return_tensors="pt"))
+    np.testing.assert_allclose(numbers(results), whole.logits[0], atol=2e-5)
+    assert [result.turn for result in results] == [1, 2, 3, 4, 5, 6]
+    for number, result in enumerate(results):
+        frames = result.attention.shape[1]
+        np.testing.assert_allclose(result.attention, whole.pooling_attentions[0, number, :, :frames], atol=2e-5)
+        np.testing.assert_allclose(result.attention.sum(axis=1), 1, atol=1e-5)
+        assert result.seconds == turns[number].size / 16_000
+
+
+def test_results_carry_both_scales_the_speaker_and_plain_values():
+    live = tracker(label_ranges={"valence": (1, 7)})
+    result = live.update(speech(0, 1)[0], RATE, speaker="anna")
+    assert result.label_values["valence"] == pytest.approx(1 + 6 * result.values["valence"], abs=1e-5)
+    assert result.label_values["arousal"] == pytest.approx(result.values["arousal"])
+    read_back = json.loads(json.dumps(result.to_dict()))
+    assert read_back["speaker"] == "anna"
+    assert read_back["values"] == result.values
+    assert len(read_back["attention"][0]) == result.attention.shape[1]
+
+
+def test_the_speakers_name_changes_no_number():
+    turns = speech(1, 4)
+    named, unnamed = tracker(), tracker()
+    first = [named.update(turn, RATE, speaker=name) for turn, name in zip(turns, "abab")]
+    assert np.array_equal(numbers(first), numbers([unnamed.update(turn, RATE) for turn in turns]))
+
+
+def test_conversations_interleaved_on_one_model_do_not_touch_each_other():
+    turns = [speech(seed, 50, 400, 2_000) for seed in (1, 2)]
+    model, extractor = tiny_model(), MambaEMAFeatureExtractor()
+    alone = []
+    for conversation in turns:
+        live = EmotionTracker(model, extractor)
+        alone.append(numbers([live.update(turn, RATE) for turn in conversation]))
+    pair = [EmotionTracker(model, extractor) for _ in turns]
+    together = [[], []]
+    for step in range(50):
+        for index in (0, 1):
+            together[index].append(pair[index].update(turns[index][step], RATE))
+    for index in (0, 1):
+        assert np.array_equal(numbers(together[index]), alone[index])
+
+
+def test_conversations_in_threads_on_one_model_do_not_touch_each_other():
+    model, extractor = tiny_model(), MambaEMAFeatureExtractor()
+    conversations = [speech(seed, 20, 400, 2_000) for seed in range(4)]
+    results: dict[int, list] = {}
+
+    def follow(index: int) -> None:
+        live = EmotionTracker(model, extractor)
+        results[index] = [live.update(turn, RATE) for turn in conversations[index]]
+
+    threads = [threading.Thread(target=follow, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for index, conversation in enumerate(conversations):
+        live = EmotionTracker(model, extractor)
+        assert np.array_equal(numbers(results[index]), numbers([live.update(turn, RATE) for turn in conversation]))
+
+
+@pytest.mark.parametrize("context", ["none", "mamba_ema"])
+def test_a_batch_over_conversations_gives_each_its_own_numbers_at_whatever_turn_it_stands(context):
+    model, extractor = tiny_model(context=context), MambaEMAFeatureExtractor()
+    conversations = [speech(seed, 5) for seed in range(3)]
+    batched = [EmotionTracker(model, extractor) for _ in conversations]
+    alone = [EmotionTracker(model, extractor) for _ in conversations]
+    for step in range(5):
+        # Conversation 2 joins late and conversation 0 leaves early: their states are at different turns.
+        active = [index for index in range(3) if (index != 2 or step >= 2) and (index != 0 or step < 4)]
+        got = EmotionTracker.update_batch([(batched[i], conversations[i][step], f"s{i}") for i in active], RATE)
+        wanted = [alone[i].update(conversations[i][step], RATE, speaker=f"s{i}") for i in active]
+        np.testing.assert_allclose(numbers(got), numbers(wanted), atol=2e-5)
+        for mine, other in zip(got, wanted):
+            assert (mine.turn, mine.speaker, mine.seconds) == (other.turn, other.speaker, other.seconds)
+            np.testing.assert_allclose(mine.attention, other.attention, atol=2e-5)
+
+
+BAD = {
+    "empty": np.zeros(0, dtype=np.float32),
+    "short": np.zeros(399, dtype=np.float32),
+    "nan": np.array([0.1] * 500 + [np.nan] * 5),
+    "long": np.zeros(16_000 * 31, dtype=np.float32),
+    "stereo": np.zeros((2, 8_000), dtype=np.float32),
+    "text": "https://example.org/a.wav",
+    "missing": "no-such-file.wav",
+    "none": None,
+}
+
+
+@pytest.mark.parametrize("bad", BAD.values(), ids=BAD)
+def test_a_bad_turn_is_refused_and_leaves_the_conversation_as_it_was(bad):
+    turns = speech(3, 3)
+    live, undisturbed = tracker(), tracker()
+    for turn in turns:
+        with pytest.raises((InvalidAudioError, TypeError)) as caught:
+            live.update(bad, RATE)
+        assert len(str(caught.value)) < 300
+        assert np.array_equal(numbers([live.update(turn, RATE)]), numbers([undisturbed.update(turn, RATE)]))
+    assert live.num_turns == 3
+
+
+def test_a_url_is_refused_as_one():
+    for address in ("https://example.org/a.wav", "file:///a.wav"):
+        with pytest.raises(InvalidAudioError, match="URL; only local files are opened"):
+            tracker().update(address)
+
+
+def test_a_bad_turn_in_a_batch_is_named_and_no_conversation_advances():
+    model, extractor = tiny_model(), MambaEMAFeatureExtractor()
+    pair = [EmotionTracker(model, extractor) for _ in range(2)]
+    turns = speech(4, 2)
+    with pytest.raises(InvalidAudioError, match="utterance 1 has 399 samples"):
+        EmotionTracker.update_batch([(pair[0], turns[0], None), (pair[1], np.full(399, 0.1), None)], RATE)
+    assert [live.num_turns for live in pair] == [0, 0]
+    assert np.array_equal(numbers([pair[0].update(turns[0], RATE)]), numbers([pair[1].update(turns[0], RATE)]))
+
+
+def test_a_batch_that_makes_no_sense_is_refused():
+    one, other = tracker(), tracker(seed=1)
+    turn = speech(5, 1)[0]
+    with pytest.raises(ValueError, match="no turns"):
+        EmotionTracker.update_batch([])
+    with pytest.raises(ValueError, match="twice"):
+        EmotionTracker.update_batch([(one, turn, None), (one, turn, None)])
+    with pytest.raises(ValueError, match="share one model"):
+        EmotionTracker.update_batch([(one, turn, None), (other, turn, None)])
+
+
+def test_a_model_in_training_mode_is_refused():
+    live = tracker()
+    live.model.train()
+    with pytest.raises(ValueError, match=r"model.eval\(\)"):
+        live.update(speech(0, 1)[0], RATE)
+
+
+def test_reset_begins_anew_and_a_copy_goes_its_own_way():
+    turns = speech(6, 4)
+    live = tracker()
+    first = [live.update(turn, RATE) for turn in turns[:2]]
+    branch = live.copy()
+    continued = [live.update(turn, RATE) for turn in turns[2:]]
+    assert np.array_equal(numbers([branch.update(turn, RATE) for turn in turns[2:]]), numbers(continued))
+    branch.reset()
+    assert branch.num_turns == 0
+    assert np.array_equal(numbers([branch.update(turn, RATE) for turn in turns[:2]]), numbers(first))
+    assert live.num_turns == 4
+
+
+@pytest.mark.parametrize("context", ["none", "mamba_ema"])
+@pytest.mark.parametrize("heard", [0, 3])
+def test_a_saved_conversation_continues_with_bitwise_the_same_numbers(tmp_path, context, heard):
+    turns = speech(7, 5)
+    live = tracker(context=context)
+    for turn in turns[:heard]:
+        live.update(turn, RATE)
+    live.save(tmp_path / "state.safetensors")
+    later = tracker(context=context)
+    later.update(turns[4], RATE)
+    later.restore(tmp_path / "state.safetensors")
+    wanted = [live.update(turn, RATE) for turn in turns[heard:]]
+    got = [later.update(turn, RATE) for turn in turns[heard:]]
+    assert np.array_equal(numbers(got), numbers(wanted))
+    assert [result.turn for result in got] == list(range(heard + 1, 6))
+    assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+def test_a_state_of_another_model_or_a_damaged_one_is_refused_and_changes_nothing(tmp_path):
+    turns = speech(8, 2)
+    live, other = tracker(), tracker(seed=1)
+    live.update(turns[0], RATE)
+    path = tmp_path / "state.safetensors"
+    live.save(path)
+    with pytest.raises(ValueError, match="another model"):
+        other.restore(path)
+
+    content = path.read_bytes()
+    (tmp_path / "half").write_bytes(content[: len(content) // 2])
+    (tmp_path / "text").write_text("no state")
+    save_file({"a": torch.zeros(1)}, tmp_path / "weights")
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        save_file({**tensors, "ema": tensors["ema"] * torch.nan}, tmp_path / "nan", file.metadata())
+        save_file({**tensors, "extra": torch.zeros(1)}, tmp_path / "extra", file.metadata())
+    for name in ("half", "text", "weights", "nan", "extra", "absent"):
+        with pytest.raises(ValueError, match=r"state|does not exist|damaged"):
+            live.restore(tmp_path / name)
+    assert np.array_equal(numbers([live.update(turns[1], RATE)]), numbers([_second_turn(turns)]))
+
+
+def _second_turn(turns):
+    live = tracker()
+    live.update(turns[0], RATE)
+    return live.update(turns[1], RATE)
+
+
+def test_the_state_does_not_grow_with_the_conversation(tmp_path):
+    live = tracker()
+    sizes = set()
+    for turn in speech(9, 30, 400, 800):
+        live.update(turn, RATE)
+        live.save(tmp_path / "state.safetensors")
+        sizes.add((tmp_path / "state.safetensors").stat().st_size)
+    assert len(sizes) == 1
+
+
+def test_files_and_other_rates_are_read(tmp_path):
+    path = tmp_path / "turn.wav"
+    turn, other = speech(10, 2, 8_000, 8_001)
+    sf.write(path, turn, 16_000, subtype="FLOAT")
+    wanted = numbers([tracker().update(turn, RATE)])
+    for file in (path, str(path), path.read_bytes()):
+        assert np.array_equal(numbers([tracker().update(file)]), wanted)
+    sf.write(path, np.stack([other, turn], axis=1), 16_000, subtype="FLOAT")
+    assert np.array_equal(numbers([tracker().update(path, channel=2)]), wanted)
+    with pytest.raises(ValueError, match="channel of a file"):
+        tracker().update(turn, RATE, channel=1)
+    slow = np.sin(np.arange(8_000) * 0.3)
+    result = tracker().update(slow, sampling_rate=8_000)
+    assert result.seconds == 1.0
+
+
+def test_a_waveform_without_its_rate_is_refused():
+    with pytest.raises(ValueError, match="sampling_rate is missing"):
+        tracker().update(speech(0, 1)[0])
+    with pytest.raises(ValueError, match="sampling_rate is missing"):
+        EmotionTracker.update_batch([(tracker(), speech(0, 1)[0], None)])
+
+
+def test_silence_is_flagged():
+    live = tracker()
+    assert live.update(np.full(8_000, 1e-5), RATE).low_level is True
+    assert live.update(speech(0, 1)[0], RATE).low_level is False
+
+
+def test_a_saved_model_is_followed_by_name_and_an_incomplete_one_is_refused(tmp_path):
+    from safetensors.torch import load_file
+
+    tiny_model().save_pretrained(tmp_path)
+    turn = speech(11, 1)[0]
+    live = EmotionTracker.from_pretrained(tmp_path)
+    assert live.labels == ["valence", "arousal"]
+    assert np.array_equal(numbers([live.update(turn, RATE)]), numbers([tracker().update(turn, RATE)]))
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["head.out_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"lacks 1 weights.*head.out_proj.weight"):
+        EmotionTracker.from_pretrained(tmp_path)
+
+
+def test_what_is_no_model_or_no_device_is_refused_with_a_reason(tmp_path):
+    tiny_model().save_pretrained(tmp_path / "model")
+    weights = tmp_path / "model" / "model.safetensors"
+    with pytest.raises(ValueError, match="cannot be moved to device 'toaster'"):
+        EmotionTracker.from_pretrained(tmp_path / "model", device="toaster")
+    weights.write_bytes(weights.read_bytes()[:1_000])
+    with pytest.raises(OSError, match="weights of .* are damaged"):
+        EmotionTracker.from_pretrained(tmp_path / "model")
+    with pytest.raises(OSError, match="neither an existing folder nor a name on the Hub"):
+        EmotionTracker.from_pretrained(tmp_path / "absent")
+    tiny_model().speech_encoder.backbone.save_pretrained(tmp_path / "wavlm")
+    with pytest.raises(ValueError, match="type 'wavlm'; a 'mamba_ema' is needed"):
+        EmotionTracker.from_pretrained(tmp_path / "wavlm")
