@@ -171,9 +171,11 @@ def test_the_command_is_installed():
 def test_the_sample_is_one_line_to_a_first_result(model, expected, capsys):
     assert main(["predict", "--model", model, "--sample"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["file", "speaker", "seconds", "valence", "arousal", "valence", "value", "note"]
-    assert len(lines) == 8
+    columns = ["file", "speaker", "seconds", "valence", "arousal", "valence value", "valence label", "arousal label"]
+    assert lines[0].split() == " ".join([*columns, "note"]).split()
     assert lines[1].split()[:2] == ["turn0_anna.wav", "anna"]
+    assert lines[1].split()[-2:] == ["0.150", "0.700"]
+    assert lines[8:] == ["valence: 0 unpleasant, 1 pleasant; arousal: 0 calm, 1 excited"]
     for line, values in zip(lines[1:], expected[0]):
         assert [float(cell) for cell in line.split()[3:5]] == pytest.approx(list(values.values()), abs=6e-4)
 
@@ -242,7 +244,7 @@ def test_names_of_files_are_not_cut_and_near_silence_is_named(model, tmp_path, c
     name = "a_recording_of_the_third_of_may_in_the_afternoon.wav"
     sf.write(tmp_path / name, np.zeros(RATE), RATE)
     assert main(["predict", "--model", model, str(tmp_path / name)]) == 0
-    header, row = capsys.readouterr().out.splitlines()
+    header, row, _ = capsys.readouterr().out.splitlines()
     assert row.startswith(name)
     assert row.endswith("near silence")
     assert header.index("speaker") == row.index("-")
