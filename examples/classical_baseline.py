@@ -3,7 +3,8 @@
     pip install '.[train,baseline]'
     python examples/classical_baseline.py data/demo
     python examples/classical_baseline.py data/demo --predictions outputs/demo/predictions_test.csv
-    python examples/classical_baseline.py data/emodb --label-range 0 100 --leave-speakers-out 2
+    python examples/classical_baseline.py data/emodb --leave-speakers-out 2 \
+        --predictions 'outputs/emodb/comparison/trainings/attention-none-seed0-*/test.parquet'
 
 88 functionals an utterance (Eyben et al. 2016, "The Geneva Minimalistic Acoustic Parameter Set"), standardised with the
 training split's moments, and an SVR for each label (C 1, epsilon 0.05) on the unit scale: no context, nothing is tuned.
@@ -14,6 +15,7 @@ openSMILE is free for research and education; its licence forbids commercial use
 """
 
 import argparse
+import glob
 import sys
 from pathlib import Path
 
@@ -55,10 +57,11 @@ def main() -> int:
     )
     parser.add_argument(
         "--predictions",
-        type=Path,
         nargs="+",
         default=[],
-        help="a model's predictions of the same turns, to compare with; several files: trainings of other seeds",
+        metavar="FILE",
+        help="a model's predictions of the same turns, to compare with; several: trainings of other seeds; a pattern "
+        "with *: files of folds, which are one training together",
     )
     parser.add_argument("--output", type=Path, help="CSV to write the baseline's predictions to")
     options = parser.parse_args()
@@ -81,7 +84,7 @@ def main() -> int:
     tested = folds >= 0
     references = np.array([rows[label] for label in options.labels]).T  # (turns, labels)
     table = reference_table(rows.select(np.flatnonzero(tested)), options.labels)
-    models = [read_predictions(path, table, options.labels) for path in options.predictions]
+    models = [read_predictions(pattern, table, options.labels) for pattern in options.predictions]
 
     # 2. features, and one regressor a label and fold
     predictions = predict_folds(egemaps(rows), references, folds)[tested]
@@ -92,7 +95,7 @@ def main() -> int:
     # 3. CCC, and the difference to a model's where its predictions are given
     kind = "conversations" if options.leave_speakers_out is None else "speakers"
     print(f"{len(predictions)} turns; 95 % intervals by drawing {len(set(conversations))} {kind} again")
-    for title, predicted in [("eGeMAPS + SVR", predictions), *zip(map(str, options.predictions), models)]:
+    for title, predicted in [("eGeMAPS + SVR", predictions), *zip(options.predictions, models)]:
         low, high = bootstrap_intervals(predicted, references, conversations)
         print_ccc(title, options.labels, ccc_of(predicted, references), low, high)
     if models:
@@ -143,17 +146,23 @@ def reference_table(rows: Dataset, labels: list[str]) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True).replace({"reference": {MISSING_LABEL: np.nan}})
 
 
-def read_predictions(path: Path, table: pd.DataFrame, labels: list[str]) -> np.ndarray:
-    """(turns, labels) of a file with the columns conversation_id, turn, label and prediction, in the table's order."""
+def read_predictions(pattern: str, table: pd.DataFrame, labels: list[str]) -> np.ndarray:
+    """(turns, labels) of files with the columns conversation_id, turn, label and prediction, in the table's order."""
     keys = ["conversation_id", "turn", "label"]
-    theirs = pd.read_csv(path, dtype={"conversation_id": str})
+    paths = sorted(glob.glob(pattern))
+    if not paths:
+        raise ValueError(f"there is no file {pattern}")
+    read = [pd.read_parquet(path) if path.endswith(".parquet") else pd.read_csv(path) for path in paths]
+    theirs = pd.concat(read).astype({"conversation_id": str})
     missing = {*keys, "prediction"} - set(theirs.columns)
     if missing:
-        raise ValueError(f"{path} lacks the column {', '.join(sorted(missing))}")
+        raise ValueError(f"{pattern} lacks the column {', '.join(sorted(missing))}")
     together = table[keys].merge(theirs[[*keys, "prediction"]], on=keys, how="left", validate="one_to_one")
     absent = int(together["prediction"].isna().sum())
     if absent:
-        raise ValueError(f"{path} has no prediction for {absent} of the {len(together)} turns and labels of this test")
+        raise ValueError(
+            f"{pattern} has no prediction for {absent} of the {len(together)} turns and labels of this test"
+        )
     return together["prediction"].to_numpy().reshape(len(labels), -1).T
 
 

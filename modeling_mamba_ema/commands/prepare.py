@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..data.corpora import corpus_names
+from ..data.corpora import RATED_ELSEWHERE, corpus_names
 
 HELP = "make a corpus ready for training"
 SYNTHETIC = "synthetic"
@@ -20,6 +20,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in corpus_names():
         published = corpora.add_parser(name, help=f"the folder of {name} as delivered")
         published.add_argument("folder", type=Path, help="as delivered")
+        if name in RATED_ELSEWHERE:
+            published.add_argument("ratings", type=Path, metavar="RATINGS.csv", help="as the study of it delivers them")
         published.add_argument("--output", type=Path, required=True, help="folder to write")
         published.add_argument("--fold", type=int, default=1, help="to test on, where the corpus has several (1)")
     synthetic = corpora.add_parser(SYNTHETIC, help="spoken conversations from a synthesiser, for demos and tests")
@@ -41,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     from ..data.corpora import read_corpus
     from ..data.prepared_corpus import describe_corpus, write_corpus
 
-    corpus = read_corpus(options.corpus, options.folder, options.fold)
+    corpus = read_corpus(options.corpus, options.folder, options.fold, getattr(options, "ratings", None))
     write_corpus(corpus, options.output)
     print(describe_corpus(corpus))
     return 0
