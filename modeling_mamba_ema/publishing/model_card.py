@@ -20,6 +20,12 @@ ENDS_OF_SCALE = {
 CONFIDENCE = "95 %"
 
 
+def describe_ends(labels: Sequence[str]) -> str:
+    """What 0 and 1 mean: "valence: 0 unpleasant, 1 pleasant; arousal: 0 calm, 1 excited"."""
+    ends = {label: ENDS_OF_SCALE.get(label, ("lowest", "highest")) for label in labels}
+    return "; ".join(f"{label}: 0 {low}, 1 {high}" for label, (low, high) in ends.items())
+
+
 @dataclass(frozen=True)
 class TrainingFacts:
     """What a card says of the training behind a model.

@@ -11,6 +11,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import TrainerCallback
 
+from .. import tiny_wavlm
 from ..ccc_loss import MISSING_LABEL
 from ..configuration_mamba_ema import MambaEMAConfig
 from ..conversation_encoder import CONTEXTS, SCOPES, number_speakers
@@ -57,8 +58,9 @@ def build_model(run: RunConfiguration) -> tuple[MambaEMAForRegression, MambaEMAF
     elif run.model.pretrained_speech_encoder is None:
         model = MambaEMAForRegression(MambaEMAConfig(**run.model.params))
     else:
+        encoder = run.model.pretrained_speech_encoder
         model = MambaEMAForRegression.from_pretrained_speech_encoder(
-            run.model.pretrained_speech_encoder, revision=run.model.revision, **run.model.params
+            tiny_wavlm.FOLDER if encoder == "tiny" else encoder, revision=run.model.revision, **run.model.params
         )
     known = read_label_ranges(run.data.source)
     ranges = {label: list(known[label]) for label in model.config.labels if label in known}
