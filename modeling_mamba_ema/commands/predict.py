@@ -75,6 +75,7 @@ def run(options: argparse.Namespace) -> int:
     from ..audio_files import AudioFileError, load_audio
     from ..feature_extraction_mamba_ema import SAMPLING_RATE
     from ..inference.reading import summarise
+    from ..publishing.model_card import describe_ends
 
     tracker = load_tracker(options)
     if (options.min_confidence, options.max_width) != (None, None) and tracker.model.config.interval_radii is None:
@@ -82,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
             f"{options.model} has no intervals, which --min-confidence and --max-width need; run_finetune.py measures "
             "them where the validation split has enough conversations (see docs/confidence.md)"
         )
-    conversations = _of_corpus(options, tracker) if of_corpus else _of_files(options)
+    conversations = _of_corpus(options, tracker) if of_corpus else _of_files(options, tracker.labels)
     if pictures and len(conversations) > 1:
         raise ValueError(
             "--plots draws one conversation: give --conversation for files, --conversation-id for a corpus"
@@ -106,8 +107,10 @@ def run(options: argparse.Namespace) -> int:
             said.append(heard.without_attention())
             if pictures:
                 drawn.append((turn, heard))
-    if len(conversations) == 1 and len(said) > 1 and not options.json:
-        print(summarise(said, [f"turn {heard.turn}" for heard in said]))
+    if not options.json:
+        if len(conversations) == 1 and len(said) > 1:
+            print(summarise(said, [f"turn {heard.turn}" for heard in said]))
+        print(describe_ends(tracker.labels))
     if drawn:
         _draw(drawn, pictures[0], pictures[1], options.channel)
         if not options.json:
@@ -115,12 +118,18 @@ def run(options: argparse.Namespace) -> int:
     return code
 
 
-def _of_files(options: argparse.Namespace) -> list[list[Turn]]:
-    """Audio files, each a conversation of its own unless they are one."""
+def _of_files(options: argparse.Namespace, labels: list[str]) -> list[list[Turn]]:
+    """Audio files, each a conversation of its own unless they are one; or the sample beside its labels."""
     if options.sample:
         from ..sample import load_sample_conversation
 
-        return [[Turn(turn["file_name"], turn["speaker"]) for turn in load_sample_conversation()]]
+        turns = load_sample_conversation()
+        return [
+            [
+                Turn(turn["file_name"], turn["speaker"], labels={name: turn[name] for name in labels if name in turn})
+                for turn in turns
+            ]
+        ]
     files = [_channels(path) if options.split_channels else [Turn(str(path))] for path in options.sources]
     return [list(itertools.chain(*files))] if options.conversation else files
 

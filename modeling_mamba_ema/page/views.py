@@ -6,7 +6,7 @@ import base64
 import gc
 import io
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -57,24 +57,32 @@ element.addEventListener('click', (event) => {
 """
 
 
-def numbers(turns: Sequence[TurnEmotion], scales: dict[str, tuple[float, float]]) -> str:
+def numbers(
+    turns: Sequence[TurnEmotion],
+    scales: dict[str, tuple[float, float]],
+    references: Sequence[Mapping[str, float]] = (),
+) -> str:
     """A table of the turns, and the call in words. Values are on the unit scale, with their intervals, and beside it on
     the label's own scale where that differs.
 
     Args:
         turns: in order.
         scales: (low, high) of each label.
+        references: labels of each turn by name, on the unit scale, where they are known.
     """
     if not turns:
         return NOTHING_YET
     own = [name for name, scale in scales.items() if scale != (0.0, 1.0)]
     header = ["turn", "speaker", "seconds", *(f"{name}<br>0 to 1" for name in map(escape, scales))]
     header += [f"{escape(name)}<br>{scales[name][0]:g} to {scales[name][1]:g}" for name in own]
+    labelled = [name for name in scales if references and name in references[0]]
+    header += [f"{escape(name)}<br>label" for name in labelled]
     rows = []
-    for turn in turns:
+    for number, turn in enumerate(turns):
         speaker = escape(turn.speaker or "") + (" (near silence)" if turn.low_level else "")
         cells = [str(turn.turn), speaker, f"{turn.seconds:.2f}", *(_value(turn, name) for name in scales)]
         cells += [f"{turn.label_values[name]:.2f}" for name in own]
+        cells += [f"{references[number][name]:.2f}" for name in labelled]
         rows.append("".join(f"<td>{cell}</td>" for cell in cells))
     head = "".join(f"<th scope='col'>{name}</th>" for name in header)
     words = summarise(turns, [f"turn {turn.turn}" for turn in turns])

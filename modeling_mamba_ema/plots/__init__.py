@@ -1,6 +1,7 @@
 """Pictures of what the model gives back."""
 
 from .attention import plot_attention, plot_poolings
+from .behaviour import plot_by_row
 from .comparison import plot_pooling_comparison
 from .style import write_picture
 from .timeline import plot_timeline
@@ -14,6 +15,7 @@ from .trajectory import plot_circumplex, plot_trajectory
 
 __all__ = [
     "plot_attention",
+    "plot_by_row",
     "plot_circumplex",
     "plot_error_by_position",
     "plot_learning_curve",

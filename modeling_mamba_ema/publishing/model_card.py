@@ -20,6 +20,12 @@ ENDS_OF_SCALE = {
 CONFIDENCE = "95 %"
 
 
+def describe_ends(labels: Sequence[str]) -> str:
+    """What 0 and 1 mean: "valence: 0 unpleasant, 1 pleasant; arousal: 0 calm, 1 excited"."""
+    ends = {label: ENDS_OF_SCALE.get(label, ("lowest", "highest")) for label in labels}
+    return "; ".join(f"{label}: 0 {low}, 1 {high}" for label, (low, high) in ends.items())
+
+
 @dataclass(frozen=True)
 class TrainingFacts:
     """What a card says of the training behind a model.
@@ -244,7 +250,7 @@ def _results(config: MambaEMAConfig, training: TrainingFacts | None) -> str:
         cells = [
             f"{metrics[name]:.3f}{_interval(metrics, name)}" if name in metrics else "no labels" for name, _ in names
         ]
-        counts = f"{metrics['num_turns']:.0f} | {metrics['num_conversations']:.0f}"
+        counts = " | ".join(f"{metrics[n]:.0f}" if n in metrics else "" for n in ("num_turns", "num_conversations"))
         lines.append(f"| {split} | {counts} | {' | '.join(cells)} |")
         held = [f"{name} {metrics[f'coverage_{name}']:.1%}" for name in config.labels if f"coverage_{name}" in metrics]
         coverage += [f"`{split}`: {', '.join(held)}"] if held else []

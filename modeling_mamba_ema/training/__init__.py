@@ -18,6 +18,7 @@ from .confidence import calibrate, risk_against_coverage
 from .evaluation import describe_metrics, measure, prediction_table, save_predictions
 from .frame_caching import cache_frames
 from .lora import add_lora, load_lora, merge_lora
+from .processes import failing_together, from_first, lock_folder, require_same_data, require_shared_folder
 from .run_configuration import DataSection, RunConfiguration, load_run_configuration
 from .trainer import MambaEMATrainer
 
@@ -42,12 +43,17 @@ __all__ = [
     "choose_checkpoint",
     "describe_metrics",
     "differences",
+    "failing_together",
+    "from_first",
     "load_lora",
     "load_run_configuration",
     "load_splits",
+    "lock_folder",
     "measure",
     "merge_lora",
     "prediction_table",
+    "require_same_data",
+    "require_shared_folder",
     "risk_against_coverage",
     "run_manifest",
     "save_predictions",

@@ -11,6 +11,7 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import TrainerCallback
 
+from .. import tiny_wavlm
 from ..ccc_loss import MISSING_LABEL
 from ..configuration_mamba_ema import MambaEMAConfig
 from ..conversation_encoder import CONTEXTS, SCOPES, number_speakers
@@ -21,6 +22,7 @@ from ..data.sources import read_label_ranges
 from ..data.splitting import in_several_splits, split_off
 from ..fast_speech_encoder import SPEC_AUGMENT_MIN_FRAMES
 from ..feature_extraction_mamba_ema import SAMPLING_RATE, MambaEMAFeatureExtractor
+from ..inference.loading import load_model
 from ..modeling_mamba_ema import MambaEMAForRegression
 from ..speech_encoder import num_frames
 from .arguments import MambaEMATrainingArguments
@@ -46,17 +48,19 @@ def build_model(run: RunConfiguration) -> tuple[MambaEMAForRegression, MambaEMAF
 
     Raises:
         ImportError: peft is not installed, but needed.
+        OSError: what is pretrained cannot be found.
         ValueError: values of `model.params` or `training.lora` that are not allowed, or a corpus.json that is damaged.
     """
     if run.model.pretrained_model is not None:
-        model = MambaEMAForRegression.from_pretrained(run.model.pretrained_model, revision=run.model.revision)
+        model, _ = load_model(run.model.pretrained_model, run.model.revision)
         if run.model.params:
             model = model.with_changes(**run.model.params)
     elif run.model.pretrained_speech_encoder is None:
         model = MambaEMAForRegression(MambaEMAConfig(**run.model.params))
     else:
+        encoder = run.model.pretrained_speech_encoder
         model = MambaEMAForRegression.from_pretrained_speech_encoder(
-            run.model.pretrained_speech_encoder, revision=run.model.revision, **run.model.params
+            tiny_wavlm.FOLDER if encoder == "tiny" else encoder, revision=run.model.revision, **run.model.params
         )
     known = read_label_ranges(run.data.source)
     ranges = {label: list(known[label]) for label in model.config.labels if label in known}
