@@ -50,7 +50,7 @@ def build_model(run: RunConfiguration) -> tuple[MambaEMAForRegression, MambaEMAF
         ValueError: values of `model.params` or `training.lora` that are not allowed, or a corpus.json that is damaged.
     """
     if run.model.pretrained_model is not None:
-        model, _ = load_model(run.model.pretrained_model, run.model.revision)
+        model = load_model(run.model.pretrained_model, run.model.revision)[0].float()  # saved in half precision, maybe
         if run.model.params:
             model = model.with_changes(**run.model.params)
     elif run.model.pretrained_speech_encoder is None:
