@@ -62,6 +62,7 @@ def build_model(run: RunConfiguration) -> tuple[MambaEMAForRegression, MambaEMAF
         model = MambaEMAForRegression.from_pretrained_speech_encoder(
             tiny_wavlm.FOLDER if encoder == "tiny" else encoder, revision=run.model.revision, **run.model.params
         )
+    model.config.interval_radii = None  # measured before this training
     known = read_label_ranges(run.data.source)
     ranges = {label: list(known[label]) for label in model.config.labels if label in known}
     if ranges:
