@@ -20,6 +20,7 @@ from ..data.sources import read_label_ranges
 from ..data.splitting import in_several_splits, split_off
 from ..fast_speech_encoder import SPEC_AUGMENT_MIN_FRAMES
 from ..feature_extraction_mamba_ema import SAMPLING_RATE, MambaEMAFeatureExtractor
+from ..inference.loading import check_model_name
 from ..modeling_mamba_ema import MambaEMAForRegression
 from ..speech_encoder import num_frames
 from .arguments import MambaEMATrainingArguments
@@ -45,8 +46,12 @@ def build_model(run: RunConfiguration) -> tuple[MambaEMAForRegression, MambaEMAF
 
     Raises:
         ImportError: peft is not installed, but needed.
+        OSError: there is no such model or encoder.
         ValueError: values of `model.params` or `training.lora` that are not allowed, or a corpus.json that is damaged.
     """
+    for name in (run.model.pretrained_model, run.model.pretrained_speech_encoder):
+        if name is not None:
+            check_model_name(name, run.model.revision)
     if run.model.pretrained_model is not None:
         model = MambaEMAForRegression.from_pretrained(run.model.pretrained_model, revision=run.model.revision)
         if run.model.params:
