@@ -49,7 +49,7 @@ def call(tmp_path_factory):
 
 
 def values(rows):
-    return np.array([list(row.values.values()) for row in rows], dtype=float)
+    return np.array([list(row.heard.values.values()) for row in rows], dtype=float)
 
 
 @pytest.mark.promise(
@@ -65,7 +65,9 @@ def test_rows_are_the_numbers_of_the_conversation_with_its_state_carried_over_th
     assert [(row.start, row.end, row.speaker) for row in rows] == [(s.start, s.end, s.speaker) for s in segments]
     flat = rows[0].to_dict()
     # Arousal's own scale is the unit scale, so it is there once.
-    assert list(flat) == ["start", "end", "speaker", "valence", "arousal", "valence_value", "low_level"]
+    differences = ["valence_difference", "arousal_difference", "baseline_turns", "low_level", "reading"]
+    assert list(flat)[:6] == ["start", "end", "speaker", "valence", "arousal", "valence_value"]
+    assert [name for name in flat if name in differences] == differences
     assert list(flat) == timeline_columns(tracker(label_ranges={"valence": (1, 7)}))
     assert flat["valence_value"] == pytest.approx(1 + 6 * flat["valence"], abs=1e-3)
     assert all(len(repr(flat[name])) <= 6 for name in ("valence", "arousal", "valence_value"))
@@ -81,7 +83,8 @@ def test_long_segments_are_split_and_short_ones_have_no_values_and_leave_the_sta
         without = list(emotion_timeline(tracker(), recording, [Segment(0, 61.0, "x"), Segment(62, 70.4)]))
     assert [row.end - row.start for row in rows[:3]] == pytest.approx([61 / 3] * 3)
     assert [row.speaker for row in rows] == ["x", "x", "x", None, None]
-    assert list(rows[3].values.values()) == [None, None]
+    assert rows[3].heard is None
+    assert {rows[3].to_dict()[name] for name in ("valence", "arousal", "valence_difference")} == {None}
     assert rows[4].end == 70.0
     assert np.array_equal(values([*rows[:3], rows[4]]), values(without))
 
@@ -100,7 +103,7 @@ def test_windows_fill_the_recording(tmp_path, window, count):
 def test_silence_is_flagged(call):
     with Recording(call[0]) as recording:
         rows = list(emotion_timeline(tracker(), recording, [Segment(0, 0.9), Segment(1.1, 2.0)]))
-    assert [row.low_level for row in rows] == [True, False]
+    assert [row.heard.low_level for row in rows] == [True, False]
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
