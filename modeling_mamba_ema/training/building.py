@@ -59,8 +59,10 @@ def build_model(run: RunConfiguration) -> tuple[MambaEMAForRegression, MambaEMAF
         model = MambaEMAForRegression(MambaEMAConfig(**run.model.params))
     else:
         encoder = run.model.pretrained_speech_encoder
+        encoder = str(tiny_wavlm.FOLDER) if encoder == "tiny" else encoder
+        check_model_name(encoder, run.model.revision)
         model = MambaEMAForRegression.from_pretrained_speech_encoder(
-            tiny_wavlm.FOLDER if encoder == "tiny" else encoder, revision=run.model.revision, **run.model.params
+            encoder, revision=run.model.revision, **run.model.params
         )
     known = read_label_ranges(run.data.source)
     ranges = {label: list(known[label]) for label in model.config.labels if label in known}
