@@ -21,6 +21,7 @@ from tests.support.models import tiny_model
 pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[page]'")
 
 from modeling_mamba_ema.__main__ import main
+from modeling_mamba_ema.page import views
 from tests.support.page_client import FILE_DATA, clip, in_threads, serve, wav
 from tests.support.programs import wait_until
 
@@ -397,3 +398,15 @@ def test_a_missing_or_incomplete_model_is_one_line_at_the_start(tmp_path, monkey
         (line,) = capsys.readouterr().err.splitlines()
         assert line.startswith("mamba-ema: ")
         assert len(line) < 500
+
+
+def test_the_table_has_intervals_and_the_call_in_words():
+    radii = {"0.9": 0.01}
+    model = tiny_model(interval_radii={"valence": radii, "arousal": radii})
+    own = EmotionTracker(model, MambaEMAFeatureExtractor())
+    turns = [own.update(clip(seed), RATE, speaker="<b>anna</b>") for seed in range(2)]
+    table = views.numbers(turns, dict.fromkeys(("valence", "arousal"), (0.0, 1.0)))
+    low, high = turns[1].intervals["valence"]
+    assert f"<td>{turns[1].values['valence']:.3f}<br><small>{low:.2f} to {high:.2f}</small></td>" in table
+    assert "<p>&lt;b&gt;anna&lt;/b&gt; (2 turns, " in table
+    assert views.trajectory(turns).count("data:image/png") == 2
