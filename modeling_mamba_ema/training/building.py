@@ -52,7 +52,7 @@ def build_model(run: RunConfiguration) -> tuple[MambaEMAForRegression, MambaEMAF
         ValueError: values of `model.params` or `training.lora` that are not allowed, or a corpus.json that is damaged.
     """
     if run.model.pretrained_model is not None:
-        model, _ = load_model(run.model.pretrained_model, run.model.revision)
+        model = load_model(run.model.pretrained_model, run.model.revision)[0].float()  # saved in half precision, maybe
         if run.model.params:
             model = model.with_changes(**run.model.params)
     elif run.model.pretrained_speech_encoder is None:
@@ -64,6 +64,7 @@ def build_model(run: RunConfiguration) -> tuple[MambaEMAForRegression, MambaEMAF
         model = MambaEMAForRegression.from_pretrained_speech_encoder(
             encoder, revision=run.model.revision, **run.model.params
         )
+    model.config.interval_radii = None  # measured before this training
     known = read_label_ranges(run.data.source)
     ranges = {label: list(known[label]) for label in model.config.labels if label in known}
     if ranges:
