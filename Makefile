@@ -7,10 +7,12 @@ DEMO := outputs/demo
 # glibc gives freed activations back to the system after each step and pays for the page faults again; keeping them
 # does not change a result. Other systems ignore these two.
 KEEP_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000
+# Processes that run tests.
+WORKERS ?= 2
 CORES := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo baseline test test-slow test-gpu reliability mutations compat audit quality style bench bench-gpu clean
+.PHONY: help demo baseline test test-slow test-gpu reliability mutations compat common-tests audit quality style bench bench-gpu clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -31,7 +33,7 @@ baseline: $(STAMP) ## what eGeMAPS and an SVR reach on the demo's corpus, beside
 	$(BIN)/python examples/classical_baseline.py data/demo --predictions $(DEMO)/predictions_test.csv
 
 test: $(STAMP) ## the test suite, without tests marked slow or gpu
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
 
 test-slow: $(STAMP) ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
@@ -47,6 +49,9 @@ mutations: $(STAMP) ## break the code in six places; named tests must fail
 
 compat: $(STAMP) ## transformers 4.57 to the newest, by remote code and installed, model and training
 	$(BIN)/python -m tests.tools.compat
+
+common-tests: $(STAMP) ## the tests that transformers runs on its own models; downloads its source release
+	$(BIN)/python -m tests.tools.common_tests
 
 audit: $(STAMP) ## known weaknesses of the pinned versions; needs the network
 	$(BIN)/python -m tests.tools.audit

@@ -5,7 +5,12 @@ from .behaviour import plot_by_row
 from .comparison import plot_pooling_comparison
 from .style import write_picture
 from .timeline import plot_timeline
-from .training_pictures import plot_error_by_position, plot_learning_curve, plot_predictions
+from .training_pictures import (
+    plot_error_by_position,
+    plot_learning_curve,
+    plot_predictions,
+    plot_risk_against_coverage,
+)
 from .trajectory import plot_circumplex, plot_trajectory
 
 __all__ = [
@@ -17,6 +22,7 @@ __all__ = [
     "plot_pooling_comparison",
     "plot_poolings",
     "plot_predictions",
+    "plot_risk_against_coverage",
     "plot_timeline",
     "plot_trajectory",
     "write_picture",

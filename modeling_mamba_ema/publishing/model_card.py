@@ -31,9 +31,9 @@ class TrainingFacts:
     """What a card says of the training behind a model.
 
     Attributes:
-        results: metrics by split, with intervals, as the `ccc` metric gives them; empty: not measured.
-        source: the corpus, as the configuration names it; the card shows its last part.
-        command: what a reader runs to get this model, overrides included.
+        results: metrics by split as the `ccc` metric gives them, with intervals or without; empty: not measured.
+        source: the corpus, as the configuration names it; the card shows its last part. None: not known.
+        command: what a reader runs to get this model, overrides included; None: not known.
         base_model: Hub name of the model that was fine-tuned or adopted; None: trained from random weights.
         license: of the weights, as the Hub spells it; None: not known.
         languages: of the speech, as ISO 639-1 codes.
@@ -42,8 +42,8 @@ class TrainingFacts:
     """
 
     results: Mapping[str, Mapping[str, float]]
-    source: str
-    command: str
+    source: str | None
+    command: str | None
     base_model: str | None = None
     license: str | None = None
     languages: Sequence[str] = ()
@@ -51,8 +51,8 @@ class TrainingFacts:
     published_results: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
-    def corpus(self) -> str:
-        return Path(self.source).name
+    def corpus(self) -> str | None:
+        return None if self.source is None else Path(self.source).name
 
 
 def model_card(
@@ -82,7 +82,7 @@ def _metadata(
             "base_model": training.base_model,
             "license": training.license,
             "language": list(training.languages) or None,
-            "datasets": [training.corpus],
+            "datasets": None if training.corpus is None else [training.corpus],
             "model_name": "Mamba-EMA",
             "eval_results": _eval_results(config, training) or None,
         }
@@ -97,7 +97,9 @@ def _metadata(
 
 
 def _eval_results(config: MambaEMAConfig, training: TrainingFacts) -> list[EvalResult]:
-    """One result a split and label, and the mean over labels, each with its interval."""
+    """One result a split and label, and the mean over labels, each with its interval where it has one."""
+    if training.corpus is None:  # the Hub takes no result without a dataset
+        return []
     return [
         EvalResult(
             task_type="audio-classification",
@@ -108,7 +110,10 @@ def _eval_results(config: MambaEMAConfig, training: TrainingFacts) -> list[EvalR
             metric_type="ccc",
             metric_name=title,
             metric_value=round(metrics[name], 4),
-            metric_args={end: round(metrics[f"{name}_{end}"], 4) for end in ("low", "high")},
+            metric_args={
+                end: round(metrics[f"{name}_{end}"], 4) for end in ("low", "high") if f"{name}_{end}" in metrics
+            }
+            or None,
         )
         for split, metrics in training.results.items()
         for name, title in _metric_names(config)
@@ -174,7 +179,7 @@ waveform, rate = soundfile.read("speech.wav")  # mono
 
 outputs = model(**extractor(waveform, sampling_rate=rate, resample=True, return_tensors="pt"))
 outputs.logits  # (1, {config.num_labels}) on the unit scale, columns as below
-outputs.pooling_attentions  # weights over time: where the model listened
+outputs.pooling_attentions  # weights over time: where the model listened{_intervals_line(config)}
 ```
 
 With the package `modeling-mamba-ema` installed and imported, the same lines work without `trust_remote_code`.
@@ -201,6 +206,12 @@ law, for example at work and in education in the European Union.
 """
 
 
+def _intervals_line(config: MambaEMAConfig) -> str:
+    if config.interval_radii is None:
+        return ""
+    return f"\noutputs.intervals  # low and high, to hold {config.interval_level:.0%} of the turns each"
+
+
 def _outside(config: MambaEMAConfig) -> str:
     return "" if config.bounded_predictions else "; single ones may lie a little outside of it"
 
@@ -220,27 +231,37 @@ def _results(config: MambaEMAConfig, training: TrainingFacts | None) -> str:
     if training.citation is not None:
         return _published_results(training)
     names = _metric_names(config)
-    lines = [
-        f"Trained on `{training.corpus}`. CCC with {CONFIDENCE} intervals by bootstrap over conversations; the",
-        "validation split chose the checkpoint. The numbers come from",
-        "",
-        f"```bash\n{training.command}\n```",
+    lines = [] if training.corpus is None else [f"Trained on `{training.corpus}`."]
+    if training.command is not None:
+        lines += ["The model and the numbers come from", "", f"```bash\n{training.command}\n```", ""]
+    if not training.results:
+        return "\n".join([*lines, "This card records no evaluation."])
+    lines += [
+        f"CCC, with {CONFIDENCE} intervals by bootstrap over conversations where they are given; the validation split",
+        "chose the checkpoint.",
         "",
         f"| split | turns | conversations | {' | '.join(title for _, title in names)} |",
         "|" + " --- |" * (len(names) + 3),
     ]
+    coverage: list[str] = []
     for split, metrics in training.results.items():
         if "ccc" not in metrics:  # the split has no labels
             continue
         cells = [
-            f"{metrics[name]:.3f} ({metrics[f'{name}_low']:.3f} to {metrics[f'{name}_high']:.3f})"
-            if name in metrics
-            else "no labels"
-            for name, _ in names
+            f"{metrics[name]:.3f}{_interval(metrics, name)}" if name in metrics else "no labels" for name, _ in names
         ]
-        counts = f"{metrics['num_turns']:.0f} | {metrics['num_conversations']:.0f}"
+        counts = " | ".join(f"{metrics[n]:.0f}" if n in metrics else "" for n in ("num_turns", "num_conversations"))
         lines.append(f"| {split} | {counts} | {' | '.join(cells)} |")
+        held = [f"{name} {metrics[f'coverage_{name}']:.1%}" for name in config.labels if f"coverage_{name}" in metrics]
+        coverage += [f"`{split}`: {', '.join(held)}"] if held else []
+    if coverage:
+        asked = f"{config.interval_level:.0%} of the labels (split-conformal, from the validation split)"
+        lines += ["", f"Intervals asked to hold {asked} held, a conversation counting as one, {'; '.join(coverage)}."]
     return "\n".join(lines)
+
+
+def _interval(metrics: Mapping[str, float], name: str) -> str:
+    return f" ({metrics[f'{name}_low']:.3f} to {metrics[f'{name}_high']:.3f})" if f"{name}_low" in metrics else ""
 
 
 def _published_results(training: TrainingFacts) -> str:
