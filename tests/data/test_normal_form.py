@@ -173,7 +173,7 @@ def tables(draw):
     return kind, meant, rows, wrong
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(tables())
 def test_any_table_ends_in_the_right_rows_or_in_a_sentence_with_row_and_column(tmp_path_factory, table):
     kind, meant, rows, wrong = table
