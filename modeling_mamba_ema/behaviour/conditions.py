@@ -10,9 +10,9 @@ import numpy as np
 import soundfile as sf
 import soxr
 
+from ..data.augmentation import change_speed
 from ..data.recording_conditions import NOISES, band_pass, level_of_speech, make_noise, reverberate
 from ..feature_extraction_mamba_ema import SAMPLING_RATE
-from ..training.augmentation import change_speed
 
 TELEPHONE_RATE = 8_000  # Hz
 SECONDS = 3  # of sounds that are no speech

@@ -1,6 +1,8 @@
 """Fine-tuning on transformers' Trainer."""
 
+from ..metrics.confidence import calibrate, risk_against_coverage
 from .arguments import MambaEMATrainingArguments
+from .batches import ConversationCollator
 from .building import (
     build_datasets,
     build_model,
@@ -13,8 +15,6 @@ from .building import (
 )
 from .callbacks import EvaluationLog, KeepBestWeights, StopOnSignal
 from .checkpoints import choose_checkpoint, differences, run_manifest, save_run
-from .collator import ConversationCollator
-from .confidence import calibrate, risk_against_coverage
 from .evaluation import describe_metrics, measure, prediction_table, save_predictions
 from .frame_caching import cache_frames
 from .lora import add_lora, load_lora, merge_lora

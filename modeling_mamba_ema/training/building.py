@@ -15,6 +15,7 @@ from .. import tiny_wavlm
 from ..ccc_loss import MISSING_LABEL
 from ..configuration_mamba_ema import MambaEMAConfig
 from ..conversation_encoder import CONTEXTS, SCOPES, number_speakers
+from ..data.augmentation import AugmentedDataset
 from ..data.bad_audio import describe_bad_audio, drop_bad_audio, save_bad_audio, scan_audio
 from ..data.dataset import ConversationDataset, load_emotion_dataset
 from ..data.frame_cache import FrameCache, utterances_of
@@ -26,8 +27,7 @@ from ..inference.loading import check_model_name, load_model
 from ..modeling_mamba_ema import MambaEMAForRegression
 from ..speech_encoder import num_frames
 from .arguments import MambaEMATrainingArguments
-from .augmentation import AugmentedDataset
-from .collator import ConversationCollator
+from .batches import ConversationCollator
 from .lora import add_lora
 from .run_configuration import DataSection, RunConfiguration
 from .trainer import MambaEMATrainer

@@ -18,8 +18,8 @@ from ..configuration_mamba_ema import MambaEMAConfig
 from ..conversation_encoder import ConversationState
 from ..data.dataset import ConversationDataset
 from ..metrics import ccc_metric_path
+from ..metrics.confidence import add_intervals, coverage
 from ..pooling import length_mask
-from .confidence import add_intervals, coverage
 
 # Inputs of the model with turns in their second dimension.
 _BY_TURN = ("input_values", "attention_mask", "turn_mask", "speaker_ids", "frame_values", "frame_mask")

@@ -25,14 +25,14 @@ from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallbac
 from transformers.trainer_utils import HubStrategy, TrainOutput, seed_worker
 
 from ..ccc_loss import MISSING_LABEL, check_labels
+from ..data.augmentation import mixed_conversations
 from ..data.dataset import ConversationDataset
 from ..publishing import TrainingFacts, push_model
 from ..publishing.checksums import SUMS
 from ..publishing.model_card import model_card
 from .accumulation import AccumulatedLoss
 from .arguments import MambaEMATrainingArguments
-from .augmentation import mixed_conversations
-from .batch_sampler import AudioSecondsBatchSampler, seconds_of_turns
+from .batches import AudioSecondsBatchSampler, seconds_of_turns
 from .callbacks import EvaluationLog, Progress, SealCheckpoints, SetEpoch
 from .checkpoints import checkpoints_in, require_space_for_checkpoints
 from .evaluation import ccc_of_predictions, predict_in_chunks, start_from_context

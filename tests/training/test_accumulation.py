@@ -11,12 +11,12 @@ from torch.utils.data import Subset
 
 from modeling_mamba_ema import MambaEMAFeatureExtractor, MambaEMAForRegression
 from modeling_mamba_ema.ccc_loss import ccc_loss
+from modeling_mamba_ema.data.augmentation import mixed_conversations
 from modeling_mamba_ema.data.dataset import ConversationDataset
 from modeling_mamba_ema.speech_encoder import SpeechEncoder
 from modeling_mamba_ema.training import MambaEMATrainingArguments, cache_frames
 from modeling_mamba_ema.training.accumulation import AccumulatedLoss
-from modeling_mamba_ema.training.augmentation import mixed_conversations
-from modeling_mamba_ema.training.batch_sampler import AudioSecondsBatchSampler, seconds_of_turns
+from modeling_mamba_ema.training.batches import AudioSecondsBatchSampler, seconds_of_turns
 from modeling_mamba_ema.training.evaluation import start_from_context
 from tests.support.models import tiny_model
 from tests.support.programs import launch_two_processes

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from modeling_mamba_ema.data.augmentation import AugmentedDataset, add_noise, change_speed, mixed_conversations
 from modeling_mamba_ema.data.dataset import ConversationDataset
 from modeling_mamba_ema.training import RunConfiguration, build_model, build_trainer, load_run_configuration
-from modeling_mamba_ema.training.augmentation import AugmentedDataset, add_noise, change_speed, mixed_conversations
 from tests.support.models import tiny_model
 from tests.support.tiny_corpus import LABELS, make_trainer, write_run
 

@@ -22,7 +22,7 @@ import numpy as np
 import pandas as pd
 
 from ..configuration_mamba_ema import NEUTRAL, MambaEMAConfig
-from ..metrics import concordance_cc
+from . import concordance_cc
 
 logger = logging.getLogger(__name__)
 

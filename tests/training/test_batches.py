@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from modeling_mamba_ema.training.batch_sampler import AudioSecondsBatchSampler, seconds_of_turns
+from modeling_mamba_ema.training.batches import AudioSecondsBatchSampler, seconds_of_turns
 from tests.support.tiny_corpus import make_trainer
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from ..ccc_loss import MISSING_LABEL
-from ..data.dataset import ConversationDataset
+from .dataset import ConversationDataset
 from ..feature_extraction_mamba_ema import DEFAULT_MAX_SECONDS, MIN_SAMPLES, SAMPLING_RATE
 
 

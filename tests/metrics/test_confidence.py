@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from modeling_mamba_ema.inference import EmotionTracker
-from modeling_mamba_ema.training.confidence import (
+from modeling_mamba_ema.metrics.confidence import (
     add_intervals,
     calibrate,
     conformal_quantile,
