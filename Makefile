@@ -26,7 +26,7 @@ demo: $(STAMP) ## corpus -> training -> evaluation -> save -> load back -> a con
 	$(BIN)/mamba-ema prepare synthetic --output data/demo
 	$(KEEP_MEMORY) $(BIN)/accelerate launch --config_file configuration/accelerate/cpu.yaml --num_cpu_threads_per_process $(CORES) \
 		examples/run_finetune.py configuration/demo.yaml
-	$(BIN)/mamba-ema predict --model $(DEMO)/model data/demo --conversation-id test_003 --plots $(DEMO) --overwrite
+	$(BIN)/mamba-ema predict --model $(DEMO)/model data/demo --conversation-id test_013 --plots $(DEMO) --overwrite
 
 baseline: $(STAMP) ## what eGeMAPS and an SVR reach on the demo's corpus, beside its model; openSMILE is for research only
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[baseline]'
