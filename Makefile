@@ -7,6 +7,8 @@ DEMO := outputs/demo
 # glibc gives freed activations back to the system after each step and pays for the page faults again; keeping them
 # does not change a result. Other systems ignore these two.
 KEEP_MEMORY := MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=20000000000
+# Processes that run tests.
+WORKERS ?= 2
 CORES := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 
 .DEFAULT_GOAL := help
@@ -27,7 +29,7 @@ demo: $(STAMP) ## corpus -> training -> evaluation -> save -> load back -> a con
 	$(BIN)/mamba-ema predict --model $(DEMO)/model data/demo --conversation-id test_003 --plots $(DEMO) --overwrite
 
 test: $(STAMP) ## the test suite, without tests marked slow or gpu
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
 
 test-slow: $(STAMP) ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -34,6 +34,7 @@ from modeling_mamba_ema.training import (
     load_run_configuration,
     load_splits,
     measure,
+    merge_lora,
     run_manifest,
     save_predictions,
     save_run,
@@ -95,6 +96,11 @@ def main() -> int:
         return stop.exit_code
     if arguments.load_best_model_at_end and trainer.state.best_model_checkpoint is None:
         raise ValueError("no evaluation gave a CCC that is a number, so there is no best model to save")
+    if arguments.lora is not None:
+        if trainer.is_world_process_zero():
+            model.save_pretrained(output / "adapter")
+            extractor.save_pretrained(output / "adapter")
+        merge_lora(model)
     if trainer.is_world_process_zero():
         model.save_pretrained(output / "model")
         extractor.save_pretrained(output / "model")

@@ -16,7 +16,7 @@ from .commands.terminal import complain
 COMMANDS = {
     "use a model": ("adopt", "predict", "timeline", "listen", "page"),
     "train and measure": ("prepare", "evaluate", "compare", "metrics"),
-    "share a model": ("export", "publish"),
+    "share a model": ("merge", "export", "publish"),
 }
 DONE, FAILED, STOPPED = 0, 1, 130
 EXIT_CODES = """exit codes:

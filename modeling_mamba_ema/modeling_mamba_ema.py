@@ -41,6 +41,7 @@ from .speech_encoder import (
 
 if TYPE_CHECKING:
     # For a model in a local folder, transformers before 5.9 copies only the files that an entry file itself names.
+    from .audio_containers import Part  # noqa: F401
     from .audio_files import AudioFileError  # noqa: F401
     from .fast_speech_encoder import fast_hidden_states  # noqa: F401
 
@@ -277,6 +278,11 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
 
     def __init__(self, config: MambaEMAConfig):
         config.validate()
+        if getattr(config, "lora", None) is not None:
+            raise ValueError(
+                "these are LoRA adapters without the weights they were trained on; `mamba-ema merge FOLDER OUTPUT` "
+                "makes a model of them"
+            )
         super().__init__(config)
         self.speech_encoder = SpeechEncoder(config)
         self.pooled_dropout = nn.Dropout(config.pooled_dropout)
@@ -668,7 +674,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
             ValueError: the checkpoint is none of these, or lacks weights.
         """
         overrides = {**SPEECH_ENCODER_DEFAULTS, **(config_kwargs.pop("speech_encoder_config", None) or {})}
-        backbone = _pretrained_backbone(pretrained_model_name_or_path, revision)
+        backbone = pretrained_backbone(pretrained_model_name_or_path, revision)
         encoder_config = type(backbone.config).from_dict({**backbone.config.to_dict(), **overrides})
         extractor = MambaEMAFeatureExtractor.from_speech_encoder(pretrained_model_name_or_path, revision=revision)
         if not config_kwargs.keys() & set(NORMALIZATION):
@@ -829,7 +835,7 @@ def check_normalization(config: MambaEMAConfig, extractor: MambaEMAFeatureExtrac
             )
 
 
-def _pretrained_backbone(name: str | os.PathLike[str], revision: str) -> Any:
+def pretrained_backbone(name: str | os.PathLike[str], revision: str) -> Any:
     """A speech encoder with all of its weights, its own or that of a Mamba-EMA.
 
     Raises:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from transformers import Pipeline
@@ -24,6 +24,10 @@ from .audio_files import (
     load_audio,
 )
 from .feature_extraction_mamba_ema import SAMPLING_RATE, InvalidAudioError, as_mono
+
+if TYPE_CHECKING:
+    # For a model in a local folder, transformers before 5.9 copies only the files that an entry file itself names.
+    from .audio_containers import Part  # noqa: F401
 
 # What config.json says, so that transformers finds the class beside the weights.
 CUSTOM_PIPELINES = {

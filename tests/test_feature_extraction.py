@@ -219,7 +219,7 @@ def test_a_batch_that_is_none_is_refused(batch, says):
 @pytest.mark.promise("A-03")
 @pytest.mark.parametrize(
     "rate",
-    [None, "16000", 16_000.0, math.nan, 0, -1, True, 1, 400_000, 10**400, SPEECH, SPEECH.tolist(), [RATE], 8_000],
+    [None, "16000", 16_000.5, math.nan, 0, -1, True, 1, 400_000, 10**400, SPEECH, SPEECH.tolist(), [RATE], 8_000],
     ids=lambda rate: repr(rate)[:12],
 )
 def test_the_sampling_rate_is_needed_and_checked_and_its_value_never_dumped(rate):

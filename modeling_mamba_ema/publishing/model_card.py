@@ -25,9 +25,9 @@ class TrainingFacts:
     """What a card says of the training behind a model.
 
     Attributes:
-        results: metrics by split, with intervals, as the `ccc` metric gives them; empty: not measured.
-        source: the corpus, as the configuration names it; the card shows its last part.
-        command: what a reader runs to get this model, overrides included.
+        results: metrics by split as the `ccc` metric gives them, with intervals or without; empty: not measured.
+        source: the corpus, as the configuration names it; the card shows its last part. None: not known.
+        command: what a reader runs to get this model, overrides included; None: not known.
         base_model: Hub name of the model that was fine-tuned or adopted; None: trained from random weights.
         license: of the weights, as the Hub spells it; None: not known.
         languages: of the speech, as ISO 639-1 codes.
@@ -36,8 +36,8 @@ class TrainingFacts:
     """
 
     results: Mapping[str, Mapping[str, float]]
-    source: str
-    command: str
+    source: str | None
+    command: str | None
     base_model: str | None = None
     license: str | None = None
     languages: Sequence[str] = ()
@@ -45,8 +45,8 @@ class TrainingFacts:
     published_results: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @property
-    def corpus(self) -> str:
-        return Path(self.source).name
+    def corpus(self) -> str | None:
+        return None if self.source is None else Path(self.source).name
 
 
 def model_card(
@@ -76,7 +76,7 @@ def _metadata(
             "base_model": training.base_model,
             "license": training.license,
             "language": list(training.languages) or None,
-            "datasets": [training.corpus],
+            "datasets": None if training.corpus is None else [training.corpus],
             "model_name": "Mamba-EMA",
             "eval_results": _eval_results(config, training) or None,
         }
@@ -91,7 +91,9 @@ def _metadata(
 
 
 def _eval_results(config: MambaEMAConfig, training: TrainingFacts) -> list[EvalResult]:
-    """One result a split and label, and the mean over labels, each with its interval."""
+    """One result a split and label, and the mean over labels, each with its interval where it has one."""
+    if training.corpus is None:  # the Hub takes no result without a dataset
+        return []
     return [
         EvalResult(
             task_type="audio-classification",
@@ -102,7 +104,10 @@ def _eval_results(config: MambaEMAConfig, training: TrainingFacts) -> list[EvalR
             metric_type="ccc",
             metric_name=title,
             metric_value=round(metrics[name], 4),
-            metric_args={end: round(metrics[f"{name}_{end}"], 4) for end in ("low", "high")},
+            metric_args={
+                end: round(metrics[f"{name}_{end}"], 4) for end in ("low", "high") if f"{name}_{end}" in metrics
+            }
+            or None,
         )
         for split, metrics in training.results.items()
         for name, title in _metric_names(config)
@@ -214,11 +219,14 @@ def _results(config: MambaEMAConfig, training: TrainingFacts | None) -> str:
     if training.citation is not None:
         return _published_results(training)
     names = _metric_names(config)
-    lines = [
-        f"Trained on `{training.corpus}`. CCC with {CONFIDENCE} intervals by bootstrap over conversations; the",
-        "validation split chose the checkpoint. The numbers come from",
-        "",
-        f"```bash\n{training.command}\n```",
+    lines = [] if training.corpus is None else [f"Trained on `{training.corpus}`."]
+    if training.command is not None:
+        lines += ["The model and the numbers come from", "", f"```bash\n{training.command}\n```", ""]
+    if not training.results:
+        return "\n".join([*lines, "This card records no evaluation."])
+    lines += [
+        f"CCC, with {CONFIDENCE} intervals by bootstrap over conversations where they are given; the validation split",
+        "chose the checkpoint.",
         "",
         f"| split | turns | conversations | {' | '.join(title for _, title in names)} |",
         "|" + " --- |" * (len(names) + 3),
@@ -227,14 +235,15 @@ def _results(config: MambaEMAConfig, training: TrainingFacts | None) -> str:
         if "ccc" not in metrics:  # the split has no labels
             continue
         cells = [
-            f"{metrics[name]:.3f} ({metrics[f'{name}_low']:.3f} to {metrics[f'{name}_high']:.3f})"
-            if name in metrics
-            else "no labels"
-            for name, _ in names
+            f"{metrics[name]:.3f}{_interval(metrics, name)}" if name in metrics else "no labels" for name, _ in names
         ]
         counts = f"{metrics['num_turns']:.0f} | {metrics['num_conversations']:.0f}"
         lines.append(f"| {split} | {counts} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _interval(metrics: Mapping[str, float], name: str) -> str:
+    return f" ({metrics[f'{name}_low']:.3f} to {metrics[f'{name}_high']:.3f})" if f"{name}_low" in metrics else ""
 
 
 def _published_results(training: TrainingFacts) -> str:

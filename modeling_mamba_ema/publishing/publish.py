@@ -154,19 +154,28 @@ def push_model(
     create_pr: bool = False,
     max_shard_size: int | str = "50GB",
     tags: list[str] | None = None,
+    training: TrainingFacts | None = None,
 ) -> str:
     """Upload a model in memory as one commit; behind `model.push_to_hub`, whose arguments these are.
 
+    Args:
+        training: what the card says of the training; None: nothing.
+
     Returns:
         The address of the commit.
+
+    Raises:
+        ValueError: a model with LoRA adapters that are not merged.
     """
+    if getattr(model.config, "lora", None) is not None:
+        raise ValueError("the model has LoRA adapters; merge them first (modeling_mamba_ema.training.merge_lora)")
     hub = HfApi(token=token)
-    hub.create_repo(repository, private=private, exist_ok=True)
+    repository = hub.create_repo(repository, private=private, exist_ok=True).repo_id
     if revision is not None and not create_pr:
         hub.create_branch(repository, branch=revision, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         model.save_pretrained(folder, max_shard_size=max_shard_size)
-        prepare_release(folder, model=model)
+        prepare_release(folder, training, model)
         names = [file.name for file in files_to_publish(folder)]
         if hub.file_exists(repository, "README.md", revision=revision):
             names.remove("README.md")

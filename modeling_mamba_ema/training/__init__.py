@@ -15,6 +15,7 @@ from .checkpoints import choose_checkpoint, differences, run_manifest, save_run
 from .collator import ConversationCollator
 from .evaluation import describe_metrics, measure, prediction_table, save_predictions
 from .frame_caching import cache_frames
+from .lora import add_lora, load_lora, merge_lora
 from .run_configuration import DataSection, RunConfiguration, load_run_configuration
 from .trainer import MambaEMATrainer
 
@@ -27,6 +28,7 @@ __all__ = [
     "MambaEMATrainingArguments",
     "RunConfiguration",
     "StopOnSignal",
+    "add_lora",
     "build_datasets",
     "build_model",
     "build_trainer",
@@ -36,9 +38,11 @@ __all__ = [
     "choose_checkpoint",
     "describe_metrics",
     "differences",
+    "load_lora",
     "load_run_configuration",
     "load_splits",
     "measure",
+    "merge_lora",
     "prediction_table",
     "run_manifest",
     "save_predictions",

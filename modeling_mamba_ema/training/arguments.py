@@ -27,8 +27,10 @@ class MambaEMATrainingArguments(TrainingArguments):
         ValueError: a value that is not allowed, a schedule that cannot be made, or a tracker that is not installed.
     """
 
-    encoder_learning_rate: float | None = None  # of the speech encoder; None: learning_rate
+    encoder_learning_rate: float | None = None  # of the speech encoder or its adapters; None: learning_rate
     max_seconds_per_batch: float | None = None  # of audio, over all processes; None: per_device_train_batch_size counts
+    # Adapters in a frozen speech encoder: fields of peft's LoraConfig, such as {r: 16, lora_alpha: 32}; None: none.
+    lora: dict[str, Any] | None = None
     mixup_alpha: float = 0.0  # of mixup between conversations of a batch, such as 0.2; 0: no mixup
     turns_per_chunk: int = 32  # of a conversation, evaluated at once; bounds memory, changes no result
     early_stopping_patience: int | None = None  # stop after this many evaluations without a better one; None: never

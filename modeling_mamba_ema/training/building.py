@@ -25,6 +25,7 @@ from ..speech_encoder import num_frames
 from .arguments import MambaEMATrainingArguments
 from .augmentation import AugmentedDataset
 from .collator import ConversationCollator
+from .lora import add_lora
 from .run_configuration import DataSection, RunConfiguration
 from .trainer import MambaEMATrainer
 
@@ -35,15 +36,21 @@ MIN_LABEL_SPREAD = 0.01
 
 
 def build_model(run: RunConfiguration) -> tuple[MambaEMAForRegression, MambaEMAFeatureExtractor]:
-    """A model that was trained before, a new head on a pretrained WavLM, or a new model; and its feature extractor.
+    """The model that a run starts from, and its feature extractor.
 
-    Where nothing names the labels' scale, a new model takes the one that the corpus records.
+    It is a trained model with what `model.params` changes in it, a new head on a pretrained speech encoder, or a new
+    model; with adapters where the run has `training.lora`.
+
+    Labels without a scale get the one that the corpus records.
 
     Raises:
-        ValueError: values of `model.params` that are not allowed, or a corpus.json that is damaged.
+        ImportError: peft is not installed, but needed.
+        ValueError: values of `model.params` or `training.lora` that are not allowed, or a corpus.json that is damaged.
     """
     if run.model.pretrained_model is not None:
         model = MambaEMAForRegression.from_pretrained(run.model.pretrained_model, revision=run.model.revision)
+        if run.model.params:
+            model = model.with_changes(**run.model.params)
     elif run.model.pretrained_speech_encoder is None:
         model = MambaEMAForRegression(MambaEMAConfig(**run.model.params))
     else:
@@ -51,8 +58,11 @@ def build_model(run: RunConfiguration) -> tuple[MambaEMAForRegression, MambaEMAF
             run.model.pretrained_speech_encoder, revision=run.model.revision, **run.model.params
         )
     known = read_label_ranges(run.data.source)
-    if model.config.label_ranges is None and known:
-        model.config.label_ranges = {label: list(known[label]) for label in model.config.labels if label in known}
+    ranges = {label: list(known[label]) for label in model.config.labels if label in known}
+    if ranges:
+        model.config.label_ranges = {**ranges, **(model.config.label_ranges or {})}
+    if (lora := run.training.get("lora")) is not None:
+        add_lora(model, lora, run.model.pretrained_model or run.model.pretrained_speech_encoder, run.model.revision)
     extractor = MambaEMAFeatureExtractor.for_model(model.config, max_seconds=run.data.max_seconds)
     return model, extractor
 

@@ -95,7 +95,12 @@ def checkpoints_in(folder: Path) -> list[Path]:
 
 def require_space_for_checkpoints(folder: Path, model: nn.Module, count: int) -> None:
     """Refuse a disk without room for some checkpoints: the weights, and AdamW's two moments of what is trained."""
-    weights = sum(p.numel() * p.element_size() * (3 if p.requires_grad else 1) for p in model.parameters())
+    unsaved = getattr(model, "_keys_to_ignore_on_save", None) or ()  # what adapters are trained on
+    weights = sum(
+        p.numel() * p.element_size() * (3 if p.requires_grad else 1)
+        for name, p in model.named_parameters()
+        if name not in unsaved
+    )
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if free < count * weights:

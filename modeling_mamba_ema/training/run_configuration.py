@@ -22,6 +22,7 @@ from ..configuration_mamba_ema import MambaEMAConfig
 from ..data.atomic_write import atomic_write
 from ..feature_extraction_mamba_ema import DEFAULT_MAX_SECONDS
 from .arguments import MambaEMATrainingArguments
+from .lora import lora_fields
 
 MAX_BYTES = 1_000_000
 # Beside the arguments of MambaEMAConfig, `model.params` takes these of transformers' PretrainedConfig.
@@ -32,17 +33,15 @@ _PRETRAINED_CONFIG = {"id2label": dict, "num_labels": int, "attn_implementation"
 class ModelSection:
     """What a run starts from."""
 
-    params: dict[str, Any] = field(default_factory=dict)  # of MambaEMAConfig; speech_encoder_config: of WavLMConfig
+    # Of MambaEMAConfig; speech_encoder_config: of WavLMConfig. With pretrained_model: what is to be changed in it.
+    params: dict[str, Any] = field(default_factory=dict)
     pretrained_speech_encoder: str | None = None  # folder or Hub name of a WavLM; None: random weights
-    pretrained_model: str | None = None  # folder or Hub name of a Mamba-EMA to continue from; params must be empty then
+    pretrained_model: str | None = None  # folder or Hub name of a Mamba-EMA to continue from
     revision: str = "main"  # commit, tag or branch of what is pretrained
 
     def __post_init__(self) -> None:
-        if self.pretrained_model and (self.pretrained_speech_encoder or self.params):
-            raise ValueError(
-                "model.pretrained_model brings its own sizes and encoder; leave out model.params and "
-                "model.pretrained_speech_encoder"
-            )
+        if self.pretrained_model and self.pretrained_speech_encoder:
+            raise ValueError("model.pretrained_model brings its own encoder; leave out model.pretrained_speech_encoder")
         self.params = _checked_values(self.params, _names_of_params(), "model.params.")
         name = "speech_encoder_config"
         if self.params.get(name) is not None:
@@ -188,6 +187,8 @@ def load_run_configuration(path: str | Path, overrides: Sequence[str] = ()) -> R
         _checked_values({} if sections.get(name) is None else sections[name], _known_names(section), f"{name}.")
         for name, section in (("model", ModelSection), ("data", DataSection), ("training", MambaEMATrainingArguments))
     )
+    if training.get("lora") is not None:
+        training["lora"] = _checked_values(training["lora"], lora_fields(), "training.lora.")
     for what in ("eval", "save", "logging"):
         if f"{what}_steps" in training and training.get(f"{what}_strategy", "epoch") == "epoch":
             raise ValueError(f"training.{what}_steps needs training.{what}_strategy=steps; without it, epochs count")

@@ -10,7 +10,7 @@ import os
 import shutil
 import signal
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -18,20 +18,25 @@ from typing import Any, cast
 import numpy as np
 import torch
 import torch.distributed as dist
+from huggingface_hub import ModelCard
 from torch import nn
 from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer, TrainerState
-from transformers.trainer_utils import TrainOutput, seed_worker
+from transformers.trainer_utils import HubStrategy, TrainOutput, seed_worker
 
-from ..ccc_loss import MISSING_LABEL
+from ..ccc_loss import MISSING_LABEL, check_labels
 from ..data.dataset import ConversationDataset
+from ..publishing import TrainingFacts, push_model
 from ..publishing.checksums import SUMS
+from ..publishing.model_card import model_card
+from .accumulation import AccumulatedLoss
 from .arguments import MambaEMATrainingArguments
 from .augmentation import mixed_conversations
 from .batch_sampler import AudioSecondsBatchSampler, seconds_of_turns
 from .callbacks import EvaluationLog, Progress, SealCheckpoints, SetEpoch
 from .checkpoints import checkpoints_in, require_space_for_checkpoints
 from .evaluation import ccc_of_predictions, predict_in_chunks, start_from_context
+from .lora import has_lora, merge_lora, require_same_base
 from .optimizer import check_parameter_groups, parameter_groups, require_finite_gradient
 
 logger = logging.getLogger(__name__)
@@ -56,6 +61,7 @@ class MambaEMATrainer(Trainer):
         self.save_total_limit = args.save_total_limit
         args = copy.copy(args)
         args.save_total_limit = None  # Trainer would remove old checkpoints before the new one is complete
+        args.hub_strategy = HubStrategy.END  # a checkpoint is no release
         kwargs.setdefault("compute_metrics", ccc_of_predictions(cast(Any, model).config.labels))
         super().__init__(model=cast(Any, model), args=args, **kwargs)
         self.args: MambaEMATrainingArguments = args
@@ -68,6 +74,8 @@ class MambaEMATrainer(Trainer):
         if args.early_stopping_patience is not None:
             self.add_callback(EarlyStoppingCallback(args.early_stopping_patience))
         self._degenerate: list[torch.Tensor] = []  # since the last log; read there, as a GPU is waited for then
+        self._batches: list[dict[str, Any]] = []  # that are accumulated for the next step
+        self._accumulated: AccumulatedLoss | None = None  # their loss, once it is known
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trainer's, after a look at the disk. Errors name what was read or saved when they arose.
@@ -75,8 +83,10 @@ class MambaEMATrainer(Trainer):
         Raises:
             OSError: a disk without room for the checkpoints, or one that was full while a checkpoint was saved.
             RuntimeError: a worker process died or froze.
-            ValueError: NaN in labels, loss, gradient or weights.
+            ValueError: NaN in labels, loss, gradient or weights; adapters of another model.
         """
+        if resume_from_checkpoint is not None:
+            require_same_base(Path(resume_from_checkpoint), cast(Any, self.model))
         if resume_from_checkpoint is not None and self._had_stopped_early(Path(resume_from_checkpoint)):
             if self.state.best_model_checkpoint is not None:
                 self._load_best_model()
@@ -189,28 +199,70 @@ class MambaEMATrainer(Trainer):
             getattr(loader, "base_dataloader", loader).timeout = self.args.worker_timeout  # within accelerate's wrapper
         return loader
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        """Trainer's loss; an error names the conversations of the batch."""
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """Trainer's; the batches of a step are noted, because their loss is one."""
+        batches, num_items = super().get_batch_samples(*args, **kwargs)
+        self._batches, self._accumulated = batches, None
+        return batches, num_items
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Trainer's loss. Of accumulated batches it is the loss of all their turns together, with the gradient of the
+        next of them. An error names the conversations."""
+        if model.training and len(self._batches) > 1 and self.compute_loss_func is None:
+            return self._loss_of_accumulated_batches(model)
+        inputs, names = self._inputs_of_model(inputs)
+        if model.training and "labels" in inputs:
+            self._degenerate.append(has_degenerate_label(inputs["labels"]))
+        with self._naming_conversations(names):
+            with self._mixed(model, inputs):
+                result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            require_finite_loss(result[0] if isinstance(result, tuple) else result)
+        return result
+
+    def _loss_of_accumulated_batches(self, model: nn.Module) -> torch.Tensor:
+        count = len(self._batches)
+        if self._accumulated is None:
+            plain: Any = self.accelerator.unwrap_model(model)
+            batches, names = zip(*(self._inputs_of_model(self._prepare_inputs(batch)) for batch in self._batches))
+            self._degenerate.append(has_degenerate_label(torch.cat([b["labels"].flatten(0, 1) for b in batches])))
+            with self._naming_conversations(", ".join(names)):
+                predict = partial(self._predict, plain)
+                self._accumulated = AccumulatedLoss(predict, plain.loss, batches, self.args.device)
+                require_finite_loss(self._accumulated.loss)
+        # Trainer divides it by the number of batches, and logs the sum over them.
+        loss = self._accumulated.loss + count * self._accumulated.next_share(partial(self._predict, model))
+        if not self._accumulated.shares:
+            self._batches, self._accumulated = [], None
+        return loss
+
+    def _predict(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Predictions and labels of the turns that are there, (turns, labels) each."""
+        inputs = dict(inputs)
+        with self._mixed(model, inputs):
+            labels = inputs.pop("labels")
+            outputs = model(**inputs, return_dict=True)
+        logits, present = outputs["logits"], outputs["turn_mask"].bool()
+        check_labels(labels, tuple(logits.shape), cast(Any, self.model).config.labels)
+        return logits[present], labels[present].to(logits.dtype)
+
+    def _inputs_of_model(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+        """What the model takes of a batch, with the state before its windows; and the names of its conversations."""
         inputs = dict(inputs)
         names = ", ".join(inputs.pop("conversation_ids", []))
         context_turns = inputs.pop("context_turns", None)
         if context_turns is not None:
-            plain = self.accelerator.unwrap_model(model)
+            plain = self.accelerator.unwrap_model(cast(nn.Module, self.model))
             inputs = start_from_context(plain, inputs, context_turns, self.args.turns_per_chunk)
-        if model.training and "labels" in inputs:
-            self._degenerate.append(has_degenerate_label(inputs["labels"]))
+        return inputs, names
+
+    @contextlib.contextmanager
+    def _naming_conversations(self, names: str) -> Iterator[None]:
         try:
-            with self._mixed(model, inputs):
-                result = super().compute_loss(model, inputs, *args, **kwargs)
+            yield
         except ValueError as error:
             raise ValueError(f"step {self.state.global_step}: {error} (conversations of the batch: {names})") from error
-        loss = result[0] if isinstance(result, tuple) else result
-        if not bool(torch.isfinite(loss)):
-            raise ValueError(
-                f"step {self.state.global_step}: the loss is {float(loss)}, nothing can be learned from it "
-                f"(conversations of the batch: {names})"
-            )
-        return result
 
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
@@ -255,6 +307,93 @@ class MambaEMATrainer(Trainer):
                 raise ValueError(f"step {self.state.global_step}: {name} holds NaN or infinity; no checkpoint is saved")
         super().save_model(output_dir, _internal_call)
 
+    def push_to_hub(
+        self,
+        commit_message: str | None = "End of training",
+        blocking: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        private: bool | None = None,
+        tags: str | list[str] | None = None,
+        **card: Any,
+    ) -> Any:
+        """Upload the model, adapters merged, as a release with this package's model card: see `push_model`.
+
+        Args:
+            commit_message, token, revision, private: as for Trainer.
+            blocking: False is refused; the upload is always waited for.
+            tags: for the card.
+            card: what the card says, see [`create_model_card`].
+
+        Returns:
+            The address of the commit; None in all processes but the first.
+        """
+        if not blocking:
+            raise ValueError("push_to_hub(blocking=False) is not supported: the release is made and uploaded at once")
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        if not self.is_world_process_zero():
+            return None
+        model: Any = self.model
+        if has_lora(model):
+            model = copy.deepcopy(model)
+            merge_lora(model)
+        return push_model(
+            model,
+            self.args.hub_model_id or Path(self.args.output_dir).absolute().name,
+            commit_message=commit_message,
+            private=self.args.hub_private_repo if private is None else private,
+            token=token or self.args.hub_token,
+            revision=revision or self.args.hub_revision,
+            tags=[tags] if isinstance(tags, str) else tags,
+            training=self._training_facts(**card),
+        )
+
+    def create_model_card(
+        self,
+        language: str | list[str] | None = None,
+        license: str | None = None,
+        tags: str | list[str] | None = None,
+        model_name: str | None = None,
+        finetuned_from: str | None = None,
+        tasks: str | list[str] | None = None,
+        dataset_tags: str | list[str] | None = None,
+        dataset: str | list[str] | None = None,
+        dataset_args: str | list[str] | None = None,
+    ) -> None:
+        """Write this package's model card to `README.md` in `output_dir`.
+
+        Args:
+            language, license, finetuned_from, dataset, tags: as for Trainer.
+            model_name, tasks, dataset_tags, dataset_args: of Trainer's card; this one has no place for them.
+        """
+        if self.is_world_process_zero():
+            facts = self._training_facts(language, license, finetuned_from, dataset)
+            card: Any = ModelCard(model_card(cast(Any, self.model).config, facts))
+            card.data.tags = [*card.data.tags, *([tags] if isinstance(tags, str) else tags or [])]
+            card.save(Path(self.args.output_dir) / "README.md")
+
+    def _training_facts(
+        self,
+        language: str | list[str] | None = None,
+        license: str | None = None,
+        finetuned_from: str | None = None,
+        dataset: str | list[str] | None = None,
+        **_: Any,
+    ) -> TrainingFacts:
+        """What a card says of the training, with the CCC of the evaluation whose weights the model has."""
+        evaluations = [entry for entry in self.state.log_history if "eval_ccc" in entry]
+        if self.args.load_best_model_at_end and self.state.best_global_step:
+            evaluations = [entry for entry in evaluations if entry["step"] == self.state.best_global_step]
+        metrics = {name.removeprefix("eval_"): value for name, value in evaluations[-1].items()} if evaluations else {}
+        return TrainingFacts(
+            results={"validation": metrics} if metrics else {},
+            source=", ".join(dataset) if isinstance(dataset, list) else dataset,
+            command=None,
+            base_model=finetuned_from,
+            license=license,
+            languages=[language] if isinstance(language, str) else language or (),
+        )
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
         with self._every_batch():
             return self._with_timeout(super().get_eval_dataloader(eval_dataset))
@@ -273,11 +412,20 @@ class MambaEMATrainer(Trainer):
             self.args.dataloader_drop_last = drop_last
 
 
+def require_finite_loss(loss: torch.Tensor) -> None:
+    """
+    Raises:
+        ValueError: the loss is NaN or infinite.
+    """
+    if not bool(torch.isfinite(loss)):
+        raise ValueError(f"the loss is {float(loss)}, nothing can be learned from it")
+
+
 def has_degenerate_label(labels: torch.Tensor) -> torch.Tensor:
     """Whether some label is missing or the same in all turns of the batch, so that its CCC is 0 and teaches nothing.
 
     Args:
-        labels: (batch, turns, labels) of this process, -100 where missing. The batch of all processes counts.
+        labels: (..., labels) of this process, -100 where missing. The batch of all processes counts.
     """
     values = labels.detach().flatten(0, -2).float()  # (turns, labels)
     missing = values == MISSING_LABEL

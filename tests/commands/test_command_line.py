@@ -351,15 +351,17 @@ def test_what_cannot_be_heard_is_one_line(model, name, capsys):
 # the README
 
 
-def test_the_commands_of_the_readme_run(model, tmp_path, monkeypatch, capsys):
+def test_the_commands_of_the_readme_and_the_guide_run(model, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for name in ("turn1.wav", "turn2.flac", "call.wav"):
+    for name in ("speech.wav", "turn1.wav", "turn2.flac", "call.wav"):
         call(name, seconds=3)
     (tmp_path / "speakers.rttm").write_text("SPEAKER call 1 0.5 2 <NA> <NA> anna <NA> <NA>\n")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    commands = [line for line in readme.splitlines() if line.startswith(("mamba-ema predict", "mamba-ema timeline"))]
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "docs/streaming.md"))
+    commands = [line for line in text.splitlines() if line.startswith(("mamba-ema predict", "mamba-ema timeline"))]
     assert len(commands) >= 4
     for command in commands:
-        assert main(shlex.split(command.replace("outputs/demo/model", model))[1:]) == 0, command
+        assert main(shlex.split(re.sub("outputs/demo/model|models/odyssey", model, command), comments=True)[1:]) == 0, (
+            command
+        )
         assert capsys.readouterr().err == ""
     assert (tmp_path / "call.csv").read_text().startswith("start,end,speaker,valence,arousal,")

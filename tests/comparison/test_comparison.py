@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from itertools import product
 
 import numpy as np
@@ -24,7 +23,7 @@ from modeling_mamba_ema.metrics import concordance_cc, paired_bootstrap_differen
 from modeling_mamba_ema.pooling import POOLINGS
 from modeling_mamba_ema.training import KeepBestWeights, load_run_configuration
 from tests.support.models import tiny_config, tiny_model
-from tests.support.programs import ROOT, call_command, call_program, environment
+from tests.support.programs import ROOT, call_command, call_program, environment, wait_until
 from tests.support.tiny_corpus import LABELS, write_corpus, write_run
 
 # statistics
@@ -341,10 +340,7 @@ def test_a_comparison_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(pre
         env=environment(),
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 200
-    while not (done := list(tmp_path.glob("trainings/*/finished.json"))) and time.monotonic() < deadline:
-        assert process.poll() is None, "ended by itself"
-        time.sleep(0.02)
+    wait_until(lambda: list(tmp_path.glob("trainings/*/finished.json")), process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     done = list(tmp_path.glob("trainings/*/finished.json"))

@@ -6,7 +6,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -14,7 +13,7 @@ import pytest
 import yaml
 
 from tests.support.models import tiny_model
-from tests.support.programs import environment
+from tests.support.programs import HANGS, environment, wait_until
 
 ROOT = Path(__file__).parents[2]
 SPACE = ROOT / "examples" / "space"
@@ -55,14 +54,11 @@ def test_it_starts_with_a_copy_of_the_package_beside_it(tmp_path):
         assert process.stdout is not None
         line = next(line for line in process.stdout if "http://" in line)
         address = re.search(r"http://127\.0\.0\.1:\d+", line).group(0)
-        deadline = time.monotonic() + 30
-        answer = httpx.get(address, trust_env=False)
-        while answer.status_code != 200 and time.monotonic() < deadline:
-            answer = httpx.get(address, trust_env=False)
-        assert "Mamba-EMA" in answer.text
+        wait_until(lambda: httpx.get(address, trust_env=False).status_code == 200, process)
+        assert "Mamba-EMA" in httpx.get(address, trust_env=False).text
     finally:
         process.terminate()
-        process.wait(timeout=60)
+        process.wait(timeout=HANGS)
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ import soundfile as sf
 from modeling_mamba_ema import MambaEMAFeatureExtractor
 from modeling_mamba_ema.inference import EmotionTracker
 from tests.support.models import tiny_model
-from tests.support.programs import environment
+from tests.support.programs import HANGS, environment
 
 FILE_DATA = {"_type": "gradio.FileData"}
 
@@ -67,7 +67,7 @@ def serve_elsewhere(folder: Path) -> Iterator[tuple["Visitor", int]]:
         yield Visitor(line.split()[-1].rstrip("/")), process.pid
     finally:
         process.send_signal(signal.SIGINT)
-        process.wait(timeout=60)
+        process.wait(timeout=HANGS)
 
 
 class Visitor:

@@ -180,14 +180,17 @@ def test_all_options_are_off_by_default():
     assert run.training_arguments().mixup_alpha == 0.0
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_resumed_run_with_all_options_goes_on_to_the_same_weights(tmp_path, train_split, workers):
+@pytest.mark.parametrize(("workers", "accumulated", "seconds"), [(0, 1, 9.0), (2, 1, 9.0), (0, 2, 3.0)])
+def test_a_resumed_run_with_all_options_goes_on_to_the_same_weights(
+    tmp_path, train_split, workers, accumulated, seconds
+):
     def train(folder, resume=None):
         dataset = AugmentedDataset(train_split, 3, noise_snr_db=(5, 30), speed_factors=(0.9, 1.0, 1.1))
         # Five steps are more than an epoch; the resume is in the middle of the second.
         trainer = make_trainer(folder, dataset, tiny_model(dropout=0.1), max_steps=5, save_strategy="steps",
                                save_steps=1, save_total_limit=9, dataloader_num_workers=workers,
-                               max_seconds_per_batch=9.0, mixup_alpha=0.4)  # fmt: skip
+                               max_seconds_per_batch=seconds, gradient_accumulation_steps=accumulated,
+                               mixup_alpha=0.4)  # fmt: skip
         trainer.train(resume_from_checkpoint=resume)
         return torch.cat([p.detach().flatten() for p in trainer.model.parameters()])
 

@@ -13,14 +13,6 @@ from modeling_mamba_ema.training.checkpoints import why_incomplete
 from tests.support.models import tiny_model
 from tests.support.tiny_corpus import make_trainer
 
-# batches
-
-
-# optimizer
-
-
-# faults
-
 
 class WithBadLabel(torch.utils.data.Dataset):
     def __init__(self, dataset):

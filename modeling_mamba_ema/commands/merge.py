@@ -1,0 +1,36 @@
+"""Make an ordinary model of LoRA adapters: they are added to the weights on which they were trained.
+
+FOLDER is the `adapter` folder of a training with LoRA, or one of its checkpoints. Its config.json names what the frozen
+weights come from, a folder or a name on the Hub; they must be the same as in the training. The training itself leaves
+its best model in `model`, with the adapters merged.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+HELP = "make a model of LoRA adapters"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="adapters, e.g. outputs/finetune_lora/adapter")
+    parser.add_argument("output", type=Path, help="folder to write; it must be empty or not exist")
+
+
+def run(options: argparse.Namespace) -> int:
+    if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
+        raise OSError(f"{options.output} exists and is not empty; name another folder")
+    from transformers.utils import logging
+
+    from ..feature_extraction_mamba_ema import MambaEMAFeatureExtractor
+    from ..training import load_lora, merge_lora
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    model = load_lora(options.folder)
+    merge_lora(model)
+    MambaEMAFeatureExtractor.from_pretrained(options.folder).save_pretrained(options.output)
+    model.save_pretrained(options.output)
+    print(f"the model is in {options.output}")
+    return 0
