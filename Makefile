@@ -12,7 +12,7 @@ WORKERS ?= 2
 CORES := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu reliability mutations compat audit quality style bench bench-gpu clean
+.PHONY: help demo test test-slow test-gpu reliability mutations compat common-tests audit quality style bench bench-gpu clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -45,6 +45,9 @@ mutations: $(STAMP) ## break the code in six places; named tests must fail
 
 compat: $(STAMP) ## transformers 4.57 to the newest, by remote code and installed, model and training
 	$(BIN)/python -m tests.tools.compat
+
+common-tests: $(STAMP) ## the tests that transformers runs on its own models; downloads its source release
+	$(BIN)/python -m tests.tools.common_tests
 
 audit: $(STAMP) ## known weaknesses of the pinned versions; needs the network
 	$(BIN)/python -m tests.tools.audit

@@ -18,7 +18,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
-BENCHMARKS = ["encoder", "turn", "training", "updater", "frame_cache", "checks", "import"]
+BENCHMARKS = ["encoder", "turn", "training", "lora", "updater", "frame_cache", "checks", "import"]
 
 
 def draw(figures: dict, path: Path) -> None:

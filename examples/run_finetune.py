@@ -28,13 +28,19 @@ from modeling_mamba_ema.training import (
     build_model,
     build_trainer,
     cache_frames,
+    calibrate,
     check_run,
     choose_checkpoint,
     describe_metrics,
+    failing_together,
+    from_first,
     load_run_configuration,
     load_splits,
+    lock_folder,
     measure,
     merge_lora,
+    require_same_data,
+    require_shared_folder,
     run_manifest,
     save_predictions,
     save_run,
@@ -63,18 +69,25 @@ def main() -> int:
     output = Path(arguments.output_dir)
 
     # 2. model and data: whole conversations, or windows of them for training where asked for
-    model, extractor = build_model(run)
-    splits = load_splits(run.data, model.config, output)
-    parts = build_datasets(run.data, splits, model.config.labels)
-    train, validation = parts[run.data.train_split], parts[run.data.validation_split]
+    with failing_together():
+        model, extractor = build_model(run)
+        splits = load_splits(run.data, model.config, output)
+        parts = build_datasets(run.data, splits, model.config.labels)
+        train, validation = parts[run.data.train_split], parts[run.data.validation_split]
 
     # 3. trainer, and the checkpoint of this run that it goes on from
-    stop = StopOnSignal()
-    trainer = build_trainer(run, model, extractor, train, validation, arguments, [stop])
-    check_run(model.config, arguments, run.data, splits)
-    manifest = run_manifest(splits, arguments.world_size)
-    with arguments.main_process_first(desc="choosing a checkpoint"):
-        checkpoint = choose_checkpoint(run, manifest, trainer.is_world_process_zero())
+    stop, checkpoint = StopOnSignal(), None
+    with failing_together():
+        trainer = build_trainer(run, model, extractor, train, validation, arguments, [stop])
+        check_run(model.config, arguments, run.data, splits)
+        manifest = run_manifest(splits, arguments.world_size)
+    require_same_data(manifest)
+    require_shared_folder(output)
+    with failing_together():
+        if trainer.is_world_process_zero():
+            lock = lock_folder(output)  # noqa: F841 (held until the program ends)
+            checkpoint = choose_checkpoint(run, manifest)
+    checkpoint = from_first(checkpoint)
     if checkpoint is not None and (output / "results.json").exists():
         logger.info("%s holds a finished run; training.resume_from_checkpoint=null trains anew", output)
         return 0
@@ -101,20 +114,25 @@ def main() -> int:
             model.save_pretrained(output / "adapter")
             extractor.save_pretrained(output / "adapter")
         merge_lora(model)
+    # What the model is wrong by where it has not learned makes its intervals.
+    results = {}
+    results[run.data.validation_split], table = measure(trainer, validation, model.config)
+    calibrate(model.config, table)
     if trainer.is_world_process_zero():
+        save_predictions(table, output / f"predictions_{run.data.validation_split}.csv")
         model.save_pretrained(output / "model")
         extractor.save_pretrained(output / "model")
         picture = plot_learning_curve(trainer.state.log_history, model.config.labels, trainer.state.best_global_step)
         picture.savefig(output / "learning_curve.png")
 
     # 5. evaluation with intervals over conversations; the test split is measured once
-    results = {}
-    for name in (run.data.validation_split, run.data.test_split):
-        if name is not None:
-            results[name], table = measure(trainer, parts[name], model.config)
-            if trainer.is_world_process_zero():
-                save_predictions(table, output / f"predictions_{name}.csv")
-                logger.info("%s", describe_metrics(name, results[name], model.config.labels))
+    if run.data.test_split is not None:
+        results[run.data.test_split], table = measure(trainer, parts[run.data.test_split], model.config)
+        if trainer.is_world_process_zero():
+            save_predictions(table, output / f"predictions_{run.data.test_split}.csv")
+    if trainer.is_world_process_zero():
+        for name, metrics in results.items():
+            logger.info("%s", describe_metrics(name, metrics, model.config))
 
     # 6. a release: the model's folder with its card, ready to be published
     if trainer.is_world_process_zero():

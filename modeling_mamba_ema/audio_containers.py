@@ -1,20 +1,21 @@
 """How much sound an audio file holds, and where, found in the file itself and not in what its header claims.
 
-libsndfile believes headers: it reads an MP3 to a guessed length, the first of several streams, or what is left of a
-truncated file. Here the pieces of the file that hold sound are found and counted before anything is decoded. Each
-stream of sound is one [`Part`] with a header that is true; a file that is cut off or damaged is refused.
-
-Known are WAV (with RIFX, RF64 and MP3 inside), W64, AIFF, AU, CAF, NIST SPHERE, FLAC, OGG (Vorbis, Opus) and MPEG.
+libsndfile believes headers: it reads an MP3 to a guessed length, the first of several streams, what is left of a
+truncated file, and nothing of a WAV whose recorder was killed. Here the pieces of a file that hold sound are found and
+counted before anything is decoded. Each stream of sound is one [`Part`] with a header that is true; a file that is cut
+off or damaged is refused. Only what libsndfile gets wrong is looked at: names, lengths and frames, no samples.
 """
 
 from __future__ import annotations
 
 import functools
 import io
+import math
+import re
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from dataclasses import dataclass, field, replace
+from typing import Any, BinaryIO, cast
 
 _UNKNOWN = (
     "is no audio file that can be read (WAV, W64, AIFF, AU, CAF, NIST SPHERE, FLAC, OGG, Opus and MP3 are); convert "
@@ -113,10 +114,8 @@ def parts_of(stream: BinaryIO) -> tuple[Part, ...]:
 
 def _reader(stream: BinaryIO, at: int) -> Callable[[BinaryIO, int, int], tuple[list[Part], int]] | None:
     """What reads the container that begins at a byte."""
-    head = _bytes_at(stream, at, 16)
-    for magic, reader in _READERS.items():
-        if head.startswith(magic):
-            return reader
+    if (reader := _READERS.get(_bytes_at(stream, at, 4))) is not None:
+        return reader
     size = stream.seek(0, io.SEEK_END)
     return _mpeg if _first_mpeg_frame(stream, at, size, _MAX_MPEG_FRAME) is not None else None
 
@@ -153,153 +152,105 @@ def _after_tags(stream: BinaryIO, at: int, size: int) -> int:
 # Containers of chunks: a name, a length, and what is inside.
 
 
-def _chunks(stream: BinaryIO, at: int, size: int, order: str) -> Iterator[tuple[bytes, int, int]]:
-    """(name, first byte inside, length inside) of each chunk of RIFF or AIFF, as long as there are names."""
+@dataclass(frozen=True)
+class _Layout:
+    """How a container writes its chunks.
+
+    Attributes:
+        first: byte at which they begin.
+        name: bytes of a name.
+        length: of struct.
+        counted: bytes of name and length that the length counts.
+        step: they begin at multiples of it.
+        sound: the beginning of the name of the chunk that holds the sound.
+        before: bytes in that chunk before the sound.
+    """
+
+    first: int
+    name: int
+    length: str
+    counted: int
+    step: int
+    sound: bytes
+    before: int = 0
+
+
+# WAV: https://www.mmsp.ece.mcgill.ca/Documents/AudioFormats/WAVE/WAVE.html, and RIFX with its bytes swapped
+_RIFF = _Layout(12, 4, "<I", 0, 2, b"data")
+_LAYOUTS = {
+    b"RIFF": _RIFF,
+    b"RIFX": replace(_RIFF, length=">I"),
+    b"RF64": _RIFF,  # EBU Tech 3306
+    b"riff": _Layout(40, 16, "<q", 24, 8, b"data"),  # Sony Wave64
+    # AIFF and AIFC: https://www.mmsp.ece.mcgill.ca/Documents/AudioFormats/AIFF/AIFF.html
+    b"FORM": _Layout(12, 4, ">I", 0, 2, b"SSND", before=8),
+    b"caff": _Layout(8, 4, ">q", 0, 1, b"data"),  # Apple Core Audio Format
+}
+
+
+def _chunked(stream: BinaryIO, at: int, size: int) -> tuple[list[Part], int]:
+    """The chunk of sound, whose length is mended where the writer of the header did not know it."""
+    magic = _bytes_at(stream, at, 4)
+    layout, part, coding, wide = _LAYOUTS[magic], None, 0, 0
+    width = struct.calcsize(layout.length)
+    place = at + layout.first
     for _ in range(MAX_CHUNKS):
-        name, length = _bytes_at(stream, at, 4), _bytes_at(stream, at + 4, 4)
-        if not _is_name(name) or len(length) < 4:
-            return
-        inside = struct.unpack(f"{order}I", length)[0]
-        yield name, at + 8, inside
-        at += 8 + inside
-        if inside % 2 and (_is_name(_bytes_at(stream, at + 1, 4)) or not _is_name(_bytes_at(stream, at, 4))):
-            at += 1  # chunks of odd length are padded, although not by every program
+        head = _bytes_at(stream, place, layout.name + width)
+        if len(head) < layout.name + width or not _is_name(head[:4]):
+            break
+        begin, length = place + len(head), struct.unpack(layout.length, head[layout.name :])[0] - layout.counted
+        if head[:4] == b"ds64":
+            wide = int.from_bytes(_bytes_at(stream, begin + 8, 8), "little")
+        elif head[:4] == b"fmt ":
+            coding = struct.unpack(layout.length[0] + "H", _bytes_at(stream, begin, 2).ljust(2, b"\0"))[0]
+        elif head[:4] == layout.sound:
+            if part is not None:
+                raise ValueError("has its sound in several chunks; write it anew, such as by ffmpeg -i IN out.wav")
+            declared = wide if magic == b"RF64" and length == 0xFFFFFFFF else length
+            first = begin + layout.before
+            follows = _is_name(_bytes_at(stream, first, 4))
+            sound = _length_of_sound(declared - layout.before, size - first, follows) + layout.before
+            # RF64 without its 64-bit lengths is RIFF. The others are named as they were.
+            name = b"RIFF" if magic == b"RF64" else magic
+            counted = struct.pack(layout.length, min(sound + layout.counted, (1 << 8 * width) - 1))
+            part = Part((name, (at + 4, begin - width), counted, (begin, begin + sound)))
+            known, length = sound == declared, sound
+        elif length < 0:
+            break
+        place = begin + length
+        padded = place + (at - place) % layout.step
+        if _is_name(_bytes_at(stream, padded, 4)) or not _is_name(_bytes_at(stream, place, 4)):
+            place = padded  # as not every program does
+    if part is None:
+        raise ValueError(_CUT_OFF)
+    end = min(place, size)
+    if coding in _MPEG_IN_WAV:
+        begin, length = cast(tuple[int, int], part.pieces[-1])
+        return _mpeg(stream, begin, length)[0], end
+    # libsndfile takes what follows the sound in W64 for sound, and looks there for what else it needs in the others.
+    return [Part(((at, end),)) if known and magic != b"riff" else part], end
 
 
 def _is_name(name: bytes) -> bool:
     """Whether these bytes can be the name of a chunk, and are not the beginning of another file."""
-    return len(name) == 4 and all(32 <= byte < 127 for byte in name) and name not in _MAGICS
+    return len(name) == 4 and all(32 <= byte < 127 for byte in name) and name not in _READERS
 
 
-def _length_of_sound(declared: int, available: int, next_is_chunk: bool, unknown: int = UNKNOWN_LENGTH) -> int:
+def _length_of_sound(declared: int, available: int, next_is_chunk: bool = False) -> int:
     """Bytes of sound, where a header may not know them: it was written to a pipe, or its program was killed."""
-    if declared > available and declared < unknown:
+    known = 0 < declared < UNKNOWN_LENGTH or UNKNOWN_LENGTH << 2 < declared < 1 << 62
+    if known and declared > available:
         raise _truncated(available, declared)
-    if declared == 0 and next_is_chunk:
+    if declared <= 0 and next_is_chunk:
         return 0
-    return min(declared or available, available)
-
-
-def _riff(stream: BinaryIO, at: int, size: int) -> tuple[list[Part], int]:
-    """WAV: https://www.mmsp.ece.mcgill.ca/Documents/AudioFormats/WAVE/WAVE.html; RF64: EBU Tech 3306."""
-    magic, order, coding, wide = _bytes_at(stream, at, 4), "<", 0, 0
-    if magic == b"RIFX":
-        order = ">"
-    if _bytes_at(stream, at + 8, 4) != b"WAVE":
-        raise ValueError("is no audio file that can be read: RIFF without WAVE")
-    found = None
-    for name, begin, length in _chunks(stream, at + 12, size, order):
-        if name == b"ds64":
-            wide = struct.unpack("<Q", _bytes_at(stream, begin + 8, 8).ljust(8, b"\0"))[0]
-        elif name == b"fmt ":
-            coding, bits = struct.unpack(f"{order}H12xH", _bytes_at(stream, begin, 16).ljust(16, b"\0"))
-            if coding == _PCM and bits % 8:
-                raise ValueError(f"claims samples of {bits} bits; allowed are whole bytes")
-        elif name == b"data":
-            found = begin, length
-            break
-    if found is None:
-        raise ValueError(_CUT_OFF)
-    begin, declared = found
-    if magic == b"RF64" and declared == 0xFFFFFFFF:
-        declared = wide
-    length = _length_of_sound(declared, size - begin, _is_name(_bytes_at(stream, begin, 4)))
-    end = _end_of_chunks(stream, begin + length, size, order, b"data")
-    if coding in _MPEG_IN_WAV:
-        return _mpeg(stream, begin, begin + length)[0], end
-    if length == declared:
-        return [Part(((at, end),))], end
-    name = b"RIFX" if order == ">" else b"RIFF"  # also of RF64, whose 64-bit lengths do not count then
-    counted = struct.pack(f"{order}I", min(length, 0xFFFFFFFF))
-    return [Part((name, (at + 4, begin - 4), counted, (begin, begin + length)))], end
-
-
-def _end_of_chunks(stream: BinaryIO, at: int, size: int, order: str, sound: bytes) -> int:
-    """Where the chunks after the sound end."""
-    if at % 2 and _is_name(_bytes_at(stream, at + 1, 4)):
-        at += 1
-    for name, begin, length in _chunks(stream, at, size, order):
-        if name == sound:
-            raise ValueError("has its sound in several chunks; write it anew, such as by ffmpeg -i IN out.wav")
-        at = min(begin + length, size)
-    return at
-
-
-def _aiff(stream: BinaryIO, at: int, size: int) -> tuple[list[Part], int]:
-    """AIFF and AIFC: https://www.mmsp.ece.mcgill.ca/Documents/AudioFormats/AIFF/AIFF.html"""
-    if _bytes_at(stream, at + 8, 4) not in (b"AIFF", b"AIFC"):
-        raise ValueError(_UNKNOWN)
-    found = next((chunk for chunk in _chunks(stream, at + 12, size, ">") if chunk[0] == b"SSND"), None)
-    if found is None:
-        raise ValueError(_CUT_OFF)
-    _, begin, declared = found
-    # Inside, 8 bytes come before the sound.
-    sound = _length_of_sound(max(declared - 8, 0), size - begin - 8, _is_name(_bytes_at(stream, begin + 8, 4)))
-    end = _end_of_chunks(stream, begin + 8 + sound, size, ">", b"SSND")
-    if sound == declared - 8:
-        return [Part(((at, end),))], end
-    counted = struct.pack(">I", min(sound + 8, 0xFFFFFFFF))
-    return [Part(((at, begin - 4), counted, (begin, begin + 8 + sound)))], end
-
-
-def _w64(stream: BinaryIO, at: int, size: int) -> tuple[list[Part], int]:
-    """Sony Wave64: names of 16 bytes, lengths of 64 bits that count name and length, chunks that begin at every 8th."""
-    place = at + 40
-    for _ in range(MAX_CHUNKS):
-        head = _bytes_at(stream, place, 24)
-        if len(head) < 24:
-            break
-        declared = struct.unpack("<q", head[16:])[0] - 24
-        if head[:4] == b"data":
-            begin = place + 24
-            length = _length_of_sound(max(declared, 0), size - begin, False, unknown=1 << 62)
-            end = begin + length + -length % 8
-            whole, counted = struct.pack("<q", begin + length - at), struct.pack("<q", length + 24)
-            pieces = ((at, at + 16), whole, (at + 24, begin - 8), counted, (begin, begin + length))
-            return [Part(pieces)], _end_of_w64(stream, end, size)
-        place += 24 + max(declared, 0) + -max(declared, 0) % 8
-    raise ValueError(_CUT_OFF)
-
-
-def _end_of_w64(stream: BinaryIO, at: int, size: int) -> int:
-    for _ in range(MAX_CHUNKS):
-        head = _bytes_at(stream, at, 24)
-        if len(head) < 24 or not _is_name(head[:4]) or head[:16] == _W64:
-            break
-        length = max(struct.unpack("<q", head[16:])[0], 24)
-        at += length + -length % 8
-    return min(at, size)
-
-
-def _caf(stream: BinaryIO, at: int, size: int) -> tuple[list[Part], int]:
-    """Apple Core Audio Format: lengths of 64 bits, -1 where the sound goes on to the end of the file."""
-    place, found = at + 8, None
-    for _ in range(MAX_CHUNKS):
-        head = _bytes_at(stream, place, 12)
-        if len(head) < 12 or not _is_name(head[:4]):
-            break
-        declared, begin = struct.unpack(">q", head[4:])[0], place + 12
-        length = declared
-        if head[:4] == b"data":
-            unknown = declared in (-1, 0)
-            length = size - begin if unknown else _length_of_sound(declared, size - begin, False, unknown=1 << 62)
-            found = begin, length, declared
-        if length < 0 or begin + length > size:
-            raise ValueError("is no audio file that can be read: its header is damaged")
-        place = begin + length
-    if found is None:
-        raise ValueError(_CUT_OFF)
-    begin, length, declared = found
-    if length == declared:
-        return [Part(((at, place),))], place
-    return [Part(((at, begin - 8), struct.pack(">q", length), (begin, place)))], place
+    return declared if 0 < declared <= available else max(available, 0)
 
 
 def _au(stream: BinaryIO, at: int, size: int) -> tuple[list[Part], int]:
     """Sun and NeXT: https://pubs.opengroup.org/external/auformat.html; `dns.` where bytes are swapped."""
     head = _bytes_at(stream, at, 24).ljust(24, b"\0")
     begin, declared = struct.unpack(f"{'>' if head[:4] == b'.snd' else '<'}4xII", head[:12])
-    length = _length_of_sound(declared, max(size - at - begin, 0), False)
+    length = _length_of_sound(declared, size - at - begin)
     end = at + begin + length
     if length == declared:
         return [Part(((at, end),))], end
@@ -308,100 +259,24 @@ def _au(stream: BinaryIO, at: int, size: int) -> tuple[list[Part], int]:
 
 def _nist(stream: BinaryIO, at: int, size: int) -> tuple[list[Part], int]:
     """NIST SPHERE: a header of lines such as `sample_count -i 16000`, as in corpora of the LDC."""
-    lines = _bytes_at(stream, at, 1_024).split(b"\n")
-    fields = {parts[0]: parts[2] for parts in (line.split(None, 2) for line in lines) if len(parts) == 3}
+    header = _bytes_at(stream, at, 1_024)
+    if b"shorten" in header:
+        raise ValueError("is no audio file that can be read: SPHERE with Shorten; convert it by sph2pipe")
+    fields = dict(re.findall(rb"(\w+) -\w+ (\d{1,12})\s", header))
     try:
-        begin = at + int(lines[1])
-        counts = [int(fields[name]) for name in (b"sample_count", b"channel_count", b"sample_n_bytes")]
+        begin = at + int(header.split()[1])
+        length = math.prod(int(fields[name]) for name in (b"sample_count", b"channel_count", b"sample_n_bytes"))
     except (ValueError, KeyError, IndexError) as error:
         raise ValueError("is no audio file that can be read: the header of its SPHERE format is damaged") from error
-    length = counts[0] * counts[1] * counts[2]
-    if b"shorten" in fields.get(b"sample_coding", b""):
-        raise ValueError("is no audio file that can be read: SPHERE with Shorten; convert it by sph2pipe")
-    if not 0 <= length <= size - begin:
+    if begin + length > size:
         raise _truncated(max(size - begin, 0), length)
     return [Part(((at, begin + length),))], begin + length
 
 
-# FLAC: RFC 9639
-
-
 def _flac(stream: BinaryIO, at: int, size: int) -> tuple[list[Part], int]:
-    """A stream whose header is given its number of samples where its writer could not know it, as into a pipe."""
-    first, last = at + 4, False
-    while not last:
-        head = _bytes_at(stream, first, 4)
-        if len(head) < 4:
-            raise ValueError("is no audio file that can be read: its FLAC header is cut off")
-        last, first = bool(head[0] & 0x80), first + 4 + int.from_bytes(head[1:], "big")
-    info = _bytes_at(stream, at + 8, 34)  # STREAMINFO is always the first block
-    end = _find(stream, b"fLaC\0\0\0\x22", first, size)
-    counted = int.from_bytes(info[10:18], "big")
-    declared = counted & (1 << 36) - 1
-    found = _flac_samples(stream, first, end, info, declared)
-    if found is None and declared == 0:
-        raise ValueError("does not say how long it is, and its last frame is cut off; copy the file again")
-    if found is None or found == declared:
-        return [Part(((at, end),))], end
-    if found < declared:
-        raise _truncated(found, declared, "samples")
-    patched = (counted - declared + found).to_bytes(8, "big")
-    return [Part((_bytes_at(stream, at, 18) + patched, (at + 26, end)))], end
-
-
-def _flac_samples(stream: BinaryIO, first: int, end: int, info: bytes, declared: int) -> int | None:
-    """Samples up to the end of the last frame; None where the file does not end with a whole frame."""
-    longest = int.from_bytes(info[7:10], "big") or 1 << 20  # bytes of a frame
-    if _bytes_at(stream, end - 128, 3) == b"TAG":
-        end -= 128
-    begin = max(first, end - min(longest, _BUFFER))
-    tail, budget = _bytes_at(stream, begin, end - begin), _BUFFER
-    at = len(tail)
-    while (at := tail.rfind(b"\xff", 0, at)) >= 0:
-        samples = _samples_after_flac_frame(tail[at : at + 16], int.from_bytes(info[:2], "big"))
-        # The second checksum takes a thousand times as long, and nothing is to be found out where the first agrees.
-        if samples == declared:
-            return samples
-        if samples is not None and (budget := budget - len(tail) + at) > 0 and _crc(tail[at:], 0x8005, 16) == 0:
-            return samples
-    return None
-
-
-def _samples_after_flac_frame(head: bytes, block_size: int) -> int | None:
-    """The number of samples up to the end of the frame that begins here; None where none begins."""
-    if len(head) < 6 or head[0] != 0xFF or head[1] & 0xFE != 0xF8:
-        return None
-    code, more = head[2] >> 4, max(8 - (head[4] ^ 0xFF).bit_length() - 1, 0)  # bytes after the number's first one
-    number = head[4] & 0x7F >> more
-    for byte in head[5 : 5 + more]:
-        number = number << 6 | byte & 0x3F
-    at = 5 + more
-    width = {6: 1, 7: 2}.get(code, 0)  # of the block's size, where it stands at the end of the header
-    extra = int.from_bytes(head[at : at + width], "big") + 1
-    at += width + {12: 1, 13: 2, 14: 2}.get(head[2] & 0xF, 0)
-    if code == 0 or at >= len(head) or _crc(head[: at + 1], 0x07, 8):
-        return None
-    own = 192 if code == 1 else 576 << code - 2 if code < 6 else extra if code < 8 else 256 << code - 8
-    return number + own if head[1] & 1 else number * block_size + own
-
-
-def _crc(content: bytes, polynomial: int, width: int) -> int:
-    """Of FLAC; 0 over bytes that end with their own."""
-    table, register, mask = _crc_table(polynomial, width), 0, (1 << width) - 1
-    for byte in content:
-        register = register << 8 & mask ^ table[register >> width - 8 ^ byte]
-    return register
-
-
-@functools.cache
-def _crc_table(polynomial: int, width: int) -> tuple[int, ...]:
-    table, top = [], 1 << width - 1
-    for byte in range(256):
-        register = byte << width - 8
-        for _ in range(8):
-            register = (register << 1 ^ polynomial if register & top else register << 1) & (1 << width) - 1
-        table.append(register)
-    return tuple(table)
+    """Up to the next stream (RFC 9639): its first block is always of 34 bytes."""
+    end = _find(stream, b"fLaC\0\0\0\x22", at + 4, size)
+    return [Part(((at, end),))], end
 
 
 def _find(stream: BinaryIO, what: bytes, at: int, size: int) -> int:
@@ -435,7 +310,7 @@ def _ogg(stream: BinaryIO, at: int, size: int) -> tuple[list[Part], int]:
     return [*parts, Part(((begin, place),))], place
 
 
-# MPEG audio, layers I to III: ISO 11172-3 and 13818-3
+# MPEG audio, layers II and III: ISO 11172-3 and 13818-3
 
 
 @dataclass(frozen=True)
@@ -448,7 +323,7 @@ class _Frame:
     @property
     def samples(self) -> int:
         version, layer, *_ = self.kind
-        return 384 if layer == 1 else 576 if layer == 3 and version > 1 else 1152
+        return 576 if layer == 3 and version > 1 else 1152
 
     @property
     def info_at(self) -> int:
@@ -461,15 +336,12 @@ def _mpeg_frame(head: bytes) -> _Frame | None:
     word = int.from_bytes(head[:4], "big")
     version, layer = {3: 1, 2: 2, 0: 3}.get(word >> 19 & 3), 4 - (word >> 17 & 3)  # 3: MPEG-2.5
     bit_rate, rate = word >> 12 & 15, word >> 10 & 3
-    if len(head) < 4 or word >> 21 != 0x7FF or version is None or layer == 4 or bit_rate in (0, 15) or rate == 3:
+    if len(head) < 4 or word >> 21 != 0x7FF or not version or layer not in (2, 3) or bit_rate in (0, 15) or rate == 3:
         return None
-    kilobits = _KILOBITS[min(version, 2) - 1][layer - 1][bit_rate - 1]
-    hertz, padding = _MPEG_RATES[rate] >> version - 1, word >> 9 & 1
-    if layer == 1:
-        size = (12_000 * kilobits // hertz + padding) * 4
-    else:
-        size = (72_000 if layer == 3 and version > 1 else 144_000) * kilobits // hertz + padding
-    return _Frame((version, layer, hertz, 1 if word >> 6 & 3 == 3 else 2), size)
+    hertz = _MPEG_RATES[rate] >> version - 1
+    frame = _Frame((version, layer, hertz, 1 if word >> 6 & 3 == 3 else 2), 0)
+    kilobits = _KILOBITS.get((version, layer), _LOW_KILOBITS)[bit_rate - 1]
+    return replace(frame, bytes=frame.samples * 125 * kilobits // hertz + (word >> 9 & 1))
 
 
 def _mpeg_frames(stream: BinaryIO, at: int, size: int) -> Iterator[tuple[int, _Frame, bytes]]:
@@ -509,62 +381,75 @@ def _mpeg(stream: BinaryIO, at: int, size: int) -> tuple[list[Part], int]:
     start = _first_mpeg_frame(stream, at, size, _MAX_MPEG_FRAME)
     if start is None:
         raise ValueError(_UNKNOWN)
-    trusted = _trusted_end(stream, start, size)
-    if trusted is not None:
-        return [Part(((start, trusted),))], trusted
     streams: list[_MpegStream] = []
-    at = start
-    while True:
-        begin = at
-        for place, frame, head in _mpeg_frames(stream, at, size):
+    while start is not None:
+        for at, frame, head in _mpeg_frames(stream, start, size):
             declared = _declared_frames(frame, head)
-            if len(streams) > MAX_PARTS:
-                break
             if declared is not None or not streams or frame.kind != streams[-1].first.kind:
-                if streams:
-                    streams[-1].ranges.append((begin, place))
-                streams.append(_MpegStream(frame, head, declared))
-                begin = place
-            streams[-1].frames += declared is None
-            at = place + frame.bytes
-        streams[-1].ranges.append((begin, at))
-        if len(streams) + len(streams[-1].ranges) > MAX_PARTS:
-            raise ValueError(f"is cut into more than {MAX_PARTS} pieces")
+                streams.append(_MpegStream(frame, head, declared, frames=0 if declared is None else -1))
+            streams[-1].add(at, at + frame.bytes)
+            if len(streams) + len(streams[-1].ranges) > MAX_PARTS:
+                raise ValueError(f"is cut into more than {MAX_PARTS} pieces")
+        at += frame.bytes
         after = _after_tags(stream, at, size)
-        if after == at or _first_mpeg_frame(stream, after, size, 1) is None:
-            break
-        at = after
+        start = _first_mpeg_frame(stream, after, size, 1) if after > at else None
     if _first_mpeg_frame(stream, at, size, _BUFFER) is not None:
         raise ValueError(f"is damaged at byte {at}; copy the file again")
-    return [stream.part() for stream in streams if stream.frames], at
+    return [part for one in streams for part in one.parts()], at
 
 
 @dataclass
 class _MpegStream:
-    """What was found of one stream: its first frame, the bytes of that, the frames that it names, what there is."""
+    """What was found of one stream.
+
+    Attributes:
+        first: its first frame.
+        head: the bytes that frame begins with.
+        declared: where that is an information frame, the number of frames that it names; 0: none.
+        ranges: where its frames are, with the information frame.
+        frames: how many they are, without it.
+        surplus: where the first of them begins that is more than was declared.
+    """
 
     first: _Frame
     head: bytes
     declared: int | None
-    frames: int = 0
     ranges: list[tuple[int, int]] = field(default_factory=list)
+    frames: int = 0
+    surplus: int = 0
 
-    def part(self) -> Part:
-        if self.declared is not None and self.frames < self.declared - 1:  # some count the information frame too
+    def add(self, begin: int, end: int) -> None:
+        if self.frames == self.declared:
+            self.surplus = begin
+        self.frames += 1
+        if self.ranges and self.ranges[-1][1] == begin:
+            begin, _ = self.ranges.pop()
+        self.ranges.append((begin, end))
+
+    def parts(self) -> list[Part]:
+        if self.declared and self.frames < self.declared - 1:  # some count the information frame too
             raise _truncated(self.frames, self.declared, "MPEG frames")
-        ranges, samples = self.ranges, self.frames * self.first.samples
-        if self.declared is not None:
-            if self.frames <= self.declared + 1 and self.head[36:40] != b"VBRI":  # which libmpg123 does not read
-                return Part(tuple(ranges))
-            (begin, end), *others = ranges
-            ranges = [(begin + self.first.bytes, end), *others]
+        if not self.declared or self.head[36:40] == b"VBRI":  # which libmpg123 does not read
+            header = 0 if self.declared is None else self.first.bytes
+            return self._without_header(self.ranges[0][0] + header, self.frames)
+        if self.frames <= self.declared + 1:
+            return [Part(tuple(self.ranges))]
+        declared = [(begin, min(end, self.surplus)) for begin, end in self.ranges if begin < self.surplus]
+        return [Part(tuple(declared)), *self._without_header(self.surplus, self.frames - self.declared)]
+
+    def _without_header(self, first: int, frames: int) -> list[Part]:
+        """From a byte on."""
+        ranges = [(max(begin, first), end) for begin, end in self.ranges if end > first]
+        samples = frames * self.first.samples
+        if not frames:
+            return []
         if self.first.kind[1] < 3:
-            # Information frames are for layer III. The others are of constant bit rate, whose length is guessed well
-            # from the bytes; some more of them make up for rounding.
-            return Part((*ranges, bytes(_MAX_MPEG_FRAME)), samples)
+            # Information frames are for layer III. Layer II is of constant bit rate, whose length is guessed well from
+            # the bytes; some more of them make up for rounding.
+            return [Part((*ranges, bytes(_MAX_MPEG_FRAME)), samples)]
         # After an information frame libmpg123 leaves out the delay of a decoder, here of a frame of silence.
-        silence, information = _information_frames(self.first, self.head, self.frames + 1)
-        return Part((information, silence, *ranges), samples, skip=self.first.samples - _DECODER_DELAY)
+        silence, information = _information_frames(self.first, self.head, frames + 1)
+        return [Part((information, silence, *ranges), samples, skip=self.first.samples - _DECODER_DELAY)]
 
 
 def _declared_frames(frame: _Frame, head: bytes) -> int | None:
@@ -583,23 +468,10 @@ def _declared_frames(frame: _Frame, head: bytes) -> int | None:
     return int.from_bytes(head[frame.info_at + 8 : frame.info_at + 12], "big") if has_frames else 0
 
 
-def _trusted_end(stream: BinaryIO, at: int, size: int) -> int | None:
-    """Where a stream ends whose information frame names its bytes, and whose file ends or goes on right there."""
-    head = _bytes_at(stream, at, _INFO_BYTES)
-    frame = _mpeg_frame(head)
-    assert frame is not None
-    if not _declared_frames(frame, head) or head[36:40] == b"VBRI" or head[frame.info_at + 7] & 3 != 3:
-        return None
-    end = at + int.from_bytes(head[frame.info_at + 12 : frame.info_at + 16], "big")
-    if at + frame.bytes < end <= size and (_after_tags(stream, end, size) == size):
-        return end
-    return None
-
-
 def _information_frames(like: _Frame, head: bytes, frames: int) -> tuple[bytes, bytes]:
     """A frame of silence, and one that names a number of frames, of 64 kbit/s, where the name has room."""
     bits = int.from_bytes(head[:4], "big") & ~(0xF << 12 | 1 << 9) | 1 << 16  # no padding, no checksum
-    kilobits = _KILOBITS[min(like.kind[0], 2) - 1][2]
+    kilobits = _KILOBITS.get(like.kind[:2], _LOW_KILOBITS)
     bits |= (kilobits.index(64) + 1) << 12
     header = bits.to_bytes(4, "big")
     frame = _mpeg_frame(header)
@@ -609,35 +481,20 @@ def _information_frames(like: _Frame, head: bytes, frames: int) -> tuple[bytes, 
     return silence, silence[: like.info_at] + named + silence[like.info_at + len(named) :]
 
 
-_PCM, _MPEG_IN_WAV = 1, (0x50, 0x55)
-_W64 = b"riff\x2e\x91\xcf\x11\xa5\xd6\x28\xdb\x04\xc1\x00\x00"
+_MPEG_IN_WAV = (0x50, 0x55)
 _READERS = {
-    b"RIFF": _riff,
-    b"RIFX": _riff,
-    b"RF64": _riff,
-    _W64: _w64,
-    b"FORM": _aiff,
-    b".snd": _au,
-    b"dns.": _au,
-    b"caff": _caf,
-    b"NIST_1A": _nist,
-    b"fLaC": _flac,
-    b"OggS": _ogg,
+    **dict.fromkeys(_LAYOUTS, _chunked),
+    **{b".snd": _au, b"dns.": _au, b"NIST": _nist, b"fLaC": _flac, b"OggS": _ogg},
 }
-_MAGICS = {magic[:4] for magic in _READERS}
 _INFO_BYTES = 64  # of a frame, that hold what an information frame says
 _MAX_MPEG_FRAME = 2_881  # bytes
 _DECODER_DELAY = 529  # samples, of layer III
 _MPEG_RATES = (44_100, 48_000, 32_000)  # Hz, of MPEG-1; MPEG-2 has half of it, MPEG-2.5 a quarter
-_LOW_KILOBITS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)
-# kbit/s of MPEG-1 and of MPEG-2, by layer and by the number in the header, from 1
-_KILOBITS = (
-    (
-        (32, 64, 96, 128, 160, 192, 224, 256, 288, 320, 352, 384, 416, 448),
-        (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
-        (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
-    ),
-    ((32, 48, 56, 64, 80, 96, 112, 128, 144, 160, 176, 192, 224, 256), _LOW_KILOBITS, _LOW_KILOBITS),
-)
+# kbit/s by version and layer, and by the number in the header, from 1
+_KILOBITS = {
+    (1, 2): (32, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, 384),
+    (1, 3): (32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+}
+_LOW_KILOBITS = (8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160)  # of the other versions
 
 __all__ = ["Part", "View", "parts_of"]

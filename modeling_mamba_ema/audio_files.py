@@ -38,6 +38,9 @@ MIN_SECONDS = MIN_SAMPLES / SAMPLING_RATE
 END_TOLERANCE = 0.05  # seconds that a stretch may reach beyond its file's end: times in tables are rounded
 MIN_CORRELATION = 0.5  # between channels; below it they hold different sound
 LOUD_SHARE = 1e-3  # of the loudest channel's power; a channel below it (-30 dB) counts as silent
+# A FLAC that was written to a pipe does not know its length, for which libsndfile gives the largest number. Its samples
+# are counted by decoding it once more.
+UNKNOWN_FRAMES = 1 << 40
 # What a decoder of these needs before a place to give there what it gives when it comes from the beginning.
 WARM_UP_SECONDS = {"MP3": 1.0, "OGG": 1.0}
 
@@ -197,9 +200,6 @@ class Recording:
         first, last = self._stretch(start, end)
         waveform = self._mono(self._sound.read(first, last - first), channel)
         place = self._place(first, last)
-        if len(waveform) < last - first:
-            counts = f"{len(waveform)} of {last - first} samples were found"
-            raise AudioFileError(f"{place} is truncated: {counts}; copy the file again")
         peak = float(np.abs(waveform).max())
         if not peak <= MAX_PEAK:
             raise AudioFileError(f"{place} has a peak of {peak:g}; samples must be finite and within [-1, 1]")
@@ -294,6 +294,9 @@ class _Sound:
         except (ValueError, OSError) as error:
             self.close()
             raise error if isinstance(error, AudioFileError) else AudioFileError(f"{name} {error}") from error
+        except RuntimeError as error:
+            self.close()
+            raise AudioFileError(f"{name} cannot be decoded: {_reason(error)}") from error
         first = self._decoders[0].file
         self.samplerate, self.channels, self.format, self.subtype = (
             first.samplerate,
@@ -312,7 +315,7 @@ class _Sound:
             )
 
     def read(self, first: int, frames: int) -> np.ndarray:
-        """(frames, channels) float32 from a frame on; fewer where the sound ends."""
+        """(frames, channels) float32 from a frame on; fewer where the sound ends, an error where it ends too early."""
         found = []
         for decoder in self._decoders:
             count = min(decoder.frames - first, frames)
@@ -321,9 +324,10 @@ class _Sound:
                     found.append(decoder.read(first, count))
                 except (RuntimeError, OSError) as error:  # soundfile.LibsndfileError is a RuntimeError
                     raise AudioFileError(f"{self._name} cannot be decoded: {_reason(error)}") from error
-                frames, first = frames - count, 0
                 if len(found[-1]) < count:
-                    break
+                    counts = f"{first + len(found[-1])} of {decoder.frames} samples were found"
+                    raise AudioFileError(f"{self._name} is truncated: {counts}; copy the file again")
+                frames, first = frames - count, 0
             else:
                 first -= decoder.frames if first >= decoder.frames else 0
         return found[0] if len(found) == 1 else np.concatenate([np.zeros((0, self.channels), np.float32), *found])
@@ -341,15 +345,17 @@ class _Decoder:
         self._open_file, self._skip = open_file, part.skip
         self.file = open_file()
         self.can_seek = self.file.seekable()
-        if part.frames is None:
-            self.frames: int = self.file.frames - part.skip
-        else:
-            self.frames = part.frames
-            if self.file.frames < part.frames + part.skip:  # libsndfile would stop at its own guess
-                raise ValueError("has a length that cannot be known; convert it, such as by ffmpeg -i IN out.wav")
         self._warm_up = round(WARM_UP_SECONDS.get(self.file.format, 0.0) * self.file.samplerate)
         self._go_on_without_seeking()
         self._at = 0  # of the file
+        self.frames: int = self.file.frames if part.frames is None else part.frames
+        if self.file.frames < self.frames + part.skip:  # libsndfile would stop at its own guess
+            raise ValueError("has a length that cannot be known; convert it, such as by ffmpeg -i IN out.wav")
+        if self.frames >= UNKNOWN_FRAMES:
+            self.can_seek = False
+            while self._read(self.file.samplerate).size:
+                pass
+            self.frames = self._at
 
     def read(self, first: int, frames: int) -> np.ndarray:
         """(frames, channels) float32 from a frame on; fewer where the stream ends.

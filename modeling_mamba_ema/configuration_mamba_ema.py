@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
@@ -18,6 +19,7 @@ from .pooling import MIN_VARIANCE, POOLINGS, check_num_heads
 logger = logging.get_logger(__name__)
 
 DEFAULT_LABELS = ("valence", "arousal")
+NEUTRAL = 0.5  # the middle of the unit scale
 ACTIVATIONS = ("gelu", "relu", "silu", "tanh")  # of the projection and the head, by their names in transformers
 SPEECH_ENCODERS: dict[str, type[PretrainedConfig]] = {
     config.model_type: config for config in (WavLMConfig, Wav2Vec2Config, HubertConfig)
@@ -54,6 +56,7 @@ _NUMBER_BOUNDS = {
     "dropout": (0.0, 0.99),
     "pooled_dropout": (0.0, 0.99),
     "loss_mse_weight": (0.0, 1.0),
+    "interval_level": (0.0, 1.0),
 }
 _FLAGS = ("activation_layer_norm", "bounded_predictions")
 _SPEECH_ENCODER_BOUNDS = {
@@ -143,6 +146,10 @@ class MambaEMAConfig(PretrainedConfig):
             Weight of a label in the loss (1 where not named).
         loss_mse_weight (`float`, *optional*, defaults to 0.0):
             Share of the mean squared error in the loss; the rest is `1 - CCC`.
+        interval_radii (`dict[str, dict[str, float]]`, *optional*):
+            What was measured after training (see `docs/confidence.md`): by label name, for the share of turns that an
+            interval is to hold, such as `"0.9"`, how far it reaches on either side of a prediction on the unit scale.
+        interval_level (`float`, *optional*, defaults to 0.9): The share of `outputs.intervals`, one of those measured.
 
     Raises:
         ValueError: A value is outside its range, named with what is allowed.
@@ -168,6 +175,7 @@ class MambaEMAConfig(PretrainedConfig):
         "turn_mask",
         "conversation_state",
         "hidden_states",
+        "intervals",
     ]
 
     def __init__(
@@ -203,6 +211,8 @@ class MambaEMAConfig(PretrainedConfig):
         label_ranges: dict[str, tuple[float, float]] | None = None,
         loss_label_weights: dict[str, float] | None = None,
         loss_mse_weight: float = 0.0,
+        interval_radii: dict[str, dict[str, float]] | None = None,
+        interval_level: float = 0.9,
         **kwargs: Any,
     ):
         _refuse_remote_attention_kernels(kwargs)
@@ -237,6 +247,8 @@ class MambaEMAConfig(PretrainedConfig):
         self.label_ranges = None if label_ranges is None else {k: list(v) for k, v in label_ranges.items()}
         self.loss_label_weights = loss_label_weights
         self.loss_mse_weight = loss_mse_weight
+        self.interval_radii = interval_radii
+        self.interval_level = interval_level
         kwargs.update(_as_labels(kwargs.get("id2label"), kwargs.get("label2id"), kwargs.get("num_labels")))
         # Without it, transformers' audio-classification pipeline would put a softmax on the scores.
         kwargs["problem_type"] = "regression"
@@ -258,13 +270,13 @@ class MambaEMAConfig(PretrainedConfig):
         given = {name: kwargs.pop(name) for name in _LABEL_FIELDS if kwargs.get(name) is not None}
         same = list(given) == ["num_labels"] and given["num_labels"] == len(config_dict.get("id2label") or ())
         if given and not same:
-            own = {name: value for name, value in config_dict.items() if name not in _LABEL_FIELDS}
+            own = {name: value for name, value in config_dict.items() if name not in (*_LABEL_FIELDS, "interval_radii")}
             names = _as_labels(**given)
             config_dict = {**own, **names, **_of_labels(own, names)}
         return super().from_dict(config_dict, **kwargs)
 
     def with_changes(self, **changes: Any) -> MambaEMAConfig:
-        """A copy with other values.
+        """A copy with other values, without `interval_radii`, which were measured on another model.
 
         Args:
             changes: arguments of this class. `speech_encoder_config` is a dict of the fields to change. Ranges and loss
@@ -277,7 +289,8 @@ class MambaEMAConfig(PretrainedConfig):
         for name in changes:
             _require_choice("a field to change", name, sorted(known))
         labels = {name: value for name, value in changes.items() if name in _LABEL_FIELDS}
-        fields = {**self.to_dict(), **{name: value for name, value in changes.items() if name not in _LABEL_FIELDS}}
+        others = {name: value for name, value in changes.items() if name not in _LABEL_FIELDS}
+        fields = {**self.to_dict(), "interval_radii": None, **others}
         encoder = changes.get("speech_encoder_config") or {}
         fields["speech_encoder_config"] = {**self.speech_encoder_config.to_dict(), **encoder}
         return type(self).from_dict(fields, **labels)
@@ -294,6 +307,17 @@ class MambaEMAConfig(PretrainedConfig):
         """(low, high) of a label's own scale; the model's output 0 means `low` and 1 means `high`."""
         low, high = (self.label_ranges or {}).get(label, (0.0, 1.0))
         return float(low), float(high)
+
+    def interval_radius(self, label: str, level: float | None = None) -> float | None:
+        """How far the interval of a level (None: `interval_level`) reaches on either side of a prediction, on the unit
+        scale; None where it was not measured."""
+        return (self.interval_radii or {}).get(label, {}).get(f"{self.interval_level if level is None else level:g}")
+
+    def confidence(self, label: str, value: float) -> float:
+        """That a turn's label lies on the same side of 0.5, the middle of the scale, as the prediction: the largest
+        level whose interval does not hold 0.5; 0 where there is none. It is wrong in at most 1 - level of all turns."""
+        radii = (self.interval_radii or {}).get(label, {})
+        return max((float(level) for level, radius in radii.items() if radius < abs(value - NEUTRAL)), default=0.0)
 
     def validate(self) -> None:
         """Check every value, as when the configuration was made.
@@ -333,6 +357,7 @@ class MambaEMAConfig(PretrainedConfig):
                     check_num_heads(size, self.speech_encoder_pooling_heads)
         self._validate_layers()
         self._validate_labels()
+        self._validate_intervals()
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
         """As in transformers, after a check of every value."""
@@ -385,6 +410,19 @@ class MambaEMAConfig(PretrainedConfig):
         for label, weight in (self.loss_label_weights or {}).items():
             _require_choice("a label of loss_label_weights", label, self.labels)
             _require_number(f"loss_label_weights[{label!r}]", weight, 0.0, 1e6)
+
+    def _validate_intervals(self) -> None:
+        if self.interval_radii is None:
+            return
+        level = f"{self.interval_level:g}"
+        for label in self.labels:
+            if level not in self.interval_radii.get(label, {}):
+                raise ValueError(f"interval_radii has no {level!r} (interval_level) of {label}")
+        for label, radii in self.interval_radii.items():
+            _require_choice("a label of interval_radii", label, self.labels)
+            for level, radius in radii.items():
+                _require_number(f"interval_radii[{label!r}][{level!r}]", radius, 0.0, math.inf)
+                _require_number("a level of interval_radii", float(level), 0.0, 1.0)
 
 
 def _as_speech_encoder_config(given: Any) -> PretrainedConfig:

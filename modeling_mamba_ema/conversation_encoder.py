@@ -1,7 +1,7 @@
 """Context of each turn from the turns before it: Mamba-2 blocks, an exponential moving average, and their state."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -42,6 +42,17 @@ SCOPES = {
     "both": Scope(conversation=True, speaker=True),
 }
 UNKNOWN_SPEAKER = -1
+
+
+def number_speakers(names: Iterable[Any]) -> list[int]:
+    """Ids of the speakers of one conversation's turns, from 0 in the order in which they first speak.
+
+    Args:
+        names: one a turn; None or blank where unknown, which becomes -1.
+    """
+    known = ["" if name is None else str(name).strip() for name in names]
+    ids = {name: number for number, name in enumerate(dict.fromkeys(name for name in known if name))}
+    return [ids.get(name, UNKNOWN_SPEAKER) for name in known]
 
 
 @dataclass(eq=False)
@@ -126,7 +137,7 @@ class ConversationState:
             tensors[f"mamba.{block}.conv"] = state.conv
             tensors[f"mamba.{block}.ssm"] = state.ssm
         if self.speakers is not None:
-            tensors |= {_SPEAKERS + name: tensor for name, tensor in self.speakers.state_dict().items()}
+            tensors |= {SPEAKERS + name: tensor for name, tensor in self.speakers.state_dict().items()}
         return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
     @staticmethod
@@ -136,8 +147,8 @@ class ConversationState:
         Raises:
             ValueError: names are missing or unknown.
         """
-        speakers = {name.removeprefix(_SPEAKERS): tensors[name] for name in tensors if name.startswith(_SPEAKERS)}
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_SPEAKERS)}
+        speakers = {name.removeprefix(SPEAKERS): tensors[name] for name in tensors if name.startswith(SPEAKERS)}
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(SPEAKERS)}
         num_blocks = sum(name.endswith(".ssm") for name in tensors)
         names = {f"mamba.{block}.{part}" for block in range(num_blocks) for part in Mamba2State._fields} | {"num_turns"}
         if names != set(tensors) - {"ema"}:
@@ -182,7 +193,7 @@ class ConversationState:
         )
 
 
-_SPEAKERS = "speakers."  # before the names of the tensors of speakers, in a state's dictionary
+SPEAKERS = "speakers."  # before the names of the tensors of speakers, in a state's dictionary
 
 
 def ema_reference(values: torch.Tensor, decay: torch.Tensor | float, state: torch.Tensor | None) -> torch.Tensor:

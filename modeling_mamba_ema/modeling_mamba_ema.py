@@ -91,6 +91,9 @@ class MambaEMARegressionOutput(ModelOutput):
             that are not there. Within [0, 1], unless `config.bounded_predictions` is False.
             [`MambaEMAForRegression.to_label_ranges`] gives the labels' own scale.
         pooled_output, pooling_attentions, turn_mask, conversation_state, hidden_states: as in [`MambaEMAModelOutput`].
+        intervals: (batch, turns, num_labels, 2), lower and upper end of the interval that holds the label of
+            `config.interval_level` of all turns (see `docs/confidence.md`), on the unit scale; None for a model whose
+            errors were not measured (`config.interval_radii`).
     """
 
     loss: torch.Tensor | None = None
@@ -100,6 +103,7 @@ class MambaEMARegressionOutput(ModelOutput):
     turn_mask: torch.Tensor | None = None
     conversation_state: ConversationState | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
+    intervals: torch.Tensor | None = None
 
 
 class Activation(nn.Module):
@@ -451,7 +455,7 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
         return contexts, after
 
     def _checked_speakers(self, speaker_ids: torch.Tensor | None, present: torch.Tensor) -> torch.Tensor | None:
-        """Ids as (batch, turns).
+        """Ids as (batch, turns); None where no context is a speaker's.
 
         Raises:
             ValueError: not an integer for each turn, or ids outside -1 to `max_speakers` - 1.
@@ -466,6 +470,8 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
                 f"speaker_ids are {speaker_ids.dtype} of shape {tuple(speaker_ids.shape)}, but must be whole numbers, "
                 f"one for each turn: ({batch}, {turns})"
             )
+        if self.speaker_encoder is None:
+            return None
         wrong = present & ((speaker_ids < UNKNOWN_SPEAKER) | (speaker_ids >= self.config.max_speakers))
         if values_are_known(speaker_ids) and bool(wrong.any()):
             row, turn = wrong.nonzero()[0].tolist()
@@ -577,9 +583,11 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
                 labels = labels.unsqueeze(-1)  # one label may be given without a dimension of its own
             check_labels(labels, tuple(logits.shape), self.config.labels)
             loss = self.loss(logits[present], labels[present].to(logits.dtype))
+        logits = logits.masked_fill(~present.unsqueeze(-1), torch.nan)
         output = MambaEMARegressionOutput(
             loss=loss,
-            logits=logits.masked_fill(~present.unsqueeze(-1), torch.nan),
+            logits=logits,
+            intervals=self.intervals(logits),
             pooled_output=outputs.pooled_output,
             pooling_attentions=outputs.pooling_attentions,
             turn_mask=outputs.turn_mask,
@@ -601,6 +609,19 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
             label_weights=None if weights is None else [weights.get(name, 1.0) for name in self.config.labels],
             mse_weight=self.config.loss_mse_weight,
         )
+
+    def intervals(self, logits: torch.Tensor) -> torch.Tensor | None:
+        """Predictions on the unit scale -> (..., num_labels, 2), see [`MambaEMARegressionOutput`].
+
+        Args:
+            logits: (..., num_labels).
+        """
+        radii = [radius for label in self.config.labels if (radius := self.config.interval_radius(label)) is not None]
+        if len(radii) < len(self.config.labels):
+            return None
+        reach = torch.stack([logits.new_full((), radius) for radius in radii])  # (num_labels,), filled on the device
+        ends = torch.stack([logits - reach, logits + reach], dim=-1)
+        return ends.clamp(0.0, 1.0) if self.config.bounded_predictions else ends
 
     def to_label_ranges(self, logits: torch.Tensor) -> torch.Tensor:
         """Predictions on the unit scale -> the labels' own scale (`config.label_ranges`).

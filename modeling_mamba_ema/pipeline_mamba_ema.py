@@ -23,6 +23,7 @@ from .audio_files import (
     is_audio_file,
     load_audio,
 )
+from .conversation_encoder import UNKNOWN_SPEAKER, number_speakers
 from .feature_extraction_mamba_ema import SAMPLING_RATE, InvalidAudioError, as_mono
 
 if TYPE_CHECKING:
@@ -45,14 +46,17 @@ class MambaEMAPipeline(Pipeline):
     `"raw"` and `"sampling_rate"`; audio of `datasets`, decoded or undecoded (a dict with `"bytes"`); the bytes or a
     binary file object of an audio file; with `allow_paths=True` the path of a local file, or a dict with `"path"`.
     Lists, tuples and `datasets` columns of these give a list, generators give an iterator. Each utterance is answered
-    for alone, without context, unless `chunk_length_s` or `split_channels` makes it a conversation.
+    for alone, without context, unless `speakers`, `chunk_length_s` or `split_channels` makes it a conversation.
 
     Files are read by `soundfile` where it is installed (WAV, FLAC, OGG, MP3), else PCM WAV only. Rates other than the
     model's are resampled by `soxr`. No URL is ever opened.
 
     Call arguments, which may also be given to `pipeline(...)`:
+        speakers: the inputs are the turns of one conversation, in their order; a name a turn, None where unknown.
         top_k: the highest values only; None for all.
         return_label_values: add `"value"`, on the label's own scale (`config.label_ranges`).
+        return_intervals: add `"interval"`, lower and upper end on the unit scale (`outputs.intervals`), and
+            `"confidence"` (`config.confidence`), of a model with intervals.
         sampling_rate: of bare waveforms, in Hz.
         channel: of files with several, counted from 1; None for their average.
         chunk_length_s: seconds, from 1 to the longest utterance; longer audio is cut into chunks of this length, which
@@ -66,7 +70,7 @@ class MambaEMAPipeline(Pipeline):
         For each utterance `[{"label": "arousal", "score": 0.61}, {"label": "valence", "score": 0.43}]`, the score on
         the unit scale: a regression, so scores do not sum to 1. With `chunk_length_s` or `split_channels`, for each of
         its turns a dict with `"timestamp"` (start and end in seconds), `"channel"` (None for the average or a
-        waveform) and such a list as `"scores"`.
+        waveform) and such a list as `"scores"`. With `speakers`, for each turn a dict with `"speaker"` and `"scores"`.
 
     Raises:
         InvalidAudioError, TypeError, ValueError: an input that cannot be used; the message says why and what can.
@@ -90,6 +94,9 @@ class MambaEMAPipeline(Pipeline):
         if given.get("chunk_length_s") or given.get("split_channels"):
             # Their turns are read one after the other, while the model runs.
             kwargs = {**kwargs, "batch_size": 1, "num_workers": 0}
+        if kwargs.get("speakers") is not None:
+            self._check_speakers(inputs, kwargs["speakers"])
+            return super().__call__({"turns": inputs}, **kwargs)
         if isinstance(inputs, Sequence) and not isinstance(inputs, (str, bytes, bytearray)):
             if len(inputs) == 0:
                 return []
@@ -97,11 +104,21 @@ class MambaEMAPipeline(Pipeline):
             return list(super().__call__((item for item in inputs), **kwargs))
         return super().__call__(inputs, **kwargs)
 
+    def _check_speakers(self, turns: Any, speakers: Sequence[str | None]) -> None:
+        if not isinstance(turns, (list, tuple)) or len(turns) != len(speakers):
+            count = len(turns) if isinstance(turns, (list, tuple)) else type(turns).__name__
+            raise ValueError(f"speakers has {len(speakers)} names; a list of as many turns is needed, not {count}")
+        count, most = max(number_speakers(speakers), default=UNKNOWN_SPEAKER) + 1, self.model.config.max_speakers
+        if count > most and "speaker" in self.model.mamba_ema.contexts:
+            raise ValueError(f"the conversation has {count} speakers; the model keeps a context for {most}")
+
     def _sanitize_parameters(  # type: ignore[override]
         self,
         top_k: int | None = None,
         return_label_values: bool | None = None,
+        return_intervals: bool | None = None,
         function_to_apply: str | None = None,
+        speakers: Sequence[str | None] | None = None,
         sampling_rate: int | None = None,
         channel: int | None = None,
         allow_paths: bool | None = None,
@@ -119,14 +136,23 @@ class MambaEMAPipeline(Pipeline):
             raise ValueError(f"chunk_length_s is {chunk_length_s!r}; allowed are 1 to {longest:g} s")
         if split_channels and channel is not None:
             raise ValueError("channel takes one channel, split_channels takes all; give one of them")
+        if speakers is not None and (chunk_length_s or split_channels):
+            raise ValueError("speakers name turns that are given; chunk_length_s and split_channels make them")
         preprocess = {
+            "speakers": speakers,
             "sampling_rate": sampling_rate,
             "channel": channel,
             "allow_paths": allow_paths,
             "chunk_length_s": chunk_length_s,
             "split_channels": split_channels,
         }
-        postprocess = {"top_k": top_k, "return_label_values": return_label_values}
+        if return_intervals and self.model.config.interval_radii is None:
+            raise ValueError("the model has no intervals (interval_radii in its config.json); see docs/confidence.md")
+        postprocess = {
+            "top_k": top_k,
+            "return_label_values": return_label_values,
+            "return_intervals": return_intervals,
+        }
         return (
             {name: value for name, value in preprocess.items() if value is not None},
             {},
@@ -136,6 +162,7 @@ class MambaEMAPipeline(Pipeline):
     def preprocess(  # type: ignore[override]
         self,
         input_: Any,
+        speakers: Sequence[str | None] | None = None,
         sampling_rate: int | None = None,
         channel: int | None = None,
         allow_paths: bool = False,
@@ -143,6 +170,8 @@ class MambaEMAPipeline(Pipeline):
         split_channels: bool = False,
     ) -> dict[str, Any]:
         extractor: Any = self.feature_extractor
+        if speakers is not None:
+            return {"turns": self._spoken(input_["turns"], speakers, sampling_rate, channel, allow_paths)}
         source, rate = _unpacked(input_, sampling_rate, allow_paths)
         if chunk_length_s or split_channels:
             return {"turns": self._turns(source, rate, channel, chunk_length_s, split_channels)}
@@ -161,17 +190,26 @@ class MambaEMAPipeline(Pipeline):
         extractor: Any = self.feature_extractor
         return source, extractor.checked_rate(extractor.sampling_rate if rate is None else rate, resample=True)
 
+    def _spoken(self, turns: Any, speakers: Any, *how: Any) -> Iterator[tuple[dict[str, Any], int, Any]]:
+        """What is said of each turn, the speaker's id, and features, as it is asked for."""
+        for number, (turn, name, speaker) in enumerate(zip(turns, speakers, number_speakers(speakers))):
+            try:
+                yield {"speaker": name}, speaker, self.preprocess(turn, None, *how)
+            except InvalidAudioError as error:
+                raise InvalidAudioError(f"turn {number}: {error}") from error
+
     def _turns(
         self, source: Any, rate: Any, channel: int | None, chunk_length_s: float | None, split_channels: bool
-    ) -> Iterator[tuple[tuple[float, float, int | None], Any]]:
-        """((start, end, channel), features) of each turn, in seconds, as it is asked for."""
+    ) -> Iterator[tuple[dict[str, Any], int, Any]]:
+        """As `_spoken`, of chunks or channels."""
         if not is_audio_file(source):
             if split_channels:
                 raise ValueError("split_channels is for files; give the audio of a dataset as Audio(decode=False) does")
             waveform, rate = self._waveform(source, rate, channel, MAX_SECONDS)
             samples = as_mono(waveform, "the audio")
             for first, last in _chunks(len(samples), rate, chunk_length_s):
-                yield (first / rate, last / rate, None), self._features(samples[first:last], rate, first / rate)
+                place: dict[str, Any] = {"timestamp": (first / rate, last / rate), "channel": None}
+                yield place, UNKNOWN_SPEAKER, self._features(samples[first:last], rate, first / rate)
             return
         with Recording(source, channel) as recording:
             rate = recording.sampling_rate
@@ -183,7 +221,9 @@ class MambaEMAPipeline(Pipeline):
                 recording.check_length(start, end, cast(Any, self.feature_extractor).max_seconds)
                 for chosen in channels:
                     waveform = recording.read(start, end, chosen)
-                    yield (start, end, chosen), self._features(waveform, SAMPLING_RATE, start)
+                    speaker = chosen - 1 if split_channels and chosen else UNKNOWN_SPEAKER
+                    place = {"timestamp": (start, end), "channel": chosen}
+                    yield place, speaker, self._features(waveform, SAMPLING_RATE, start)
 
     def _features(self, waveform: Any, rate: int, start: float) -> Any:
         extractor: Any = self.feature_extractor
@@ -196,32 +236,37 @@ class MambaEMAPipeline(Pipeline):
         if "turns" not in input_tensors:
             return {"logits": self.model(**input_tensors).logits}  # (batch, num_labels)
         state, logits, places = None, [], []
-        for place, features in input_tensors["turns"]:
-            inputs = self._ensure_tensor_on_device(dict(features), device=self.device)
+        for place, speaker, features in input_tensors["turns"]:
+            given = {**features, "speaker_ids": torch.tensor([speaker])}
+            inputs = self._ensure_tensor_on_device(given, device=self.device)
             outputs = self.model(**inputs, conversation_state=state, use_conversation_state=True)
             state = outputs.conversation_state
             logits.append(outputs.logits)
             places.append(place)
         return {"logits": torch.cat(logits), "places": places}  # (turns, num_labels)
 
-    def postprocess(  # type: ignore[override]
-        self, model_outputs: dict[str, Any], top_k: int | None = None, return_label_values: bool = False
-    ) -> list[dict[str, Any]]:
+    def postprocess(self, model_outputs: dict[str, Any], **wanted: Any) -> list[dict[str, Any]]:
         places, logits = model_outputs.get("places"), model_outputs["logits"]
         if places is None:
-            return self._rows(logits[0], top_k, return_label_values)
-        return [
-            {"timestamp": (start, end), "channel": channel, "scores": self._rows(scores, top_k, return_label_values)}
-            for (start, end, channel), scores in zip(places, logits)
-        ]
+            return self._rows(logits[0], **wanted)
+        return [{**place, "scores": self._rows(scores, **wanted)} for place, scores in zip(places, logits)]
 
-    def _rows(self, scores: torch.Tensor, top_k: int | None, return_label_values: bool) -> list[dict[str, Any]]:
+    def _rows(
+        self,
+        scores: torch.Tensor,
+        top_k: int | None = None,
+        return_label_values: bool = False,
+        return_intervals: bool = False,
+    ) -> list[dict[str, Any]]:
         """The labels of (num_labels,) scores, highest first."""
-        values = self.model.to_label_ranges(scores).tolist()
-        rows: list[dict[str, Any]] = [
-            {"label": label, "score": score, **({"value": value} if return_label_values else {})}
-            for label, score, value in zip(self.model.config.labels, scores.tolist(), values)
-        ]
+        labels = self.model.config.labels
+        rows: list[dict[str, Any]] = [{"label": label, "score": score} for label, score in zip(labels, scores.tolist())]
+        if return_label_values:
+            for row, value in zip(rows, self.model.to_label_ranges(scores).tolist()):
+                row["value"] = value
+        if return_intervals:
+            for row, ends in zip(rows, self.model.intervals(scores).tolist()):
+                row.update(interval=ends, confidence=self.model.config.confidence(row["label"], row["score"]))
         return sorted(rows, key=lambda row: row["score"], reverse=True)[:top_k]
 
 

@@ -319,3 +319,47 @@ def test_a_model_refuses_cached_frames_that_are_not_its_own(changes, says):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 - the text is compared below
         tiny_model()(**({"frame_values": FRAMES, "frame_mask": FRAME_MASK} | changes))
     assert says in str(caught.value)
+
+
+def test_intervals_stand_around_the_predictions_as_the_configuration_says(tmp_path):
+    radii = {"valence": {"0.5": 0.1, "0.9": 0.2}, "arousal": {"0.5": 0.3, "0.9": 0.6}}
+    model, waveforms = tiny_model(interval_radii=radii), torch.randn(2, 3, 4_000)
+    model.save_pretrained(tmp_path)
+    model = MambaEMAForRegression.from_pretrained(tmp_path).eval()
+    turn_mask = torch.tensor([[1, 1, 1], [1, 1, 0]])
+    with torch.no_grad():
+        outputs = model(waveforms, turn_mask=turn_mask)
+        plain = tiny_model()(waveforms, turn_mask=turn_mask)
+    assert plain.intervals is None
+    assert torch.equal(outputs.logits[turn_mask.bool()], plain.logits[turn_mask.bool()])
+    reach = torch.tensor([0.2, 0.6])
+    expected = torch.stack([(outputs.logits - reach).clamp(min=0), (outputs.logits + reach).clamp(max=1)], dim=-1)
+    torch.testing.assert_close(outputs.intervals, expected, equal_nan=True)
+    assert outputs.intervals[1, 2].isnan().all()
+    model.config.interval_level = 0.5
+    torch.testing.assert_close(
+        model.intervals(outputs.logits)[..., 1, 1], (outputs.logits[..., 1] + 0.3).clamp(max=1), equal_nan=True
+    )
+    assert [model.config.confidence("valence", value) for value in (0.55, 0.35, 0.75)] == [0, 0.5, 0.9]
+    # Another model errs otherwise.
+    assert model.config.with_changes(context="none").interval_radii is None
+    assert type(model.config).from_pretrained(tmp_path, num_labels=3).interval_radii is None
+    unbounded = tiny_model(interval_radii=radii, bounded_predictions=False)
+    with torch.no_grad():
+        outputs = unbounded(waveforms)
+    torch.testing.assert_close(outputs.intervals.mean(dim=-1), outputs.logits)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"interval_radii": {"valence": {"0.9": 0.1}}}, r"no '0.9' \(interval_level\) of arousal"),
+        ({"interval_radii": {key: {"0.9": 0.1} for key in ("valence", "arousal", "anger")}}, "'anger'"),
+        ({"interval_radii": {key: {"0.9": -1} for key in ("valence", "arousal")}}, "-1"),
+        ({"interval_radii": {key: {"0.9": 0.1, "90": 0.1} for key in ("valence", "arousal")}}, "a level .* 90"),
+        ({"interval_level": 2}, "interval_level is 2"),
+    ],
+)
+def test_intervals_that_cannot_be_are_refused(fields, message):
+    with pytest.raises(ValueError, match=message):
+        tiny_config(**fields)

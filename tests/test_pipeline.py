@@ -326,6 +326,61 @@ def test_the_endpoint_answers_for_bytes_base64_and_samples(folder, handler):
     assert "value" in handler({"inputs": content, "parameters": {"return_label_values": True}})[0]
 
 
+def test_intervals_come_on_request_from_a_model_that_has_them(remote, tmp_path):
+    with pytest.raises(ValueError, match="the model has no intervals"):
+        remote(waveform(), return_intervals=True)
+    radii = {"0.5": 0.0, "0.9": 0.2}
+    tiny_model(interval_radii={"valence": radii, "arousal": radii}).save_pretrained(tmp_path)
+    emotion = pipeline("audio-classification", model=str(tmp_path), trust_remote_code=True, revision="main")
+    for row in emotion(waveform(), return_intervals=True):
+        ends = [max(0, row["score"] - 0.2), min(1, row["score"] + 0.2)]
+        assert row["interval"] == pytest.approx(ends, abs=1e-6)
+        assert row["confidence"] == (0.9 if abs(row["score"] - 0.5) > 0.2 else 0.5)
+
+
+@pytest.fixture(scope="module")
+def of_speakers(tmp_path_factory):
+    path = tmp_path_factory.mktemp("speakers")
+    tiny_model(context_scope="speaker", max_speakers=2).save_pretrained(path)
+    prepare_release(path)
+    return path
+
+
+def test_turns_with_speakers_are_a_conversation(of_speakers):
+    turns, names = [waveform(seed) for seed in range(4)], ["anna", "ben", None, "anna"]
+    model = AutoModel.from_pretrained(of_speakers).eval()
+    features = AutoFeatureExtractor.from_pretrained(of_speakers)([turns], sampling_rate=RATE, return_tensors="pt")
+    with torch.no_grad():
+        wanted = model(**features, speaker_ids=torch.tensor([[0, 1, -1, 0]])).logits[0].numpy()
+    emotion = pipeline("audio-classification", model=str(of_speakers), trust_remote_code=True, revision="main")
+    answers = {"pipeline": emotion(turns, speakers=names)}
+    specification = importlib.util.spec_from_file_location("handler", of_speakers / "handler.py")
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    texts = [base64.b64encode(file_bytes(turn, subtype="FLOAT")).decode() for turn in turns]
+    endpoint = module.EndpointHandler(str(of_speakers))
+    answers["handler"] = endpoint({"inputs": texts, "parameters": {"speakers": names}})
+    for answer in answers.values():
+        assert [turn["speaker"] for turn in answer] == names
+        given = [[by_label(turn["scores"])[label] for label in model.config.labels] for turn in answer]
+        np.testing.assert_allclose(given, wanted, atol=2e-5)
+    # The channels of a call are its speakers.
+    channels = emotion(file_bytes(np.stack(turns[:2], axis=1), subtype="FLOAT"), split_channels=True)
+    given = [[by_label(turn["scores"])[label] for label in model.config.labels] for turn in channels]
+    np.testing.assert_allclose(given, wanted[:2], atol=2e-5)
+    for inputs, speakers, message in (
+        (turns, names[:3], "speakers has 3 names; a list of as many turns is needed, not 4"),
+        (turns[0], ["a"], "not ndarray"),
+        (turns[:3], ["a", "b", "c"], "has 3 speakers; the model keeps a context for 2"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            emotion(inputs, speakers=speakers)
+    with pytest.raises(ValueError, match="with speakers: a name or null for each"):
+        endpoint({"inputs": texts})
+    with pytest.raises(ValueError, match="with speakers"):
+        endpoint({"inputs": texts[0], "parameters": {"speakers": ["a"]}})
+
+
 @pytest.mark.parametrize(
     "request_",
     [

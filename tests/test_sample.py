@@ -9,7 +9,7 @@ from tests.support.programs import run_program
 MAKE = """
 import json, sys
 import numpy as np, soundfile as sf
-from modeling_mamba_ema.data.synthetic_corpus import SPEAKERS, say
+from modeling_mamba_ema.data.synthetic_corpus import SPEAKERS, express, say
 from modeling_mamba_ema.data.synthetic_speech import SAMPLING_RATE, Synthesizer
 from modeling_mamba_ema.sample import FOLDER
 
@@ -17,7 +17,8 @@ voices = {"anna": SPEAKERS["test"][0], "ben": SPEAKERS["test"][1]}
 synthesizer, generator = Synthesizer(), np.random.default_rng(0)
 for line in (FOLDER / "metadata.jsonl").read_text(encoding="utf-8").splitlines():
     row = json.loads(line)
-    speech = say(synthesizer, row["text"], voices[row["speaker"]], row["valence"], row["arousal"], generator)
+    expression = express(row["valence"], row["arousal"])
+    speech = say(synthesizer, row["text"], voices[row["speaker"]], expression, generator)
     sf.write(f"{sys.argv[1]}/{row['file_name']}", speech, SAMPLING_RATE, subtype="PCM_16")
 """
 

@@ -1,8 +1,10 @@
-"""Which pooling is best on your corpus? Every pooling x context x seed (x fold), trained, measured and compared.
+"""Which pooling and scope are best on your corpus? Every pooling x context x scope x seed (x fold), trained, measured
+and compared.
 
     mamba-ema compare configuration/finetune.yaml data.source=PATH --seeds 5
 
-Takes a run configuration and overrides as run_finetune.py does; pooling, context and seed are set by the comparison.
+Takes a run configuration and overrides as run_finetune.py does; pooling, context, scope and seed are set by the
+comparison. Scopes need the column `speaker`: --scopes conversation speaker both.
 Where the encoder is frozen, its frames are computed once and every training reads them from the disk. Killed and
 started again, the same command goes on with the trainings that are not finished.
 
@@ -14,7 +16,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-HELP = "which pooling and context are best on a corpus"
+HELP = "which pooling, and whose context, are best on a corpus"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, help="folder to write; default: comparison in training.output_dir")
     parser.add_argument("--poolings", nargs="+", metavar="NAME", help="default: all")
     parser.add_argument("--contexts", nargs="+", metavar="NAME", default=["mamba_ema"], help="default: mamba_ema")
+    parser.add_argument("--scopes", nargs="+", metavar="NAME", help="default: the configuration's")
     parser.add_argument("--seeds", type=int, default=5, help="trainings of each kind (default: %(default)s)")
     parser.add_argument("--folds", nargs="+", metavar="COLUMN", help="columns that name each row's split, one a fold")
     parser.add_argument("--split", choices=["validation", "test"], default="test", help="default: %(default)s")
@@ -60,17 +63,19 @@ def run(options: argparse.Namespace) -> int:
     output = options.output or Path(str(arguments.output_dir)) / "comparison"
     base = dataclasses.replace(base, training={**base.training, "output_dir": str(output), "report_to": "none"})
     poolings = options.poolings or list(POOLINGS)
-    check_comparable(base, poolings, options.contexts, options.seeds, options.split)
+    scopes = options.scopes or [base.model.params.get("context_scope", "conversation")]
+    check_comparable(base, poolings, options.contexts, options.seeds, options.split, scopes)
     if changed := "; ".join(differences(output / "run_configuration.yaml", base)):
         raise ValueError(f"{output} holds a comparison with other settings: {changed}; take another --output")
     base.save(output / "run_configuration.yaml")
 
     # 2. trainings; seeds outermost, so that a comparison that is stopped has all kinds
     cells = [
-        Cell(pooling, context, arguments.seed + seed, fold)
+        Cell(pooling, context, arguments.seed + seed, fold, scope)
         for seed in range(options.seeds)
         for fold in options.folds or [None]
         for context in options.contexts
+        for scope in (scopes if context != "none" else ["conversation"])  # without context there is no scope
         for pooling in poolings
     ]
     split = getattr(base.data, f"{options.split}_split")

@@ -3,9 +3,11 @@
     mamba-ema evaluate --model outputs/demo/model data/demo --split test --output outputs/demo/evaluation
 
 Writes predictions (conversation, turn, label, prediction), metrics with 95 % intervals over conversations, and two
-pictures: predicted against true, and the error by the position of a turn in its conversation. Of labels that the corpus
-lacks there are predictions only. Several processes share
-the work: accelerate launch --config_file configuration/accelerate/... -m modeling_mamba_ema evaluate ...
+pictures: predicted against true, and the error by the position of a turn in its conversation. Of a model with intervals
+it also writes how many of the labels they hold, and risk against coverage (risk_coverage.csv, .png): what is left, and
+how wrong it is, where only predictions of some confidence are kept. Of labels that the corpus lacks there are
+predictions only. Several processes share the work:
+    accelerate launch --config_file configuration/accelerate/... -m modeling_mamba_ema evaluate ...
 """
 
 from __future__ import annotations
@@ -51,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
     import transformers
 
     from ..inference.loading import load_model
-    from ..plots import plot_error_by_position, plot_predictions
+    from ..plots import plot_error_by_position, plot_predictions, plot_risk_against_coverage
     from ..training import (
         ConversationCollator,
         DataSection,
@@ -62,6 +64,7 @@ def run(options: argparse.Namespace) -> int:
         describe_metrics,
         load_splits,
         measure,
+        risk_against_coverage,
         save_predictions,
         warn_of_labels,
     )
@@ -90,5 +93,9 @@ def run(options: argparse.Namespace) -> int:
         if table["reference"].notna().any():
             plot_predictions(table).savefig(options.output / "predicted_against_true.png")
             plot_error_by_position(table).savefig(options.output / "error_by_position.png")
-        print(f"{describe_metrics(options.split, metrics, model.config.labels)}\nwritten to {options.output}")
+            if "confidence" in table:
+                risk = risk_against_coverage(table, model.config)
+                save_predictions(risk, options.output / "risk_coverage.csv")
+                plot_risk_against_coverage(risk).savefig(options.output / "risk_coverage.png")
+        print(f"{describe_metrics(options.split, metrics, model.config)}\nwritten to {options.output}")
     return 0

@@ -1,13 +1,16 @@
 """Emotion of utterances, values from 0 to 1: of audio files, or of the turns of a corpus beside its labels.
 
-A label whose own scale is another has a second column, such as valence_value. Near silence is below -70 dBFS, where the
-values say nothing about a voice.
+A label whose own scale is another has a second column, such as valence_value. A model with intervals gives valence_low
+and valence_high, and with --json valence_confidence: how surely the value is on its side of 0.5, the middle. With
+--json, valence_difference is the value minus the speaker's own slow average of baseline_turns turns. Near silence is
+below -70 dBFS, where the values say nothing about a voice.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,6 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
     parser.add_argument("--conversation", action="store_true", help="the files are one conversation's turns, in order")
     add_channel_option(parser)
+    parser.add_argument(
+        "--min-confidence", type=float, metavar="0..1", help="leave out values on a side of the middle less surely"
+    )
+    parser.add_argument("--max-width", type=float, metavar="0..1", help="leave out values with a wider interval")
     parser.add_argument("--split", help="of a corpus: only this split")
     parser.add_argument("--conversation-id", metavar="ID", help="of a corpus: only this conversation")
     parser.add_argument(
@@ -67,9 +74,16 @@ def run(options: argparse.Namespace) -> int:
 
     from ..audio_files import AudioFileError, load_audio
     from ..feature_extraction_mamba_ema import SAMPLING_RATE
+    from ..inference.reading import summarise
+    from ..publishing.model_card import describe_ends
 
     tracker = load_tracker(options)
-    conversations = _of_corpus(options, tracker) if of_corpus else _of_files(options)
+    if (options.min_confidence, options.max_width) != (None, None) and tracker.model.config.interval_radii is None:
+        raise ValueError(
+            f"{options.model} has no intervals, which --min-confidence and --max-width need; run_finetune.py measures "
+            "them where the validation split has enough conversations (see docs/confidence.md)"
+        )
+    conversations = _of_corpus(options, tracker) if of_corpus else _of_files(options, tracker.labels)
     if pictures and len(conversations) > 1:
         raise ValueError(
             "--plots draws one conversation: give --conversation for files, --conversation-id for a corpus"
@@ -77,6 +91,7 @@ def run(options: argparse.Namespace) -> int:
     table = Table(options.json, _widths(list(itertools.chain(*conversations))))
     longest, code = tracker.feature_extractor.max_seconds, 0
     drawn: list[tuple[Turn, TurnEmotion]] = []
+    said: list[TurnEmotion] = []
     for conversation in conversations:
         tracker.reset()
         for turn in conversation:
@@ -88,9 +103,14 @@ def run(options: argparse.Namespace) -> int:
                 code = 1
                 continue
             heard = tracker.update(waveform, SAMPLING_RATE, turn.speaker)
-            table.print(_row(turn, heard, tracker, options.json))
+            table.print(_row(turn, heard, tracker, options))
+            said.append(heard.without_attention())
             if pictures:
                 drawn.append((turn, heard))
+    if not options.json:
+        if len(conversations) == 1 and len(said) > 1:
+            print(summarise(said, [f"turn {heard.turn}" for heard in said]))
+        print(describe_ends(tracker.labels))
     if drawn:
         _draw(drawn, pictures[0], pictures[1], options.channel)
         if not options.json:
@@ -98,12 +118,18 @@ def run(options: argparse.Namespace) -> int:
     return code
 
 
-def _of_files(options: argparse.Namespace) -> list[list[Turn]]:
-    """Audio files, each a conversation of its own unless they are one."""
+def _of_files(options: argparse.Namespace, labels: list[str]) -> list[list[Turn]]:
+    """Audio files, each a conversation of its own unless they are one; or the sample beside its labels."""
     if options.sample:
         from ..sample import load_sample_conversation
 
-        return [[Turn(turn["file_name"], turn["speaker"]) for turn in load_sample_conversation()]]
+        turns = load_sample_conversation()
+        return [
+            [
+                Turn(turn["file_name"], turn["speaker"], labels={name: turn[name] for name in labels if name in turn})
+                for turn in turns
+            ]
+        ]
     files = [_channels(path) if options.split_channels else [Turn(str(path))] for path in options.sources]
     return [list(itertools.chain(*files))] if options.conversation else files
 
@@ -179,22 +205,29 @@ def _widths(turns: list[Turn]) -> dict[str, int]:
     return {name: max(len(text or "") for text in column) for name, column in texts.items()}
 
 
-def _row(turn: Turn, heard: TurnEmotion, tracker: EmotionTracker, as_json: bool) -> dict[str, Any]:
+def _row(turn: Turn, heard: TurnEmotion, tracker: EmotionTracker, options: argparse.Namespace) -> dict[str, Any]:
     place = {} if turn.conversation is None else {"conversation": turn.conversation, "turn": turn.number}
-    file = turn.file_name if as_json else Path(turn.file_name).name
-    values = {
-        **heard.values,
-        **{f"{label}_value": heard.label_values[label] for label in tracker.labels_with_own_scale},
-        **{f"{label}_label": value for label, value in turn.labels.items()},
-    }
+    file = turn.file_name if options.json else Path(turn.file_name).name
+    labels = {f"{label}_label": None if value is None else round(value, 4) for label, value in turn.labels.items()}
+    row = tracker.row(heard)
+    for label in tracker.labels:
+        if not _is_sure(row, label, options):
+            row.update({name: None for name in (label, f"{label}_value", f"{label}_difference") if name in row})
     return {
         **place,
         "file": file,
         "speaker": turn.speaker,
         "seconds": round(heard.seconds, 3),
-        **{name: None if value is None else round(value, 4) for name, value in values.items()},
-        "low_level": heard.low_level,
+        **row,
+        **labels,
     }
+
+
+def _is_sure(row: Mapping[str, Any], label: str, options: argparse.Namespace) -> bool:
+    """Whether a value is one of those that were asked for."""
+    if options.min_confidence is not None and row[f"{label}_confidence"] < options.min_confidence:
+        return False
+    return options.max_width is None or row[f"{label}_high"] - row[f"{label}_low"] <= options.max_width
 
 
 def _draw(drawn: list[tuple[Turn, TurnEmotion]], trajectory: Path, attention: Path, channel: int | None) -> None:
@@ -205,6 +238,8 @@ def _draw(drawn: list[tuple[Turn, TurnEmotion]], trajectory: Path, attention: Pa
 
     trajectory.parent.mkdir(parents=True, exist_ok=True)
     turns = [turn for turn, _ in drawn]
+    known = [heard.intervals for _, heard in drawn if heard.intervals is not None]
+    intervals = {label: [ends[label] for ends in known] for label in (known[0] if known else ())}
     plot_trajectory(
         {label: [heard.values[label] for _, heard in drawn] for label in drawn[0][1].values},
         speakers=[turn.speaker or "speaker" for turn in turns],
@@ -213,6 +248,7 @@ def _draw(drawn: list[tuple[Turn, TurnEmotion]], trajectory: Path, attention: Pa
             for label in turns[0].labels
         },
         title="Emotion over the conversation",
+        intervals=intervals,
     ).savefig(trajectory, dpi=90)
     sharpness = [(turn.salient is not None, heard.attention.max() * heard.attention.shape[-1]) for turn, heard in drawn]
     turn, heard = drawn[max(range(len(drawn)), key=lambda number: sharpness[number])]

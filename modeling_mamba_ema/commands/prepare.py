@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..data.corpora import corpus_names
+from ..data.corpora import RATED_ELSEWHERE, corpus_names
 
 HELP = "make a corpus ready for training"
 SYNTHETIC = "synthetic"
@@ -20,25 +20,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name in corpus_names():
         published = corpora.add_parser(name, help=f"the folder of {name} as delivered")
         published.add_argument("folder", type=Path, help="as delivered")
+        if name in RATED_ELSEWHERE:
+            published.add_argument("ratings", type=Path, metavar="RATINGS.csv", help="as the study of it delivers them")
         published.add_argument("--output", type=Path, required=True, help="folder to write")
         published.add_argument("--fold", type=int, default=1, help="to test on, where the corpus has several (1)")
     synthetic = corpora.add_parser(SYNTHETIC, help="spoken conversations from a synthesiser, for demos and tests")
     synthetic.add_argument("--output", type=Path, required=True, help="folder to write")
     synthetic.add_argument("--conversations", type=int, default=220, help="how many (%(default)s)")
     synthetic.add_argument("--seed", type=int, default=0, help="of everything that is drawn (%(default)s)")
+    synthetic.add_argument(
+        "--coupling", type=float, default=1.0, help="0: each speaker drifts alone; 1: both as one (%(default)s)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     if options.corpus == SYNTHETIC:
         from ..data.synthetic_corpus import write_synthetic_corpus
 
-        made = write_synthetic_corpus(options.output, options.conversations, options.seed)
+        made = write_synthetic_corpus(options.output, options.conversations, options.seed, options.coupling)
         print(f"SYNTHETIC corpus in {options.output}\n{made}")
         return 0
     from ..data.corpora import read_corpus
     from ..data.prepared_corpus import describe_corpus, write_corpus
 
-    corpus = read_corpus(options.corpus, options.folder, options.fold)
+    corpus = read_corpus(options.corpus, options.folder, options.fold, getattr(options, "ratings", None))
     write_corpus(corpus, options.output)
     print(describe_corpus(corpus))
     return 0

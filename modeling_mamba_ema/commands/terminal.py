@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-TEXT_COLUMNS = ("conversation", "file", "speaker", "note")
+TEXT_COLUMNS = ("conversation", "file", "speaker", "reading")
+# Endings of columns that tables have no room for.
+ONLY_IN_FILES = ("_difference", "baseline_turns", "_confidence", "low_level", "reading")
 
 
 def complain(message: str) -> None:
@@ -48,8 +50,8 @@ class Table:
         if self._as_json:
             print(json.dumps(row), flush=True)
             return
-        cells = {**row, "note": "near silence" if row["low_level"] else ""}
-        del cells["low_level"]
+        cells = {name: value for name, value in row.items() if not name.endswith(ONLY_IN_FILES)}
+        cells["reading"] = "near silence" if row["low_level"] else row["reading"]
         widths = {name: max(len(name), 8, self._widths.get(name, 0)) for name in cells}
         if not self._begun:
             print(_line({name: name.replace("_", " ") for name in cells}, widths))

@@ -1,7 +1,9 @@
 """Emotion over a long recording, a row a segment: start, end, speaker, values from 0 to 1.
 
 Segments come from a file (CSV or RTTM), from Silero VAD (--vad), or are windows of one length; with --split-channels
-they are those of each channel. The state of the conversation is carried over all of them. Near silence is below -70
+they are those of each channel. The state of the conversation is carried over all of them. At the end stands the call in
+words. In files and with --json,
+valence_difference is the value minus the speaker's own slow average of baseline_turns turns. Near silence is below -70
 dBFS, where the values say nothing about a voice.
 """
 
@@ -16,7 +18,7 @@ from .model_options import add_channel_option, add_model_options, load_tracker
 from .terminal import Table, check_output, complain
 
 if TYPE_CHECKING:
-    from ..inference import Segment
+    from ..inference import Segment, TurnEmotion
 
 HELP = "emotion over a long recording, a row a segment"
 
@@ -49,10 +51,13 @@ def run(options: argparse.Namespace) -> int:
 
     from ..audio_files import Recording
     from ..inference import TimelineWriter, emotion_timeline, read_segments, timeline_columns
+    from ..inference.reading import clock, summarise
     from ..inference.segments import channel_speaker
     from ..inference.voice_activity import detect_speech
 
     rows: list[dict[str, Any]] = []
+    heard: list[TurnEmotion] = []
+    places: list[str] = []
     reached, stopped = 0.0, False
     with ExitStack() as stack:
         recording = stack.enter_context(Recording(options.recording, options.channel))
@@ -76,6 +81,9 @@ def run(options: argparse.Namespace) -> int:
                 fields, reached = row.to_dict(), row.end
                 if writer is not None:
                     writer.write(fields)
+                if row.heard is not None:
+                    heard.append(row.heard.without_attention())
+                    places.append(clock(row.start))
                 if options.plot is not None:
                     rows.append(fields)
                 if writer is None or options.json:
@@ -91,6 +99,8 @@ def run(options: argparse.Namespace) -> int:
     if not tracker.num_turns and not stopped:
         complain(f"no speech was found in {recording.name}")
     if not options.json:
+        if heard:
+            print(summarise(heard, places))
         for path in filter(None, (options.output, options.plot if rows else None)):
             print(f"{path}: {tracker.num_turns} scored segments, to {reached:.1f} of {recording.seconds:.1f} s")
     if stopped:

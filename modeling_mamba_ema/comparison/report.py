@@ -1,4 +1,4 @@
-"""A comparison of poolings as a markdown page: tables, and the verdict in words."""
+"""A comparison of poolings and scopes as a markdown page: tables, and the verdict in words."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..data.frame_cache import utterances_of
 from ..plots import plot_pooling_comparison, write_picture
 from .costs import Cost, encoder_cost, pooling_costs
 from .runs import Trainings
-from .statistics import BASELINE, MEAN, Difference, PoolingResult, cell_ccc, compare_poolings
+from .statistics import BASELINE, BASELINE_SCOPE, MEAN, Difference, PoolingResult, cell_ccc, compare_poolings
 
 # Below this, intervals over conversations are known to be too narrow: in simulations with 40 turns each, 95 % intervals
 # held the truth 88 times of 100 with 8 conversations, 91 times with 30, and 95 times with 60.
@@ -87,20 +87,23 @@ def write_comparison(output: Path, trainings: Trainings, split: str, chose_the_e
 
 def verdict(results: Sequence[PoolingResult], measured: Measured) -> list[str]:
     """One sentence a context, then what the reader must know to trust them."""
-    compared = [(result, result.difference[MEAN]) for result in results if result.difference is not None]
     sentences = []
-    for context in dict.fromkeys(result.context for result in results):
-        own = [(result.pooling, difference) for result, difference in compared if result.context == context]
-        clear = [_about(*each) for each in own if each[1].excludes_zero]
-        unclear = [_about(*each) for each in own if not each[1].excludes_zero]
-        sentence = f"With context `{context}`, {'; '.join(clear) or 'no difference to mean pooling excludes zero'}."
-        if unclear:
-            sentence += f" Not distinguishable from mean pooling: {', '.join(unclear)}."
-        sentences.append(sentence)
-    held, count = sum(difference.excludes_zero_corrected for _, difference in compared), len(compared)
+    for setting in dict.fromkeys(result.setting for result in results if result.difference is not None):
+        own = {f"`{r.pooling}`": r.difference[MEAN] for r in results if r.setting == setting and r.difference}
+        sentences.append(_sentence(f"With context {setting}", own, "mean pooling"))
+    for pooling, context in dict.fromkeys((r.pooling, r.context) for r in results if r.scope_difference is not None):
+        own = {
+            f"`{r.scope}`": r.scope_difference[MEAN]
+            for r in results
+            if (r.pooling, r.context) == (pooling, context) and r.scope_difference is not None
+        }
+        with_ = f"With pooling `{pooling}` and context `{context}`"
+        sentences.append(_sentence(with_, own, f"the scope `{BASELINE_SCOPE}`"))
+    differences = [d[MEAN] for r in results for d in (r.difference, r.scope_difference) if d is not None]
+    held, count = sum(difference.excludes_zero_corrected for difference in differences), len(differences)
     if count > 1:
         sentences.append(
-            f"These are {count} comparisons, of which {0.05 * count:.2g} would exclude zero by chance if no pooling "
+            f"These are {count} comparisons, of which {0.05 * count:.2g} would exclude zero by chance if nothing "
             f"differed. After Bonferroni's correction {held} of {count} still {'does' if held == 1 else 'do'}."
         )
     return sentences + _caveats(measured)
@@ -113,31 +116,42 @@ def comparison_page(
     labels = list(results[0].ccc)
     titles = [name if name == MEAN else f"CCC {name}" for name in labels]
     sentences = [f"- {sentence}" for sentence in verdict(results, measured)]
+    scopes = any(result.scope_difference is not None for result in results)
+    differences = ["minus mean pooling", *([f"minus scope `{BASELINE_SCOPE}`"] if scopes else [])]
     lines = ["# Poolings compared", "", f"From `{command}`.", "", *sentences, ""]
-    for context in dict.fromkeys(result.context for result in results):
+    for setting in dict.fromkeys(result.setting for result in results):
         lines += [
-            f"## context `{context}`",
+            f"## context {setting}",
             "",
-            f"| pooling | {' | '.join(titles)} | minus mean pooling |",
-            "|" + " --- |" * (len(labels) + 2),
+            f"| pooling | {' | '.join([*titles, *differences])} |",
+            "|" + " --- |" * (len(labels) + len(differences) + 1),
         ]
         for result in results:
-            if result.context == context:
+            if result.setting == setting:
                 cells = [_with_spread(result, name) for name in labels]
-                difference = "" if result.difference is None else _signed(result.difference[MEAN])
-                lines.append(f"| `{result.pooling}` | {' | '.join(cells)} | {difference} |")
+                shown = (result.difference, result.scope_difference)[: len(differences)]
+                cells += ["" if difference is None else _signed(difference[MEAN]) for difference in shown]
+                lines.append(f"| `{result.pooling}` | {' | '.join(cells)} |")
         lines.append("")
     spread = "over seeds" if measured.folds == 1 else "over seeds, then over folds"
     lines += [f"Mean ± standard deviation {spread}; in brackets 95 % intervals of the difference in {MEAN}.", ""]
     return "\n".join([*lines, *_cost_table(costs, seconds), ""])
 
 
-def _about(pooling: str, difference: Difference) -> str:
-    interval = f"({difference.low:+.3f} to {difference.high:+.3f})"
-    if not difference.excludes_zero:
-        return f"`{pooling}` {interval}"
+def _sentence(begin: str, differences: Mapping[str, Difference], baseline: str) -> str:
+    clear = [_about(name, difference, baseline) for name, difference in differences.items() if difference.excludes_zero]
+    unclear = [f"{name} {_interval(other)}" for name, other in differences.items() if not other.excludes_zero]
+    sentence = f"{begin}, {'; '.join(clear) or f'no difference to {baseline} excludes zero'}."
+    return sentence + (f" Not distinguishable from {baseline}: {', '.join(unclear)}." if unclear else "")
+
+
+def _about(name: str, difference: Difference, baseline: str) -> str:
     word = "better" if difference.value > 0 else "worse"
-    return f"`{pooling}` is {word} than mean pooling by {abs(difference.value):.3f} {interval}"
+    return f"{name} is {word} than {baseline} by {abs(difference.value):.3f} {_interval(difference)}"
+
+
+def _interval(difference: Difference) -> str:
+    return f"({difference.low:+.3f} to {difference.high:+.3f})"
 
 
 def _caveats(measured: Measured) -> list[str]:
@@ -149,7 +163,7 @@ def _caveats(measured: Measured) -> list[str]:
         f"Measured on `{measured.split}`: {measured.turns} turns in {measured.conversations} conversations of {who}, "
         f"with {runs} each. Intervals draw conversations"
         + (" and seeds anew." if measured.seeds > 1 else " anew; with one seed, chance in training is not in them.")
-        + " A pooling that is not distinguishable from mean pooling is not shown to be equal to it."
+        + " What is not distinguishable is not shown to be equal."
     ]
     if measured.chose_the_epoch:
         caveats.append("This split also chose each training's best epoch: its CCC is too high for every pooling.")
@@ -178,7 +192,7 @@ def _cost_table(costs: Mapping[str, Cost], seconds: float) -> list[str]:
         "| pooling | parameters | MFLOPs | more than mean, share of WavLM's | ms | more than mean, share of WavLM's |",
         "|" + " --- |" * 6,
     ]
-    base, encoder = costs[BASELINE], costs[ENCODER]
+    base, encoder = costs.get(BASELINE, next(iter(costs.values()))), costs[ENCODER]
     for pooling, cost in costs.items():
         if pooling != ENCODER:
             flops = (cost.flops - base.flops) / encoder.flops

@@ -15,7 +15,7 @@ import pandas as pd
 from datasets import Dataset, DatasetDict
 from transformers import set_seed
 
-from ..conversation_encoder import CONTEXTS
+from ..conversation_encoder import CONTEXTS, SCOPES
 from ..data.atomic_write import atomic_write
 from ..data.frame_cache import FrameCache, utterances_of
 from ..modeling_mamba_ema import MambaEMAForRegression
@@ -29,24 +29,31 @@ from ..training import (
     build_trainer,
     cache_frames,
     check_labels_vary,
+    check_speakers,
     load_splits,
     prediction_table,
     save_predictions,
 )
-from .statistics import BASELINE, MEAN, Cell, cell_ccc
+from .statistics import BASELINE, BASELINE_SCOPE, MEAN, Cell, cell_ccc
 
 logger = logging.getLogger(__name__)
 
 
 def check_comparable(
-    run: RunConfiguration, poolings: Sequence[str], contexts: Sequence[str], seeds: int, split: str
+    run: RunConfiguration,
+    poolings: Sequence[str],
+    contexts: Sequence[str],
+    seeds: int,
+    split: str,
+    scopes: Sequence[str] = (BASELINE_SCOPE,),
 ) -> None:
     """Refuse before any training what could not be compared in the end.
 
     Raises:
         ValueError: with what to change.
     """
-    for what, names, known in (("poolings", poolings, POOLINGS), ("contexts", contexts, CONTEXTS)):
+    chosen = (("poolings", poolings, POOLINGS), ("contexts", contexts, CONTEXTS), ("scopes", scopes, SCOPES))
+    for what, names, known in chosen:
         unknown = [name for name in names if name not in known]
         if unknown:
             raise ValueError(f"--{what} names {', '.join(unknown)}; allowed are {', '.join(known)}")
@@ -55,7 +62,9 @@ def check_comparable(
             "every training needs a new head: name model.pretrained_speech_encoder instead of model.pretrained_model "
             "(a Mamba-EMA's folder gives its encoder)"
         )
-    if BASELINE not in poolings or len(set(poolings)) < 2:
+    if len(set(scopes)) > 1 and BASELINE_SCOPE not in scopes:
+        raise ValueError(f"scopes are compared with {BASELINE_SCOPE}; give it to --scopes, too")
+    if (BASELINE not in poolings or len(set(poolings)) < 2) and (len(set(poolings)) > 1 or len(set(scopes)) < 2):
         raise ValueError(f"poolings are compared with {BASELINE}; give it and another one to --poolings")
     if seeds < 1:
         raise ValueError(f"--seeds is {seeds}, but each kind needs one training at least")
@@ -77,7 +86,10 @@ def run_of_fold(run: RunConfiguration, fold: str | None) -> RunConfiguration:
 
 def run_of_cell(run: RunConfiguration, cell: Cell) -> RunConfiguration:
     """The run of one training of the comparison."""
-    params = {**run.model.params, "speech_encoder_pooling": cell.pooling, "context": cell.context}
+    params = {
+        **run.model.params,
+        **{"speech_encoder_pooling": cell.pooling, "context": cell.context, "context_scope": cell.scope},
+    }
     return dataclasses.replace(
         run_of_fold(run, cell.fold),
         model=dataclasses.replace(run.model, params=params),
@@ -115,7 +127,10 @@ def train_all(run: RunConfiguration, cells: Sequence[Cell], split: str, output: 
         fold: load_splits(run_of_fold(run, fold).data, model.config, output)
         for fold in dict.fromkeys(cell.fold for cell in cells)
     }
+    scopes = dict.fromkeys(cell.scope for cell in cells)
     for splits in folds.values():
+        for scope in scopes:
+            check_speakers(model.config.with_changes(context_scope=scope), splits, required=len(scopes) > 1)
         for name in dict.fromkeys((run.data.train_split, str(run.data.validation_split), split)):
             check_labels_vary(name, splits[name], model.config.labels)
     rows = [part for splits in folds.values() for part in splits.values()]

@@ -1,4 +1,5 @@
-"""Poolings compared with mean pooling: means over seeds, and paired differences with intervals."""
+"""Poolings compared with mean pooling, and scopes of the context with that of the conversation: means over seeds, and
+paired differences with intervals."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ import pandas as pd
 from ..ccc_loss import MISSING_LABEL
 from ..metrics import concordance_cc, paired_bootstrap_difference
 
-BASELINE = "mean"
+BASELINE, BASELINE_SCOPE = "mean", "conversation"
 MEAN = "mean CCC"  # beside the labels' names: the mean over labels, on which the verdict rests
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -25,17 +26,19 @@ class Cell:
     context: str
     seed: int
     fold: str | None = None
+    scope: str = BASELINE_SCOPE
 
     @property
     def name(self) -> str:
-        parts = [self.pooling, self.context, f"seed{self.seed}", *([] if self.fold is None else [self.fold])]
-        return "-".join(parts)
+        scope = [] if self.scope == BASELINE_SCOPE else [self.scope]
+        fold = [] if self.fold is None else [self.fold]
+        return "-".join([self.pooling, self.context, *scope, f"seed{self.seed}", *fold])
 
 
 @dataclass(frozen=True)
 class Difference:
-    """CCC of a pooling minus CCC of mean pooling, with its interval, and with the interval that holds for all
-    comparisons together (Bonferroni)."""
+    """CCC minus that of mean pooling, or of the conversation's scope, with its interval, and with the interval that
+    holds for all comparisons together (Bonferroni)."""
 
     value: float
     low: float
@@ -54,14 +57,16 @@ class Difference:
 
 @dataclass(frozen=True)
 class PoolingResult:
-    """One pooling in one context, over all seeds and folds; dicts by label, and `MEAN`.
+    """One pooling with one context and scope, over all seeds and folds; dicts by label, and `MEAN`.
 
     Attributes:
         ccc: (mean) over seeds and folds.
         std_over_seeds: of the means over folds; NaN for a single seed.
         std_over_folds: of the means over seeds; None without folds.
         by_seed: means over folds, one a seed.
-        difference: to mean pooling; None for mean pooling itself.
+        difference: to mean pooling; None for mean pooling itself, and where it is not compared.
+        scope: of the context.
+        scope_difference: to the conversation's scope with the same pooling and context; None likewise.
     """
 
     pooling: str
@@ -71,11 +76,18 @@ class PoolingResult:
     std_over_folds: dict[str, float] | None
     by_seed: dict[str, list[float]]
     difference: dict[str, Difference] | None
+    scope: str = BASELINE_SCOPE
+    scope_difference: dict[str, Difference] | None = None
+
+    @property
+    def setting(self) -> str:
+        """Context and scope, as the page has them."""
+        return f"`{self.context}`" + ("" if self.scope == BASELINE_SCOPE else f" of the scope `{self.scope}`")
 
 
 @dataclass(frozen=True)
 class _Runs:
-    """Predictions (seeds, turns, labels) of one pooling in one context, folds one after the other, and their CCC."""
+    """Predictions (seeds, turns, labels) with one pooling, context and scope, folds one after the other; their CCC."""
 
     predictions: np.ndarray
     references: np.ndarray
@@ -85,28 +97,39 @@ class _Runs:
 
 
 def compare_poolings(tables: Mapping[Cell, pd.DataFrame], labels: Sequence[str]) -> list[PoolingResult]:
-    """Results of every pooling and context.
+    """Results of every pooling, context and scope.
 
     Args:
-        tables: predictions of every cell, as `prediction_table` gives them; every pooling with the same contexts, seeds
-            and folds, mean pooling among them.
+        tables: predictions of every cell, as `prediction_table` gives them; every pooling with the same contexts,
+            scopes, seeds and folds.
         labels: names of the labels.
 
     Raises:
-        ValueError: mean pooling or a cell is missing, or cells were measured on different turns.
+        ValueError: of several poolings none is mean pooling, a cell is missing, or cells were measured on different
+            turns.
     """
     poolings = list(dict.fromkeys(cell.pooling for cell in tables))
-    contexts = list(dict.fromkeys(cell.context for cell in tables))
-    if BASELINE not in poolings:
+    settings = list(dict.fromkeys((cell.context, cell.scope) for cell in tables))
+    if BASELINE not in poolings and (len(poolings) > 1 or len({scope for _, scope in settings}) == 1):
         raise ValueError(f"poolings are compared with {BASELINE!r}, which is not among {', '.join(poolings)}")
-    comparisons = (len(poolings) - 1) * len(contexts)
+    runs = {
+        (pooling, *setting): _gather(tables, pooling, *setting, labels) for setting in settings for pooling in poolings
+    }
+    first = next(iter(runs))
+    for kind, others in runs.items():
+        if not np.array_equal(others.references, runs[first].references):
+            raise ValueError(f"{'-'.join(kind)} and {'-'.join(first)} were measured on different turns")
+    to_mean = {kind: (BASELINE, *kind[1:]) for kind in runs if kind[0] != BASELINE and BASELINE in poolings}
+    to_conversation = {kind: (*kind[:2], BASELINE_SCOPE) for kind in runs if kind[2] != BASELINE_SCOPE}
+    to_conversation = {kind: baseline for kind, baseline in to_conversation.items() if baseline in runs}
+    count = len(to_mean) + len(to_conversation)
     results = []
-    for context in contexts:
-        runs = {pooling: _gather(tables, pooling, context, labels) for pooling in poolings}
-        for pooling in poolings:
-            if not np.array_equal(runs[pooling].references, runs[BASELINE].references):
-                raise ValueError(f"{pooling} and {BASELINE} were measured on different turns")
-            results.append(_result(pooling, context, runs[pooling], runs[BASELINE], labels, comparisons))
+    for kind, own in runs.items():
+        differences = [
+            _difference(own, runs[baselines[kind]], labels, count) if kind in baselines else None
+            for baselines in (to_mean, to_conversation)
+        ]
+        results.append(_result(*kind, own, labels, *differences))
     return results
 
 
@@ -119,14 +142,16 @@ def cell_ccc(table: pd.DataFrame, labels: Sequence[str]) -> dict[str, float]:
     return {**values, MEAN: float(np.mean(list(values.values())))}
 
 
-def _gather(tables: Mapping[Cell, pd.DataFrame], pooling: str, context: str, labels: Sequence[str]) -> _Runs:
-    cells = [cell for cell in tables if (cell.pooling, cell.context) == (pooling, context)]
+def _gather(
+    tables: Mapping[Cell, pd.DataFrame], pooling: str, context: str, scope: str, labels: Sequence[str]
+) -> _Runs:
+    cells = [cell for cell in tables if (cell.pooling, cell.context, cell.scope) == (pooling, context, scope)]
     seeds, folds = (list(dict.fromkeys(values)) for values in zip(*((cell.seed, cell.fold) for cell in cells)))
     by_seed, references, conversations, fold_of, ccc = [], [], [], [], []
     for seed in seeds:
         parts = []
         for fold in folds:
-            cell = Cell(pooling, context, seed, fold)
+            cell = Cell(pooling, context, seed, fold, scope)
             if cell not in tables:
                 raise ValueError(f"the comparison lacks {cell.name}")
             ccc.append(list(cell_ccc(tables[cell], labels).values()))
@@ -148,26 +173,34 @@ def _gather(tables: Mapping[Cell, pd.DataFrame], pooling: str, context: str, lab
     )
 
 
+def _difference(runs: _Runs, baseline: _Runs, labels: Sequence[str], comparisons: int) -> dict[str, Difference]:
+    values = (runs.ccc - baseline.ccc).mean(axis=(0, 1))
+    intervals = [
+        paired_bootstrap_difference(
+            runs.predictions,
+            baseline.predictions,
+            runs.references,
+            list(runs.conversations),
+            confidence_level=level,
+            num_resamples=RESAMPLES,
+            folds=list(runs.folds),
+        )
+        for level in (CONFIDENCE, 1 - (1 - CONFIDENCE) / comparisons)
+    ]
+    columns = np.stack([values, *(bound for interval in intervals for bound in interval)], axis=1)
+    return {name: Difference(*map(float, row)) for name, row in zip([*labels, MEAN], columns)}
+
+
 def _result(
-    pooling: str, context: str, runs: _Runs, baseline: _Runs, labels: Sequence[str], comparisons: int
+    pooling: str,
+    context: str,
+    scope: str,
+    runs: _Runs,
+    labels: Sequence[str],
+    difference: dict[str, Difference] | None,
+    scope_difference: dict[str, Difference] | None,
 ) -> PoolingResult:
-    names, difference = [*labels, MEAN], None
-    if pooling != BASELINE:
-        values = (runs.ccc - baseline.ccc).mean(axis=(0, 1))
-        intervals = [
-            paired_bootstrap_difference(
-                runs.predictions,
-                baseline.predictions,
-                runs.references,
-                list(runs.conversations),
-                confidence_level=level,
-                num_resamples=RESAMPLES,
-                folds=list(runs.folds),
-            )
-            for level in (CONFIDENCE, 1 - (1 - CONFIDENCE) / comparisons)
-        ]
-        columns = np.stack([values, *(bound for interval in intervals for bound in interval)], axis=1)
-        difference = {name: Difference(*map(float, row)) for name, row in zip(names, columns)}
+    names = [*labels, MEAN]
     by_seed, by_fold = runs.ccc.mean(axis=1), runs.ccc.mean(axis=0)
     return PoolingResult(
         pooling=pooling,
@@ -177,6 +210,8 @@ def _result(
         std_over_folds=None if len(by_fold) == 1 else _named(names, _std(by_fold)),
         by_seed={name: by_seed[:, column].tolist() for column, name in enumerate(names)},
         difference=difference,
+        scope=scope,
+        scope_difference=scope_difference,
     )
 
 

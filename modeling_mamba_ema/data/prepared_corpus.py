@@ -34,8 +34,8 @@ class Corpus:
     Attributes:
         name: as people cite it.
         scale: (low, high) of all its labels.
-        rows: one an utterance: `file_name` (absolute), `conversation_id`, `turn`, `speaker` (None: unknown), the labels
-            (NaN: none), `split`, and what else is known.
+        rows: one an utterance: `file_name` (absolute), `conversation_id`, `turn`, `speaker` (None: unknown), those of
+            `LABELS` that the corpus has (NaN: none), `split`, and what else is known.
         skipped: (name, reason) of what is in the corpus but not in `rows`.
         remarks: sentences for whoever uses the corpus.
     """
@@ -45,6 +45,10 @@ class Corpus:
     rows: pd.DataFrame
     skipped: list[tuple[str, str]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+
+    @property
+    def labels(self) -> list[str]:
+        return [label for label in LABELS if label in self.rows.columns]
 
 
 def write_corpus(corpus: Corpus, output: Path) -> None:
@@ -58,7 +62,7 @@ def write_corpus(corpus: Corpus, output: Path) -> None:
             twice. Nothing is written then.
     """
     rows = corpus.rows
-    unrated = rows[list(LABELS)].isna().all(axis=1)
+    unrated = rows[corpus.labels].isna().all(axis=1)
     corpus.skipped += [(Path(name).name, "it has no label") for name in rows["file_name"][unrated]]
     rows = rows[~unrated].reset_index(drop=True)
     if rows.empty:
@@ -67,14 +71,14 @@ def write_corpus(corpus: Corpus, output: Path) -> None:
     if doubled.any():
         raise CorpusError(enumerated(f"{corpus.name} has utterances twice", rows["file_name"][doubled]))
     rows = _with_times(corpus, rows)
-    for label in LABELS:
+    for label in corpus.labels:
         rows[label] = _clipped(corpus, rows, label)
-    first = ["file_name", "start", "end", "conversation_id", "turn", "speaker", "split", *LABELS]
+    first = ["file_name", "start", "end", "conversation_id", "turn", "speaker", "split", *corpus.labels]
     corpus.rows = rows[[*first, *(column for column in rows.columns if column not in first)]]
 
     facts = {
         "name": corpus.name,
-        "label_ranges": {label: list(corpus.scale) for label in LABELS},
+        "label_ranges": {label: list(corpus.scale) for label in corpus.labels},
         "remarks": corpus.remarks,
     }
     records = corpus.rows.astype(object).where(corpus.rows.notna(), None).to_dict("records")
@@ -92,14 +96,14 @@ def describe_corpus(corpus: Corpus) -> str:
     """A table over the splits (turns, hours, longest turn, speakers, conversations, label means), and the remarks."""
     header = f"{'split':<12}{'turns':>8}{'hours':>8}{'longest':>9}{'speakers':>10}{'conversations':>15}"
     lines = [f"{corpus.name}, labels from {corpus.scale[0]:g} to {corpus.scale[1]:g}"]
-    lines.append(header + "".join(f"{f'mean {label}':>16}" for label in LABELS))
+    lines.append(header + "".join(f"{f'mean {label}':>16}" for label in corpus.labels))
     groups = {split: corpus.rows[corpus.rows["split"] == split] for split in SPLITS}
     for split, rows in {**groups, "all": corpus.rows}.items():
         if rows.empty:
             continue
         seconds = rows["end"] - rows["start"]
         counts = f"{len(rows):>8}{seconds.sum() / 3600:>8.2f}{seconds.max():>8.1f}s{rows['speaker'].nunique():>10}"
-        means = "".join("             n/a" if mean != mean else f"{mean:>16.3f}" for mean in rows[list(LABELS)].mean())
+        means = "".join("             n/a" if mean != mean else f"{mean:>16.3f}" for mean in rows[corpus.labels].mean())
         lines.append(f"{split!s:<12}{counts}{rows['conversation_id'].nunique():>15}{means}")
     if corpus.skipped:
         lines.append(f"{len(corpus.skipped)} utterances were skipped; {SKIPPED_FILE} lists them with the reason")

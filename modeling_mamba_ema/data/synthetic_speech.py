@@ -54,7 +54,9 @@ class Synthesizer:
             self._chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
         return 0
 
-    def speak(self, text: str, voice: str, rate: float, pitch: float, pitch_range: float) -> np.ndarray:
+    def speak(
+        self, text: str, voice: str, rate: float, pitch: float, pitch_range: float, formants: float = 1.0
+    ) -> np.ndarray:
         """Say `text`.
 
         Args:
@@ -63,6 +65,7 @@ class Synthesizer:
             rate: words a minute, 80 to 450.
             pitch: base pitch, 0 to 100.
             pitch_range: how far intonation moves the pitch, 0 to 100.
+            formants: factor of all frequencies, of the pitch too; the rate stays as it is.
 
         Returns:
             (samples,) float32 within [-1, 1] at 16 kHz, without leading and trailing silence.
@@ -74,10 +77,10 @@ class Synthesizer:
         rate_of_engine = self._restart()
         if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
             raise ValueError(f"eSpeak NG has no voice {voice!r}")
-        for parameter, value in ((_RATE, rate), (_PITCH, pitch), (_RANGE, pitch_range), (_VOLUME, 100)):
+        for parameter, value in ((_RATE, rate / formants), (_PITCH, pitch), (_RANGE, pitch_range), (_VOLUME, 100)):
             self._library.espeak_SetParameter(parameter, round(value), 0)
         markup = f"<speak>{escape(text)}</speak>".encode()
         self._library.espeak_Synth(markup, len(markup) + 1, 0, 1, 0, _CHARS_UTF8 | _SSML, None, None)
         speech = np.concatenate(self._chunks).astype(np.float32) / 2**15
         loud = np.flatnonzero(np.abs(speech) > 1e-3)
-        return soxr.resample(speech[loud[0] : loud[-1] + 1], rate_of_engine, SAMPLING_RATE)
+        return soxr.resample(speech[loud[0] : loud[-1] + 1], rate_of_engine * formants, SAMPLING_RATE)

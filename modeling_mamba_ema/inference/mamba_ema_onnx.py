@@ -3,8 +3,8 @@
 from mamba_ema_onnx import OnnxEmotionTracker   # this file lies beside the exported model
 
 tracker = OnnxEmotionTracker(folder)
-for waveform in turns:                          # (samples,) float within [-1, 1], 16 kHz
-    heard = tracker.update(waveform)
+for waveform, speaker in turns:                 # (samples,) float within [-1, 1], 16 kHz; a name or None
+    heard = tracker.update(waveform, speaker)
     print(heard["values"])                      # {"valence": 0.43, "arousal": 0.61}
 """
 
@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
+SPEAKERS = "speakers."  # before the names of a speaker's state
+
 
 class OnnxEmotionTracker:
     """Follows one conversation, turn by turn, as `modeling_mamba_ema.inference.EmotionTracker` does.
@@ -28,6 +30,7 @@ class OnnxEmotionTracker:
     Attributes:
         config: what `onnx_config.json` says: labels, their scales, limits.
         state: the conversation's state, name -> array; constant in size.
+        speakers: the same by the speakers' names, the one silent longest first, of a model with contexts of speakers.
     """
 
     def __init__(self, folder: str | Path, providers: list[str] | None = None):
@@ -41,28 +44,43 @@ class OnnxEmotionTracker:
 
     def reset(self) -> None:
         """Begin a new conversation."""
-        self.state = {
-            name: np.zeros((1, *shape), dtype=np.int64 if name == "num_turns" else np.float32)
+        self.state = self._zeros(of_speaker=False)
+        self.speakers: dict[str, dict[str, np.ndarray]] = {}
+
+    def _zeros(self, of_speaker: bool) -> dict[str, np.ndarray]:
+        return {
+            name: np.zeros((1, *shape), dtype=np.int64 if name.endswith("num_turns") else np.float32)
             for name, shape in self.config["state"].items()
+            if name.startswith(SPEAKERS) == of_speaker
         }
 
-    def update(self, waveform: Any) -> dict[str, Any]:
+    def update(self, waveform: Any, speaker: str | None = None) -> dict[str, Any]:
         """Hear the next turn.
 
         Args:
             waveform: (samples,) mono, 16 kHz, floats within [-1, 1], 25 ms to 30 s.
+            speaker: a name, which means the state; None or blank for unknown.
 
         Returns:
-            `values` (unit scale) and `label_values` (labels' own scale) by label, `attention` (heads, frames), and
-            `low_level`, True below -70 dBFS RMS.
+            `values` (unit scale) and `label_values` (labels' own scale) by label, `intervals` (lower and upper end by
+            label, unit scale; None for a model without), `attention` (heads, frames), and `low_level`, True below -70
+            dBFS RMS.
 
         Raises:
             ValueError: a waveform that cannot be used; the state is then as it was.
         """
         samples, low_level = self._prepare(waveform)
         pooled, attention = self._encoder.run(["pooled", "attention"], {"input_values": samples[None]})
-        logits, *state = self._step.run(None, {"pooled": pooled, **self.state})
-        self.state = dict(zip(self.state, state))
+        name = (speaker or "").strip()
+        own = self.speakers.get(name) or self._zeros(of_speaker=True)
+        logits, *after = self._step.run(None, {"pooled": pooled, **self.state, **own})
+        state = dict(zip(self.config["state"], after))
+        self.state = {key: state[key] for key in self.state}
+        self.speakers.pop(name, None)
+        known = [other for other in self.speakers if other]
+        if name and len(known) == self.config["max_speakers"]:
+            del self.speakers[known[0]]
+        self.speakers[name] = {key: state[key] for key in own}
         values = dict(zip(self.config["labels"], map(float, logits[0])))
         label_values = {}
         for name, value in values.items():
@@ -71,8 +89,19 @@ class OnnxEmotionTracker:
         return {
             "values": values,
             "label_values": label_values,
+            "intervals": self._intervals(values),
             "attention": attention[0],
             "low_level": low_level,
+        }
+
+    def _intervals(self, values: dict[str, float]) -> dict[str, tuple[float, float]] | None:
+        radii = self.config["interval_radii"]
+        if None in radii.values():
+            return None
+        lowest, highest = (0.0, 1.0) if self.config["bounded_predictions"] else (-np.inf, np.inf)
+        return {
+            name: (max(value - radii[name], lowest), min(value + radii[name], highest))
+            for name, value in values.items()
         }
 
     def _prepare(self, waveform: Any) -> tuple[np.ndarray, bool]:

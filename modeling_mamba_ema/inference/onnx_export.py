@@ -5,7 +5,8 @@ and `attention` (batch, heads, frames).
 
 `conversation_step.onnx`: `pooled` and, where the model keeps context, `num_turns` (batch,) int64 and the tensors of the
 state by the names of `ConversationState.state_dict`, zeros at the start -> `logits` (batch, num_labels) on the unit
-scale and the state after the turn, each name preceded by `next.`.
+scale and the state after the turn, each name preceded by `next.`. Names that begin with `speakers.` are of the one
+speaker of the turn: whoever runs the step keeps them by speaker.
 
 `onnx_config.json` holds labels, their scales, normalisation and the state's shapes; `mamba_ema_onnx.py` runs the three
 with numpy and onnxruntime alone.
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..conversation_encoder import ConversationState
+from ..conversation_encoder import SPEAKERS, ConversationEncoder
 from ..feature_extraction_mamba_ema import (
     DEFAULT_MAX_SECONDS,
     LOW_LEVEL_DBFS,
@@ -50,33 +51,54 @@ class EncoderForExport(nn.Module):
 
 
 class ConversationStepForExport(nn.Module):
-    """One turn of each conversation: `ConversationEncoder.forward` for a single valid turn, and the head."""
+    """One turn of each conversation: the context encoders' `forward` for a single valid turn, and the head."""
 
     def __init__(self, model: MambaEMAForRegression):
         super().__init__()
-        self.observe = nn.Sequential(model.mamba_ema.projection, model.mamba_ema.projection_activation)
-        self.conversation_encoder = model.mamba_ema.conversation_encoder
+        base = model.mamba_ema
+        self.observe = nn.Sequential(base.projection, base.projection_activation)
+        encoders = {"": base.conversation_encoder, SPEAKERS: base.speaker_encoder}
+        self.encoders: Any = nn.ModuleList(encoder for encoder in encoders.values() if encoder is not None)
+        self.prefixes = [prefix for prefix, encoder in encoders.items() if encoder is not None]
         self.head = model.head
+
+    def initial_state(self, batch_size: int) -> dict[str, torch.Tensor]:
+        """Tensors of conversations that have not begun, of a single speaker each; empty without context."""
+        where = (torch.device("cpu"), torch.float32)
+        return {
+            prefix + name: tensor
+            for prefix, encoder in zip(self.prefixes, self.encoders)
+            for name, tensor in ConversationEncoder.initial_state(encoder, batch_size, *where).state_dict().items()
+        }
 
     def forward(self, pooled: torch.Tensor, state: dict[str, torch.Tensor] | None = None) -> tuple[torch.Tensor, ...]:
         """pooled (batch, pooled_size) and the state's tensors -> logits (batch, num_labels) and the new tensors"""
         observation = self.observe(pooled)  # (batch, hidden_size)
-        encoder = self.conversation_encoder
-        if encoder is None or state is None:
-            return (self.head(observation),)
-        hidden = observation.unsqueeze(1)  # (batch, 1, hidden_size)
-        lengths = torch.ones_like(state["num_turns"])
-        new: dict[str, torch.Tensor] = {"num_turns": state["num_turns"] + 1}
-        for block, layer in enumerate(encoder.layers):
-            before = Mamba2State(state[f"mamba.{block}.conv"], state[f"mamba.{block}.ssm"])
-            hidden, after = layer(hidden, lengths, before)
-            new[f"mamba.{block}.conv"], new[f"mamba.{block}.ssm"] = after
-        if encoder.norm is not None:
-            hidden = encoder.norm(hidden)
-        if encoder.ema is not None:
-            hidden, new["ema"] = encoder.ema(hidden, lengths, state["ema"], state["num_turns"])
-        logits = self.head(torch.cat([observation, hidden.squeeze(1)], dim=-1))
-        return (logits, *(new[name] for name in state))
+        features, new = [observation], {}
+        for prefix, encoder in zip(self.prefixes, self.encoders):
+            own = {name.removeprefix(prefix): tensor for name, tensor in (state or {}).items()}
+            context, after = _one_turn(encoder, observation, own)
+            features.append(context)
+            new.update({prefix + name: tensor for name, tensor in after.items()})
+        return (self.head(torch.cat(features, dim=-1)), *(new[name] for name in state or ()))
+
+
+def _one_turn(
+    encoder: Any, observation: torch.Tensor, state: dict[str, torch.Tensor]
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """z (batch, hidden_size) and the state's tensors -> c (batch, hidden_size) and the new tensors"""
+    hidden = observation.unsqueeze(1)  # (batch, 1, hidden_size)
+    lengths = torch.ones_like(state["num_turns"])
+    new: dict[str, torch.Tensor] = {"num_turns": state["num_turns"] + 1}
+    for block, layer in enumerate(encoder.layers):
+        before = Mamba2State(state[f"mamba.{block}.conv"], state[f"mamba.{block}.ssm"])
+        hidden, after = layer(hidden, lengths, before)
+        new[f"mamba.{block}.conv"], new[f"mamba.{block}.ssm"] = after
+    if encoder.norm is not None:
+        hidden = encoder.norm(hidden)
+    if encoder.ema is not None:
+        hidden, new["ema"] = encoder.ema(hidden, lengths, state["ema"], state["num_turns"])
+    return hidden.squeeze(1), new
 
 
 def export_onnx(model: MambaEMAForRegression, folder: str | Path) -> list[Path]:
@@ -122,13 +144,10 @@ def export_onnx(model: MambaEMAForRegression, folder: str | Path) -> list[Path]:
         {"input_values": {0: batch, 1: samples}},
     )
 
-    encoder = model.mamba_ema.conversation_encoder
-    state: dict[str, torch.Tensor] = {}
-    if encoder is not None:
-        start: ConversationState = encoder.initial_state(2, model.device, model.dtype)
-        state = start.state_dict()
+    step = ConversationStepForExport(model).eval()
+    state = step.initial_state(2)
     _export(
-        ConversationStepForExport(model).eval(),
+        step,
         {"pooled": pooled, **({"state": state} if state else {})},
         folder / "conversation_step.onnx",
         ["pooled", *state],
@@ -145,6 +164,9 @@ def export_onnx(model: MambaEMAForRegression, folder: str | Path) -> list[Path]:
         "max_peak": MAX_PEAK,
         "low_level_dbfs": LOW_LEVEL_DBFS,
         **{name: getattr(config, name) for name in NORMALIZATION},
+        "interval_radii": {label: config.interval_radius(label) for label in config.labels},
+        "bounded_predictions": config.bounded_predictions,
+        "max_speakers": config.max_speakers,
         "state": {name: list(tensor.shape[1:]) for name, tensor in state.items()},
     }
     (folder / "onnx_config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

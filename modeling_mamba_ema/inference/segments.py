@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ _RTTM_TYPES = {
     *("SEGMENT", "NOSCORE", "NO_RT_METADATA", "LEXEME", "NON-LEX", "NON-SPEECH", "FILLER", "EDIT", "IP", "SU", "CB"),
     *("A/P", "SPEAKER", "SPKR-INFO"),
 }
+_NUMBER = re.compile(r"[-+]?[\d.]+(e[-+]?\d+)?", re.IGNORECASE)
 _NO_CHANNEL = ("", "0", "<NA>")  # Kaldi writes 0
 _CHANNELS_BY_LETTER = {"A": "1", "B": "2"}  # of telephone calls
 
@@ -115,8 +117,10 @@ def _from_rttm(name: str, text: str, recording: str | None) -> list[Segment]:
         if fields[0] not in _RTTM_TYPES:
             raise ValueError(f"{place} begins with {fields[0]!r}, no type of RTTM such as SPEAKER")
         if fields[0] == "SPEAKER":
-            # A name with a space pushes the start to where the duration belongs, and the duration behind it.
-            if len(fields) not in _RTTM_FIELDS or seconds_of(fields[5]) is not None:
+            # A name with a space pushes what follows it into the fields behind, a duration or a part of the speaker.
+            confidence = all(field == "<NA>" or _NUMBER.fullmatch(field) for field in fields[8:])
+            shifted = len(fields) in _RTTM_FIELDS and (_NUMBER.fullmatch(fields[5]) or not confidence)
+            if len(fields) not in _RTTM_FIELDS or shifted:
                 raise ValueError(
                     f"{place} has {len(fields)} fields; a SPEAKER line has 9 or 10, and its names hold no space unless "
                     "tabs are between the fields"

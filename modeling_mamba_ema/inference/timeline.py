@@ -16,7 +16,7 @@ import numpy as np
 from ..audio_files import MIN_SECONDS, Recording
 from ..feature_extraction_mamba_ema import MIN_SAMPLES, SAMPLING_RATE
 from .segments import Segment, by_channel, check_several_channels, equal_windows, split_segment
-from .tracker import EmotionTracker
+from .tracker import EmotionTracker, TurnEmotion
 
 SUFFIXES = (".csv", ".json", ".jsonl")
 
@@ -28,34 +28,24 @@ class TimelineRow:
     Attributes:
         start, end: seconds from the recording's begin.
         speaker: of the segment, or None.
-        values: label -> value on the unit scale; None for a segment too short (25 ms) to answer for.
-        label_values: label -> value on the label's own scale, where that is not the unit scale; None likewise.
-        low_level: True below -70 dBFS RMS, where the values say nothing about a voice.
+        heard: what the tracker says; None for a segment too short (25 ms) to answer for.
+        fields: of a file's row, see `EmotionTracker.row`.
     """
 
     start: float
     end: float
     speaker: str | None
-    values: dict[str, float | None]
-    label_values: dict[str, float | None]
-    low_level: bool
+    heard: TurnEmotion | None
+    fields: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """One flat row, as files have it, with the columns of [`timeline_columns`]; values are rounded to 4 digits."""
-        values = {**self.values, **{f"{label}_value": value for label, value in self.label_values.items()}}
-        return {
-            "start": round(self.start, 3),
-            "end": round(self.end, 3),
-            "speaker": self.speaker,
-            **{name: None if value is None else round(value, 4) for name, value in values.items()},
-            "low_level": self.low_level,
-        }
+        """One flat row, as files have it, with the columns of [`timeline_columns`]."""
+        return {"start": round(self.start, 3), "end": round(self.end, 3), "speaker": self.speaker, **self.fields}
 
 
 def timeline_columns(tracker: EmotionTracker) -> list[str]:
-    """Of flat rows: `valence` on the unit scale, `valence_value` on the label's own scale where that is another."""
-    values = [f"{label}_value" for label in tracker.labels_with_own_scale]
-    return ["start", "end", "speaker", *tracker.labels, *values, "low_level"]
+    """Of flat rows."""
+    return ["start", "end", "speaker", *tracker.columns]
 
 
 def emotion_timeline(
@@ -66,9 +56,9 @@ def emotion_timeline(
 ) -> Iterator[TimelineRow]:
     """Follow a recording segment by segment; rows come as they are computed.
 
-    The tracker's one state is carried over all segments, whoever speaks: the model was trained on turns in the order
-    in which they were spoken, and what one speaker says moves the other. The speaker stands in the row. Segments longer
-    than 30 s are split into parts of one length; one shorter than 25 ms has no values and leaves the state as it was.
+    The tracker's state is carried over all segments; a segment's speaker is the speaker of its turn, see
+    [`EmotionTracker`]. Segments longer than 30 s are split into parts of one length; one shorter than 25 ms has no
+    values and leaves the state as it was.
 
     Args:
         tracker: where the conversation stands; a new one, or one that continues.
@@ -125,20 +115,15 @@ def _checked(segment: Segment, recording: Recording) -> Segment:
 def _rows(
     tracker: EmotionTracker, recording: Recording, segments: Iterable[Segment], longest: float
 ) -> Iterator[TimelineRow]:
-    own = tracker.labels_with_own_scale
     for whole in segments:
         for segment in split_segment(whole, longest):
             end = max(min(segment.end, recording.seconds), segment.start)
-            part = (segment.start, end, segment.speaker)
-            waveform = np.empty(0)
+            waveform, heard = np.empty(0), None
             if end - segment.start > MIN_SECONDS / 2:
                 waveform = recording.read(segment.start, end, segment.channel)
-            if waveform.size < MIN_SAMPLES:
-                yield TimelineRow(*part, dict.fromkeys(tracker.labels), dict.fromkeys(own), False)
-                continue
-            heard = tracker.update(waveform, SAMPLING_RATE, segment.speaker)
-            label_values: dict[str, float | None] = {label: heard.label_values[label] for label in own}
-            yield TimelineRow(*part, {**heard.values}, label_values, heard.low_level)
+            if waveform.size >= MIN_SAMPLES:
+                heard = tracker.update(waveform, SAMPLING_RATE, segment.speaker)
+            yield TimelineRow(segment.start, end, segment.speaker, heard, tracker.row(heard))
 
 
 class TimelineWriter:

@@ -6,7 +6,7 @@ import copy
 import json
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,44 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from ..audio_files import decoded_audio, is_audio_decoder, is_audio_file, load_audio
-from ..conversation_encoder import ConversationState
+from ..conversation_encoder import UNKNOWN_SPEAKER, ConversationState
 from ..data.atomic_write import atomic_write
 from ..feature_extraction_mamba_ema import SAMPLING_RATE, MambaEMAFeatureExtractor
 from ..modeling_mamba_ema import MambaEMAForRegression
 from ..publishing.checksums import weights_sha256
 from ..speech_encoder import num_frames
 from .loading import load_model
+from .reading import TREND_TURNS, read_turn
 
-STATE_FORMAT = "mamba-ema conversation state 1"
+STATE_FORMAT = "mamba-ema conversation state 2"
+BASELINE_TURNS = 20  # that the slow average of a speaker's values goes back, about
+_OF_INTERVALS = ("low", "high", "confidence")
 _TURNS = "tracker.num_turns"
+
+
+@dataclass(frozen=True)
+class Speaker:
+    """What a tracker keeps of a speaker whose name is known.
+
+    Attributes:
+        row: of their state in the conversation's.
+        num_turns: that the baseline is of; near silence does not count.
+        recent: values of the last eight of these turns.
+        baseline: label -> average of the values of these turns: their mean, and after 20 of them the exponential
+            moving average with a weight of 1/20. Empty before the first.
+    """
+
+    row: int
+    num_turns: int = 0
+    baseline: dict[str, float] = field(default_factory=dict)
+    recent: list[dict[str, float]] = field(default_factory=list)
+
+    def hear(self, values: dict[str, float]) -> Speaker:
+        """The speaker after a turn with these values."""
+        weight = 1 / min(self.num_turns + 1, BASELINE_TURNS)
+        before = self.baseline or values
+        baseline = {label: before[label] + weight * (value - before[label]) for label, value in values.items()}
+        return Speaker(self.row, self.num_turns + 1, baseline, [*self.recent, values][-TREND_TURNS:])
 
 
 @dataclass(frozen=True)
@@ -38,6 +66,15 @@ class TurnEmotion:
         speaker: as it was given, or None.
         values: label -> value on the unit scale, 0 to 1.
         label_values: label -> value on the label's own scale (`config.label_ranges`).
+        differences: label -> value minus the speaker's baseline before this turn, the slow average of their own turns
+            (see [`Speaker`]), so that a voice that is always loud does not read as excited; None for a speaker's first
+            turn and for turns without a name.
+        baseline_turns: turns behind that baseline.
+        intervals: label -> lower and upper end of the interval that holds `config.interval_level` of all turns, on the
+            unit scale; None for a model whose errors were not measured.
+        confidence: label -> level at which the value is on one side of 0.5, see `MambaEMAConfig.confidence`; None
+            likewise.
+        reading: in words what can be said of the turn, see `reading.py`; empty where nothing can.
         attention: (heads, frames) float32, 50 frames a second, each head sums to 1; uniform for poolings without
             attention.
         seconds: length of the turn.
@@ -48,29 +85,31 @@ class TurnEmotion:
     speaker: str | None
     values: dict[str, float]
     label_values: dict[str, float]
+    differences: dict[str, float] | None
+    baseline_turns: int
+    intervals: dict[str, tuple[float, float]] | None
+    confidence: dict[str, float] | None
+    reading: str
     attention: np.ndarray
     seconds: float
     low_level: bool
 
+    def without_attention(self) -> TurnEmotion:
+        """The same, small enough to keep for every turn of a long call."""
+        return replace(self, attention=np.empty((0, 0), dtype=np.float32))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values that `json.dumps` takes; attention as nested lists."""
-        return {
-            "turn": self.turn,
-            "speaker": self.speaker,
-            "values": dict(self.values),
-            "label_values": dict(self.label_values),
-            "attention": self.attention.tolist(),
-            "seconds": self.seconds,
-            "low_level": self.low_level,
-        }
+        return {**vars(self), "attention": self.attention.tolist()}
 
 
 class EmotionTracker:
     """Follows one conversation, turn by turn, with the numbers that the whole conversation at once would give.
 
-    The state is that of the conversation, not of a speaker: every turn continues it, whoever speaks, because the model
-    was trained on turns in the order in which they were spoken. `speaker` is recorded with the result and changes no
-    number. To follow each speaker alone, use one tracker a speaker.
+    A model whose `config.context_scope` is "speaker" or "both" has a state for each speaker, which belongs to the name
+    that `update` is given. A tracker knows at most `config.max_speakers` names. When one more speaks, the one who has
+    been silent longest is forgotten, and begins anew should they speak again. Turns without a name share a state.
+    Beside each value stands its difference to the speaker's own baseline; the model does not read it.
 
     Time and memory of a turn do not depend on how many turns went before. Any number of trackers may share a model:
     the model keeps nothing of a conversation. One tracker must not be updated from two threads at once.
@@ -98,8 +137,7 @@ class EmotionTracker:
     def __init__(self, model: MambaEMAForRegression, feature_extractor: MambaEMAFeatureExtractor):
         self.model = model
         self.feature_extractor = feature_extractor
-        self._state: ConversationState | None = None
-        self._num_turns = 0
+        self.reset()
 
     @classmethod
     def from_pretrained(
@@ -130,6 +168,40 @@ class EmotionTracker:
         return [label for label in self.labels if self.model.config.label_range(label) != (0.0, 1.0)]
 
     @property
+    def columns(self) -> list[str]:
+        """Of a row in a file, see `row`."""
+        return [
+            *self.labels,
+            *(f"{label}_value" for label in self.labels_with_own_scale),
+            *(f"{label}_difference" for label in self.labels),
+            "baseline_turns",
+            *(f"{label}_{name}" for label in self.labels for name in _OF_INTERVALS if self._has_intervals),
+            *("low_level", "reading"),
+        ]
+
+    @property
+    def _has_intervals(self) -> bool:
+        return self.model.config.interval_radii is not None
+
+    def row(self, heard: TurnEmotion | None) -> dict[str, Any]:
+        """A turn as a row of a file, rounded to 4 digits: `valence` on the unit scale, `valence_value` on the label's
+        own scale where that is another, `valence_difference` to the speaker's baseline; `valence_low`, `valence_high`
+        and `valence_confidence` of a model with intervals. None for a turn too short to answer for."""
+        if heard is None:
+            return {**dict.fromkeys(self.columns), "low_level": False, "reading": ""}
+        values = {
+            **heard.values,
+            **{f"{label}_value": value for label, value in heard.label_values.items()},
+            **{f"{label}_difference": value for label, value in (heard.differences or {}).items()},
+            **{f"{label}_low": ends[0] for label, ends in (heard.intervals or {}).items()},
+            **{f"{label}_high": ends[1] for label, ends in (heard.intervals or {}).items()},
+            **{f"{label}_confidence": value for label, value in (heard.confidence or {}).items()},
+        }
+        rounded = {name: round(value, 4) for name, value in values.items()}
+        others = {"baseline_turns": heard.baseline_turns, "low_level": heard.low_level, "reading": heard.reading}
+        return {name: {**rounded, **others}.get(name) for name in self.columns}
+
+    @property
     def num_turns(self) -> int:
         """Turns heard so far."""
         return self._num_turns
@@ -145,7 +217,7 @@ class EmotionTracker:
                 audio decoder of `datasets`. URLs are refused.
             sampling_rate: of a waveform, in Hz, always needed for one; other rates than 16 kHz are resampled (needs
                 `soxr`). A file brings its own.
-            speaker: recorded with the result.
+            speaker: a name, which means the state and the baseline; None or blank for unknown.
             channel: of a file with several, counted from 1; None for their average.
 
         Raises:
@@ -189,7 +261,9 @@ class EmotionTracker:
 
     def reset(self) -> None:
         """Begin a new conversation."""
-        self._state, self._num_turns = None, 0
+        self._state: ConversationState | None = None
+        self._num_turns = 0
+        self._speakers: dict[str, Speaker] = {}  # by name; the one silent longest comes first
 
     def copy(self) -> EmotionTracker:
         """A tracker at the same point of the conversation that goes its own way from here; the model is shared."""
@@ -224,7 +298,12 @@ class EmotionTracker:
         state = {} if self._state is None else self._state.state_dict()
         tensors = {name: tensor.cpu() for name, tensor in state.items()}
         tensors[_TURNS] = torch.tensor(self._num_turns)
-        about = {"format": STATE_FORMAT, "labels": self.labels, "weights_sha256": self.weights_sha256}
+        about = {
+            "format": STATE_FORMAT,
+            "labels": self.labels,
+            "speakers": {name: asdict(speaker) for name, speaker in self._speakers.items()},
+            "weights_sha256": self.weights_sha256,
+        }
         return save(tensors, metadata={"mamba_ema": json.dumps(about)})
 
     def restore_bytes(self, content: bytes, name: str = "the state") -> None:
@@ -247,6 +326,7 @@ class EmotionTracker:
             raise ValueError(f"{name} holds values that are not finite; it is damaged")
         state = ConversationState.from_state_dict(tensors).to(self.model.device) if tensors else None
         self._state, self._num_turns = state, num_turns
+        self._speakers = {name: Speaker(**known) for name, known in about["speakers"].items()}
 
     def _read(self, audio: Any, sampling_rate: Any, channel: int | None) -> tuple[Any, int | None]:
         """A waveform and its rate in Hz, from audio as `update` takes it."""
@@ -282,15 +362,24 @@ def _update(
         return_tensors="pt",
     )
     low_level = features.pop("low_level").tolist()
+    names = [(speaker or "").strip() for speaker in speakers]
+    known, states = [], []  # after this turn began: the speakers, and the states with a new speaker's row empty
+    for tracker, name in zip(trackers, names):
+        among, leaves = with_speaker(tracker._speakers, name, model.config.max_speakers)
+        known.append(among)
+        states.append(_state_before(tracker, among[name].row if leaves else None))
+    rows = [among[name].row if name else UNKNOWN_SPEAKER for among, name in zip(known, names)]
     outputs = model(
         **features.to(model.device),
-        conversation_state=_stack_states(trackers),
+        speaker_ids=torch.tensor(rows, device=model.device),
+        conversation_state=_stacked(states),
         use_conversation_state=True,
     )
     values = outputs.logits.cpu()  # (batch, num_labels)
     if not torch.isfinite(values).all():
         raise ValueError("the model gave numbers that are not finite; its weights are damaged")
     label_values = model.to_label_ranges(values)
+    intervals = model.intervals(values)  # (batch, num_labels, 2)
     samples = features["attention_mask"].sum(dim=-1)  # (batch,)
     frames = num_frames(samples, model.config.speech_encoder_config).tolist()
     attention = outputs.pooling_attentions.float().cpu()  # (batch, heads, frames)
@@ -300,12 +389,27 @@ def _update(
         state = outputs.conversation_state
         tracker._state = None if state is None else state.select(row)
         tracker._num_turns += 1
+        own = dict(zip(tracker.labels, values[row].tolist()))
+        before = known[row].get(names[row], Speaker(UNKNOWN_SPEAKER))
+        if names[row] and not low_level[row]:
+            known[row][names[row]] = before.hear(own)
+        tracker._speakers = known[row]
+        ends, confidence = None, None
+        if intervals is not None:
+            confidence = {label: model.config.confidence(label, value) for label, value in own.items()}
+            ends = {label: (low, high) for label, (low, high) in zip(own, intervals[row].tolist())}
+        recent = known[row][names[row]].recent if names[row] else ()
         results.append(
             TurnEmotion(
                 turn=tracker._num_turns,
                 speaker=speakers[row],
-                values=dict(zip(tracker.labels, values[row].tolist())),
+                values=own,
                 label_values=dict(zip(tracker.labels, label_values[row].tolist())),
+                differences={label: own[label] - value for label, value in before.baseline.items()} or None,
+                baseline_turns=before.num_turns,
+                intervals=ends,
+                confidence=confidence,
+                reading="" if low_level[row] else read_turn(own, ends, recent),
                 attention=attention[row, :, : frames[row]].numpy(),
                 seconds=int(samples[row]) / extractor.sampling_rate,
                 low_level=low_level[row],
@@ -314,16 +418,36 @@ def _update(
     return results
 
 
-def _stack_states(trackers: Sequence[EmotionTracker]) -> ConversationState | None:
-    """The states of the trackers as one batch; those that have heard nothing begin with the model's first state."""
-    states = [tracker._state for tracker in trackers]
-    encoder = trackers[0].model.mamba_ema.conversation_encoder
-    if encoder is None or all(state is None for state in states):
-        return None
-    model = trackers[0].model
-    return ConversationState.stack(
-        [encoder.initial_state(1, model.device, model.dtype) if state is None else state for state in states]
-    )
+def with_speaker(speakers: dict[str, Speaker], name: str, max_speakers: int) -> tuple[dict[str, Speaker], bool]:
+    """
+    Args:
+        speakers: by name; the one silent longest comes first.
+        name: who speaks now; blank for unknown.
+        max_speakers: as many are kept.
+
+    Returns:
+        The speakers with the one who speaks last, and whether they have the row of another, who is forgotten.
+    """
+    leaves = bool(name) and name not in speakers and len(speakers) == max_speakers
+    leaving = next(iter(speakers)) if leaves else name
+    others = {other: speaker for other, speaker in speakers.items() if other != leaving}
+    if not name:
+        return others, False
+    row = speakers[leaving].row if leaves else len(speakers)
+    return {**others, name: speakers.get(name, Speaker(row))}, leaves
+
+
+def _state_before(tracker: EmotionTracker, leaving: int | None) -> ConversationState | None:
+    """The state that a turn continues, without the speaker of a row who gives way to another; None for a model without
+    context."""
+    state = tracker._state if tracker._num_turns else tracker.model.mamba_ema.initial_state(1)
+    return state if state is None or leaving is None else state.forget_speaker(leaving)
+
+
+def _stacked(states: Sequence[ConversationState | None]) -> ConversationState | None:
+    """The states of conversations with one model as a batch."""
+    known = [state for state in states if state is not None]
+    return ConversationState.stack(known) if known else None
 
 
 __all__ = ["EmotionTracker", "TurnEmotion"]

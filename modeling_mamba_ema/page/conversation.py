@@ -62,8 +62,7 @@ class Conversation:
             turn = tracker.update(waveform, SAMPLING_RATE, speaker.strip())
         except InvalidAudioError as error:
             raise TurnError(f"This turn cannot be scored: {error}.") from error
-        kept = TurnEmotion(**{**vars(turn), "attention": np.empty((0, 0), dtype=np.float32)})
-        return replace(self, tracker=tracker, turns=(*self.turns, kept)), turn
+        return replace(self, tracker=tracker, turns=(*self.turns, turn.without_attention())), turn
 
 
 def read_turn(path: str | None, max_seconds: float, channel: int | None = None) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from html import escape
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from ..feature_extraction_mamba_ema import MambaEMAFeatureExtractor
 from ..inference import EmotionTracker, TurnEmotion
 from ..modeling_mamba_ema import MambaEMAForRegression
+from ..publishing.model_card import describe_ends
 from ..sample import load_sample_conversation
 from . import views
 from .conversation import (
@@ -40,8 +41,8 @@ INTRODUCTION = """
 {labels} from speech, turn by turn: record or upload the turns of a conversation in order, each with its speaker. A turn
 may last {seconds:g} s, a file may have 10 MB.
 
-The numbers estimate how listeners would rate a voice. They are not what a person feels, and must not be used to judge
-anybody. Uploads are deleted after a few minutes and nothing is sent anywhere.
+Values run from 0 to 1 ({ends}). They estimate how listeners would rate a voice. They are not what a person feels, and
+must not be used to judge anybody. Uploads are deleted after a few minutes and nothing is sent anywhere.
 """
 
 
@@ -61,10 +62,15 @@ def build_page(
     scales = {name: model.config.label_range(name) for name in model.config.labels}
     max_seconds = feature_extractor.max_seconds
 
-    def show(conversation: Conversation, waveform: np.ndarray, turn: TurnEmotion) -> tuple[Any, ...]:
+    def show(
+        conversation: Conversation,
+        waveform: np.ndarray,
+        turn: TurnEmotion,
+        references: Sequence[Mapping[str, float]] = (),
+    ) -> tuple[Any, ...]:
         return (
             conversation,
-            views.numbers(conversation.turns, scales),
+            views.numbers(conversation.turns, scales, references),
             views.attention(waveform, turn),
             views.trajectory(conversation.turns),
             [_plain(turn) for turn in conversation.turns],
@@ -84,16 +90,18 @@ def build_page(
         return replace(conversation or start, channels=channels)
 
     def play_sample() -> Iterator[tuple[Any, ...]]:
-        conversation = start
-        for spoken in load_sample_conversation():
+        conversation, sample_turns = start, load_sample_conversation()
+        for spoken in sample_turns:
             conversation, turn = conversation.add(spoken["waveform"], spoken["speaker"])
-            yield show(conversation, spoken["waveform"], turn)
+            yield show(conversation, spoken["waveform"], turn, sample_turns)
 
     def start_over() -> tuple[Any, ...]:
         return None, None, views.NOTHING_YET, "", "", [], AVERAGE
 
     with gr.Blocks(title="Mamba-EMA", analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
-        gr.Markdown(INTRODUCTION.format(labels=" and ".join(map(escape, scales)).capitalize(), seconds=max_seconds))
+        labels = " and ".join(map(escape, scales)).capitalize()
+        ends = escape(describe_ends(model.config.labels))
+        gr.Markdown(INTRODUCTION.format(labels=labels, seconds=max_seconds, ends=ends))
         state = gr.State(None)
         with gr.Row():
             with gr.Column(scale=2, min_width=300):

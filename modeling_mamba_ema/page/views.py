@@ -6,7 +6,7 @@ import base64
 import gc
 import io
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -17,6 +17,7 @@ from matplotlib.image import imsave
 
 from ..feature_extraction_mamba_ema import SAMPLING_RATE
 from ..inference import TurnEmotion
+from ..inference.reading import summarise
 from ..plots import plot_attention, plot_circumplex, plot_trajectory
 
 NOTHING_YET = "<p>Nothing heard yet: add a turn, or hear the shipped conversation.</p>"
@@ -56,26 +57,44 @@ element.addEventListener('click', (event) => {
 """
 
 
-def numbers(turns: Sequence[TurnEmotion], scales: dict[str, tuple[float, float]]) -> str:
-    """A table of the turns: values on the unit scale, and beside them on the label's own scale where that differs.
+def numbers(
+    turns: Sequence[TurnEmotion],
+    scales: dict[str, tuple[float, float]],
+    references: Sequence[Mapping[str, float]] = (),
+) -> str:
+    """A table of the turns, and the call in words. Values are on the unit scale, with their intervals, and beside it on
+    the label's own scale where that differs.
 
     Args:
         turns: in order.
         scales: (low, high) of each label.
+        references: labels of each turn by name, on the unit scale, where they are known.
     """
     if not turns:
         return NOTHING_YET
     own = [name for name, scale in scales.items() if scale != (0.0, 1.0)]
     header = ["turn", "speaker", "seconds", *(f"{name}<br>0 to 1" for name in map(escape, scales))]
     header += [f"{escape(name)}<br>{scales[name][0]:g} to {scales[name][1]:g}" for name in own]
+    labelled = [name for name in scales if references and name in references[0]]
+    header += [f"{escape(name)}<br>label" for name in labelled]
     rows = []
-    for turn in turns:
+    for number, turn in enumerate(turns):
         speaker = escape(turn.speaker or "") + (" (near silence)" if turn.low_level else "")
-        cells = [str(turn.turn), speaker, f"{turn.seconds:.2f}", *(f"{turn.values[name]:.3f}" for name in scales)]
+        cells = [str(turn.turn), speaker, f"{turn.seconds:.2f}", *(_value(turn, name) for name in scales)]
         cells += [f"{turn.label_values[name]:.2f}" for name in own]
+        cells += [f"{references[number][name]:.2f}" for name in labelled]
         rows.append("".join(f"<td>{cell}</td>" for cell in cells))
     head = "".join(f"<th scope='col'>{name}</th>" for name in header)
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(f'<tr>{row}</tr>' for row in rows)}</tbody></table>"
+    words = summarise(turns, [f"turn {turn.turn}" for turn in turns])
+    return (
+        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(f'<tr>{row}</tr>' for row in rows)}</tbody></table>"
+        f"<p>{escape(words)}</p>"
+    )
+
+
+def _value(turn: TurnEmotion, label: str) -> str:
+    ends = "" if turn.intervals is None else "<br><small>{:.2f} to {:.2f}</small>".format(*turn.intervals[label])
+    return f"{turn.values[label]:.3f}{ends}"
 
 
 def attention(waveform: np.ndarray, turn: TurnEmotion) -> str:
@@ -103,8 +122,11 @@ def trajectory(turns: Sequence[TurnEmotion]) -> str:
     """The path of emotion over the turns, and on the plane of valence and arousal where the model has both."""
     values = {name: [turn.values[name] for turn in turns] for name in turns[0].values}
     speakers = [turn.speaker or "" for turn in turns]
+    known = [turn.intervals for turn in turns if turn.intervals is not None]
+    intervals = {name: [ends[name] for ends in known] for name in (known[0] if known else ())}
     with _drawing:
-        html = _image(plot_trajectory(values, speakers, title="Turn by turn"), "Values over the turns, by speaker")
+        path = plot_trajectory(values, speakers, title="Turn by turn", intervals=intervals)
+        html = _image(path, "Values over the turns, by speaker")
         if {"valence", "arousal"} <= set(values):
             plane = plot_circumplex(values["valence"], values["arousal"], speakers, title="Valence and arousal")
             html += _image(plane, "Path of each speaker on the plane of valence and arousal", width="62%")

@@ -1,20 +1,28 @@
 """Pictures of what the model gives back."""
 
 from .attention import plot_attention, plot_poolings
+from .behaviour import plot_by_row
 from .comparison import plot_pooling_comparison
 from .style import write_picture
 from .timeline import plot_timeline
-from .training_pictures import plot_error_by_position, plot_learning_curve, plot_predictions
+from .training_pictures import (
+    plot_error_by_position,
+    plot_learning_curve,
+    plot_predictions,
+    plot_risk_against_coverage,
+)
 from .trajectory import plot_circumplex, plot_trajectory
 
 __all__ = [
     "plot_attention",
+    "plot_by_row",
     "plot_circumplex",
     "plot_error_by_position",
     "plot_learning_curve",
     "plot_pooling_comparison",
     "plot_poolings",
     "plot_predictions",
+    "plot_risk_against_coverage",
     "plot_timeline",
     "plot_trajectory",
     "write_picture",

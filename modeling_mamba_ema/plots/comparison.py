@@ -18,17 +18,17 @@ def plot_pooling_comparison(results: Sequence[PoolingResult], quantity: str, tit
     """CCC of each pooling, a point a seed, and beside it the difference to mean pooling with its interval.
 
     Args:
-        results: of every pooling and context.
+        results: of every pooling, context and scope.
         quantity: which CCC: a label's name, or that of the mean.
         title: above the picture.
     """
-    contexts = list(dict.fromkeys(result.context for result in results))
-    rows = max(sum(result.context == context for result in results) for context in contexts)
-    figure = Figure(figsize=(10, 1.2 + (0.8 + 0.42 * rows) * len(contexts)), layout="constrained")
-    panels = figure.subplots(len(contexts), 2, sharex="col", squeeze=False)
+    settings = list(dict.fromkeys(result.setting for result in results))
+    rows = max(sum(result.setting == setting for result in results) for setting in settings)
+    figure = Figure(figsize=(10, 1.2 + (0.8 + 0.42 * rows) * len(settings)), layout="constrained")
+    panels = figure.subplots(len(settings), 2, sharex="col", squeeze=False)
     figure.suptitle(title, fontsize=12)
-    for context, (values, differences) in zip(contexts, panels):
-        own = [result for result in results if result.context == context]
+    for setting, (values, differences) in zip(settings, panels):
+        own = [result for result in results if result.setting == setting]
         heights = np.arange(len(own))[::-1]
         for height, result in zip(heights, own):
             seeds = result.by_seed[quantity]
@@ -43,7 +43,7 @@ def plot_pooling_comparison(results: Sequence[PoolingResult], quantity: str, tit
                 differences.plot([difference.low, difference.high], [height] * 2, color=colour, linewidth=2.5)
                 differences.plot(difference.value, height, "D", color=colour, markersize=6)
         values.set_yticks(heights, [result.pooling for result in own])
-        values.set_title(f"context {context}", loc="left", fontsize=11)
+        values.set_title(f"context {setting.replace('`', '')}", loc="left", fontsize=11)
         differences.set_yticks(heights, [""] * len(own))
         differences.axvline(0, color="black", linestyle=":", linewidth=1)
         for axes in (values, differences):

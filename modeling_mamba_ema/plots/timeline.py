@@ -22,7 +22,8 @@ def plot_timeline(segments: Sequence[Mapping[str, Any]], labels: Sequence[str], 
 
     Args:
         segments: one mapping a segment: `start` and `end` in seconds, each label's value on the unit scale (None or
-            NaN: not scored), and if known `speaker`, and `low_level`, True for near silence (drawn pale).
+            NaN: not scored), and if known its interval as `<label>_low` and `<label>_high`, `speaker`, and `low_level`,
+            True for near silence (drawn pale).
         labels: names of the values to draw.
         title: above the picture.
 
@@ -56,7 +57,8 @@ def plot_timeline(segments: Sequence[Mapping[str, Any]], labels: Sequence[str], 
         for speaker, look in looks.items():
             own = [number for number, other in enumerate(speakers) if other == speaker]
             _draw_values(axes, [segments[number] for number in own], [stretches[number] for number in own], label, look)
-        axes.set_ylim(*unit_limits([np.nan if segment[label] is None else segment[label] for segment in segments]))
+        drawn = [segment.get(name) for segment in segments for name in (label, f"{label}_low", f"{label}_high")]
+        axes.set_ylim(*unit_limits([np.nan if value is None else value for value in drawn]))
         axes.set_ylabel(f"{label}\n0 = low, 1 = high")
         axes.grid(alpha=0.3)
     panels[0].set_title(title, fontsize=12)
@@ -99,6 +101,10 @@ def _draw_values(
     for stretch in dict.fromkeys(stretches):
         at = np.array(stretches) == stretch
         axes.plot(middles[at], values[at], "-", color=colour, linewidth=1.2, alpha=0.6)
+    for segment in segments:
+        low, high = segment.get(f"{label}_low"), segment.get(f"{label}_high")
+        if low is not None and high is not None:
+            axes.fill_between([segment["start"], segment["end"]], low, high, color=colour, alpha=0.12, linewidth=0)
     for shown, alpha in ((~pale, 1.0), (pale, 0.3)):
         at = np.flatnonzero(shown & np.isfinite(values))
         axes.hlines(values[at], starts[at], ends[at], color=colour, linewidth=3, alpha=alpha)

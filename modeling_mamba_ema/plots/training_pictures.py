@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from .style import COLOURS, GREY, unit_limits
+from .style import COLOURS, GREY, STYLES, unit_limits
 
 
 def plot_learning_curve(
@@ -89,5 +90,25 @@ def plot_error_by_position(table: pd.DataFrame) -> Figure:
     axes.set_ylabel("RMSE on the unit scale")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
+    axes.legend(fontsize=9)
+    return figure
+
+
+def plot_risk_against_coverage(table: pd.DataFrame) -> Figure:
+    """How wrong the predictions are that are kept, over the share of the turns that are kept.
+
+    Args:
+        table: of `risk_against_coverage`.
+    """
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    titles = {"wrong_side": "share on the wrong side of the middle", "mae": "mean absolute error"}
+    for axes, (name, title) in zip(figure.subplots(1, 2), titles.items()):
+        for colour, style, (label, rows) in zip(COLOURS, itertools.cycle(STYLES), table.groupby("label", sort=False)):
+            axes.plot(rows["kept"], rows[name], f"o{style}", markersize=3, color=colour, label=label)
+        axes.set_xlabel("share of turns kept")
+        axes.set_ylabel(title)
+        axes.set_xlim(1.02, -0.02)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.3)
     axes.legend(fontsize=9)
     return figure

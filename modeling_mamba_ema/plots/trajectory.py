@@ -28,14 +28,16 @@ def plot_trajectory(
     speakers: Sequence[str] | None = None,
     references: Mapping[str, Any] | None = None,
     title: str = "",
+    intervals: Mapping[str, Any] | None = None,
 ) -> Figure:
     """Predicted emotion over the turns of a conversation.
 
     Args:
         predictions: for each label (turns,) on the unit scale; NaN leaves a gap.
-        speakers: one name a turn; each speaker gets a marker.
+        speakers: one name a turn; each speaker gets a line with markers of its own.
         references: true values of some labels, drawn dashed.
         title: above the picture.
+        intervals: for some labels (turns, 2), lower and upper ends, drawn as bars.
 
     Raises:
         ValueError: no labels, or not one value and one speaker a turn.
@@ -45,7 +47,8 @@ def plot_trajectory(
     rows = {label: as_array(values, label, 1) for label, values in predictions.items()}
     truth = {label: as_array(values, f"reference of {label}", 1) for label, values in (references or {}).items()}
     count = len(next(iter(rows.values())))
-    for label, values in [*rows.items(), *truth.items()]:
+    ends = {label: as_array(values, f"interval of {label}", 2) for label, values in (intervals or {}).items()}
+    for label, values in [*rows.items(), *truth.items(), *ends.items()]:
         _check_turns(values, count, label)
     names = _speaker_names(speakers, count)
 
@@ -55,10 +58,12 @@ def plot_trajectory(
     for index, (label, values) in enumerate(rows.items()):
         colour = COLOURS[index % len(COLOURS)]
         style = STYLES[index % 3]
-        axes.plot(turns, values, style, color=colour, linewidth=2, label=label, marker=None if names else "o")
-        for marker, name in _markers(names):
-            own = [turn for turn, speaker in enumerate(speakers or []) if speaker == name]
-            axes.plot(turns[own], values[own], marker, color=colour, markersize=8)
+        axes.plot([], [], style, color=colour, linewidth=2, label=label)
+        if label in ends:
+            axes.vlines(turns + 0.04 * index, *ends[label].T, color=colour, linewidth=5, alpha=0.2)
+        for marker, name in _markers(names or [""]):
+            own = [turn for turn in range(count) if not names or (speakers or [])[turn] == name]
+            axes.plot(turns[own], values[own], style, color=colour, linewidth=2, marker=marker, markersize=8)
         if label in truth:
             axes.plot(turns, truth[label], "--", color=colour, linewidth=1.2, label=f"{label}, label of the corpus")
     for marker, name in _markers(names):
@@ -67,7 +72,7 @@ def plot_trajectory(
     axes.set_ylabel("0 = low, 1 = high")
     axes.set_xticks(turns[:: 1 + (count - 1) // 20])
     axes.set_xlim(0.5, count + 0.5)
-    axes.set_ylim(*unit_limits(*rows.values(), *truth.values()))
+    axes.set_ylim(*unit_limits(*rows.values(), *truth.values(), *ends.values()))
     axes.grid(alpha=0.3)
     axes.set_title(title, fontsize=12)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9, frameon=False)

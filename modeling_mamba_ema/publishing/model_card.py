@@ -20,6 +20,12 @@ ENDS_OF_SCALE = {
 CONFIDENCE = "95 %"
 
 
+def describe_ends(labels: Sequence[str]) -> str:
+    """What 0 and 1 mean: "valence: 0 unpleasant, 1 pleasant; arousal: 0 calm, 1 excited"."""
+    ends = {label: ENDS_OF_SCALE.get(label, ("lowest", "highest")) for label in labels}
+    return "; ".join(f"{label}: 0 {low}, 1 {high}" for label, (low, high) in ends.items())
+
+
 @dataclass(frozen=True)
 class TrainingFacts:
     """What a card says of the training behind a model.
@@ -173,7 +179,7 @@ waveform, rate = soundfile.read("speech.wav")  # mono
 
 outputs = model(**extractor(waveform, sampling_rate=rate, resample=True, return_tensors="pt"))
 outputs.logits  # (1, {config.num_labels}) on the unit scale, columns as below
-outputs.pooling_attentions  # weights over time: where the model listened
+outputs.pooling_attentions  # weights over time: where the model listened{_intervals_line(config)}
 ```
 
 With the package `modeling-mamba-ema` installed and imported, the same lines work without `trust_remote_code`.
@@ -198,6 +204,12 @@ law, for example at work and in education in the European Union.
 
 {_license(training)}
 """
+
+
+def _intervals_line(config: MambaEMAConfig) -> str:
+    if config.interval_radii is None:
+        return ""
+    return f"\noutputs.intervals  # low and high, to hold {config.interval_level:.0%} of the turns each"
 
 
 def _outside(config: MambaEMAConfig) -> str:
@@ -231,14 +243,20 @@ def _results(config: MambaEMAConfig, training: TrainingFacts | None) -> str:
         f"| split | turns | conversations | {' | '.join(title for _, title in names)} |",
         "|" + " --- |" * (len(names) + 3),
     ]
+    coverage: list[str] = []
     for split, metrics in training.results.items():
         if "ccc" not in metrics:  # the split has no labels
             continue
         cells = [
             f"{metrics[name]:.3f}{_interval(metrics, name)}" if name in metrics else "no labels" for name, _ in names
         ]
-        counts = f"{metrics['num_turns']:.0f} | {metrics['num_conversations']:.0f}"
+        counts = " | ".join(f"{metrics[n]:.0f}" if n in metrics else "" for n in ("num_turns", "num_conversations"))
         lines.append(f"| {split} | {counts} | {' | '.join(cells)} |")
+        held = [f"{name} {metrics[f'coverage_{name}']:.1%}" for name in config.labels if f"coverage_{name}" in metrics]
+        coverage += [f"`{split}`: {', '.join(held)}"] if held else []
+    if coverage:
+        asked = f"{config.interval_level:.0%} of the labels (split-conformal, from the validation split)"
+        lines += ["", f"Intervals asked to hold {asked} held, a conversation counting as one, {'; '.join(coverage)}."]
     return "\n".join(lines)
 
 

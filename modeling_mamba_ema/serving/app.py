@@ -52,13 +52,18 @@ class Problem(BaseModel):
 
 
 class Turn(BaseModel):
-    """What was heard in a turn: values from 0 to 1, and on the labels' own scales; near silence is below -70 dBFS."""
+    """What was heard in a turn, see `TurnEmotion`."""
 
     session: str
     turn: int
     speaker: str | None
     values: dict[str, float]
     label_values: dict[str, float]
+    differences: dict[str, float] | None
+    baseline_turns: int
+    intervals: dict[str, tuple[float, float]] | None
+    confidence: dict[str, float] | None
+    reading: str
     seconds: float
     low_level: bool
 

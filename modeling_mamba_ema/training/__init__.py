@@ -7,15 +7,18 @@ from .building import (
     build_trainer,
     check_labels_vary,
     check_run,
+    check_speakers,
     load_splits,
     warn_of_labels,
 )
 from .callbacks import EvaluationLog, KeepBestWeights, StopOnSignal
 from .checkpoints import choose_checkpoint, differences, run_manifest, save_run
 from .collator import ConversationCollator
+from .confidence import calibrate, risk_against_coverage
 from .evaluation import describe_metrics, measure, prediction_table, save_predictions
 from .frame_caching import cache_frames
 from .lora import add_lora, load_lora, merge_lora
+from .processes import failing_together, from_first, lock_folder, require_same_data, require_shared_folder
 from .run_configuration import DataSection, RunConfiguration, load_run_configuration
 from .trainer import MambaEMATrainer
 
@@ -33,17 +36,25 @@ __all__ = [
     "build_model",
     "build_trainer",
     "cache_frames",
+    "calibrate",
     "check_labels_vary",
     "check_run",
+    "check_speakers",
     "choose_checkpoint",
     "describe_metrics",
     "differences",
+    "failing_together",
+    "from_first",
     "load_lora",
     "load_run_configuration",
     "load_splits",
+    "lock_folder",
     "measure",
     "merge_lora",
     "prediction_table",
+    "require_same_data",
+    "require_shared_folder",
+    "risk_against_coverage",
     "run_manifest",
     "save_predictions",
     "save_run",

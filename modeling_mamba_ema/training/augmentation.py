@@ -113,8 +113,8 @@ def mixed_conversations(
     Mixed are the observations, the vectors that are pooled from the turns' audio, turn by turn: two voices laid over
     each other would be no emotion between theirs (Verma et al. 2019, "Manifold Mixup"). With :math:`\lambda` from
     Beta(alpha, alpha), one for the batch, turn t of conversation i becomes
-    :math:`\lambda z_t^i + (1 - \lambda) z_t^j`, and its labels likewise. A turn stays as it is where either
-    conversation has no such turn or lacks a label of it.
+    :math:`\lambda z_t^i + (1 - \lambda) z_t^j`, and its labels likewise; its speaker stays that of i. A turn stays as
+    it is where either conversation has no such turn or lacks a label of it.
 
     Args:
         projection: the model's module that makes observations, (batch, turns, hidden).

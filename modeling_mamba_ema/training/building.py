@@ -11,8 +11,10 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 from transformers import TrainerCallback
 
+from .. import tiny_wavlm
 from ..ccc_loss import MISSING_LABEL
 from ..configuration_mamba_ema import MambaEMAConfig
+from ..conversation_encoder import CONTEXTS, SCOPES, number_speakers
 from ..data.bad_audio import describe_bad_audio, drop_bad_audio, save_bad_audio, scan_audio
 from ..data.dataset import ConversationDataset, load_emotion_dataset
 from ..data.frame_cache import FrameCache, utterances_of
@@ -20,6 +22,7 @@ from ..data.sources import read_label_ranges
 from ..data.splitting import in_several_splits, split_off
 from ..fast_speech_encoder import SPEC_AUGMENT_MIN_FRAMES
 from ..feature_extraction_mamba_ema import SAMPLING_RATE, MambaEMAFeatureExtractor
+from ..inference.loading import load_model
 from ..modeling_mamba_ema import MambaEMAForRegression
 from ..speech_encoder import num_frames
 from .arguments import MambaEMATrainingArguments
@@ -45,17 +48,19 @@ def build_model(run: RunConfiguration) -> tuple[MambaEMAForRegression, MambaEMAF
 
     Raises:
         ImportError: peft is not installed, but needed.
+        OSError: what is pretrained cannot be found.
         ValueError: values of `model.params` or `training.lora` that are not allowed, or a corpus.json that is damaged.
     """
     if run.model.pretrained_model is not None:
-        model = MambaEMAForRegression.from_pretrained(run.model.pretrained_model, revision=run.model.revision)
+        model, _ = load_model(run.model.pretrained_model, run.model.revision)
         if run.model.params:
             model = model.with_changes(**run.model.params)
     elif run.model.pretrained_speech_encoder is None:
         model = MambaEMAForRegression(MambaEMAConfig(**run.model.params))
     else:
+        encoder = run.model.pretrained_speech_encoder
         model = MambaEMAForRegression.from_pretrained_speech_encoder(
-            run.model.pretrained_speech_encoder, revision=run.model.revision, **run.model.params
+            tiny_wavlm.FOLDER if encoder == "tiny" else encoder, revision=run.model.revision, **run.model.params
         )
     known = read_label_ranges(run.data.source)
     ranges = {label: list(known[label]) for label in model.config.labels if label in known}
@@ -87,7 +92,8 @@ def load_splits(
         labels_optional: labels for which the corpus has no column are missing.
 
     Raises:
-        ValueError: a corpus that cannot be read, or lacks a split, or has bad audio.
+        ValueError: a corpus that cannot be read, lacks a split, has bad audio, or conversations of more speakers than
+            the model has contexts for.
     """
     hint = "give --split one of them"
     if wanted is None:
@@ -108,6 +114,7 @@ def load_splits(
     for line in in_several_splits(splits, wanted):
         logger.warning("%s", line)
     splits = DatasetDict({name: splits[name] for name in wanted})
+    check_speakers(config, splits)
     bad_audio = scan_audio(splits, data.max_seconds)
     if bad_audio and data.on_bad_audio == "abort":
         save_bad_audio(bad_audio, output / "bad_audio.jsonl")
@@ -200,6 +207,38 @@ def warn_of_labels(split: str, rows: Dataset, labels: Sequence[str]) -> None:
             check_labels_vary(split, rows, [label])
         except ValueError as error:
             logger.warning("%s", error)
+
+
+def check_speakers(config: MambaEMAConfig, splits: DatasetDict, required: bool = False) -> None:
+    """A context of each speaker needs their names, and no more of them than the model has room for.
+
+    Args:
+        required: a corpus that names no speakers is refused; else a warning is logged.
+
+    Raises:
+        ValueError: a conversation has more speakers than `max_speakers`, or no speaker is named.
+    """
+    if not (SCOPES[config.context_scope].speaker and any(CONTEXTS[config.context])):
+        return
+    for split, rows in splits.items():
+        if "speaker" not in rows.column_names:
+            text = (
+                f"context_scope is {config.context_scope}, but the split {split} has no column 'speaker': all "
+                "turns of a conversation count as those of one speaker"
+            )
+            if required:
+                raise ValueError(text)
+            logger.warning("%s", text)
+            continue
+        table = rows.select_columns(["conversation_id", "speaker"]).to_pandas()
+        for conversation, names in table.groupby("conversation_id", sort=False)["speaker"]:
+            count = 1 + max(number_speakers(names.where(names.notna(), None)))
+            if count > config.max_speakers:
+                raise ValueError(
+                    f"conversation {conversation!r} of the split {split} has {count} speakers, but the model keeps a "
+                    f"context for {config.max_speakers}; set model.params.max_speakers={count}, or "
+                    "model.params.context_scope=conversation"
+                )
 
 
 def check_labels_vary(split: str, rows: Dataset, labels: Sequence[str]) -> None:

@@ -113,14 +113,13 @@ def require_space_for_checkpoints(folder: Path, model: nn.Module, count: int) ->
 # the run that a checkpoint belongs to
 
 
-def choose_checkpoint(run: RunConfiguration, manifest: Mapping[str, Any], main_process: bool = True) -> Path | None:
+def choose_checkpoint(run: RunConfiguration, manifest: Mapping[str, Any]) -> Path | None:
     """The checkpoint to go on from, by `training.resume_from_checkpoint`; None: begin anew.
 
-    Call it in the main process first, then in the others: it renames broken or unwanted checkpoints.
+    Call it in one process and give the others what it chose: it renames broken or unwanted checkpoints.
 
     Args:
         run, manifest: of this run; those of the run before are in its output folder.
-        main_process: whether this is the first of the run's processes.
 
     Raises:
         ValueError: the checkpoint named is incomplete, or the run in this folder had another configuration or other
@@ -129,8 +128,7 @@ def choose_checkpoint(run: RunConfiguration, manifest: Mapping[str, Any], main_p
     settings = run.to_dict()["training"]
     folder, wanted = Path(settings["output_dir"]), settings["resume_from_checkpoint"]
     if wanted is None:
-        if main_process:
-            _keep_aside(folder)
+        _keep_aside(folder)
         return None
     saved = folder / MANIFEST_FILE
     changes = _differences(json.loads(saved.read_text(encoding="utf-8")) if saved.is_file() else {}, manifest)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..ccc_loss import MISSING_LABEL
+from ..conversation_encoder import UNKNOWN_SPEAKER, number_speakers
 from ..feature_extraction_mamba_ema import SAMPLING_RATE, InvalidAudioError, MambaEMAFeatureExtractor
 
 
@@ -20,8 +21,9 @@ class ConversationCollator:
 
     Returns, when called with items of `ConversationDataset`: `input_values`, `attention_mask` (batch, turns, samples),
     or, from cached frames, `frame_values` (batch, turns, layers, frames, hidden), `frame_mask` (batch, turns, frames);
-    `turn_mask` (batch, turns), `labels` (batch, turns, labels), and `conversation_ids`, a list of names for messages;
-    `context_turns` (batch,) where items begin with turns before their window.
+    `turn_mask` (batch, turns), `speaker_ids` (batch, turns), -1 for unknown, `labels` (batch, turns, labels), and
+    `conversation_ids`, a list of names for messages; `context_turns` (batch,) where items begin with turns before their
+    window.
     """
 
     def __init__(self, extractor: MambaEMAFeatureExtractor):
@@ -31,9 +33,16 @@ class ConversationCollator:
         features = pad_frames([item["frames"] for item in items]) if "frames" in items[0] else self._extract(items)
         turns, labels = features["turn_mask"].shape[1], items[0]["labels"].shape[1]
         batch_labels = torch.full((len(items), turns, labels), MISSING_LABEL)
+        speaker_ids = torch.full((len(items), turns), UNKNOWN_SPEAKER)
         for row, item in enumerate(items):
             batch_labels[row, : len(item["labels"])] = torch.from_numpy(item["labels"])
-        batch = {**features, "labels": batch_labels, "conversation_ids": [item["conversation_id"] for item in items]}
+            speaker_ids[row, : len(item["speakers"])] = torch.tensor(number_speakers(item["speakers"]))
+        batch = {
+            **features,
+            "speaker_ids": speaker_ids,
+            "labels": batch_labels,
+            "conversation_ids": [item["conversation_id"] for item in items],
+        }
         context = torch.tensor([item.get("context_turns", 0) for item in items])
         return {**batch, "context_turns": context} if bool(context.any()) else batch
 

@@ -19,9 +19,10 @@ from ..conversation_encoder import ConversationState
 from ..data.dataset import ConversationDataset
 from ..metrics import ccc_metric_path
 from ..pooling import length_mask
+from .confidence import add_intervals, coverage
 
 # Inputs of the model with turns in their second dimension.
-_BY_TURN = ("input_values", "attention_mask", "turn_mask", "frame_values", "frame_mask")
+_BY_TURN = ("input_values", "attention_mask", "turn_mask", "speaker_ids", "frame_values", "frame_mask")
 _NO_METRICS = ("loss", "runtime", "samples_per_second", "steps_per_second", "model_preparation_time")
 
 
@@ -65,13 +66,15 @@ def measure(
     """Predict whole conversations.
 
     Returns:
-        The metrics of [`ccc_of_predictions`] with intervals, and the table of [`prediction_table`].
+        The metrics of [`ccc_of_predictions`] with intervals and of [`coverage`], and the table of [`prediction_table`],
+        for a model with intervals with the columns of [`add_intervals`].
     """
     trainer.compute_metrics = ccc_of_predictions(config.labels, intervals=True)
     predicted = trainer.predict(dataset)
     metrics = {name.removeprefix("test_"): value for name, value in (predicted.metrics or {}).items()}
-    table = prediction_table(np.asarray(predicted.predictions), dataset, config)
-    return {name: value for name, value in metrics.items() if name not in _NO_METRICS}, table
+    table = add_intervals(prediction_table(np.asarray(predicted.predictions), dataset, config), config)
+    measured = {name: value for name, value in metrics.items() if name not in _NO_METRICS}
+    return measured | coverage(table, config), table
 
 
 def prediction_table(predictions: np.ndarray, dataset: ConversationDataset, config: MambaEMAConfig) -> pd.DataFrame:
@@ -116,8 +119,9 @@ def save_predictions(table: pd.DataFrame, path: Path) -> None:
         raise ValueError(f"{path.name} must end with .csv or .parquet")
 
 
-def describe_metrics(split: str, metrics: Mapping[str, float], labels: Sequence[str]) -> str:
+def describe_metrics(split: str, metrics: Mapping[str, float], config: MambaEMAConfig) -> str:
     """Some lines for people."""
+    labels = config.labels
     if "ccc" not in metrics:
         return f"{split}: no labels to measure on; predictions only"
     lines = [f"{split}: {metrics['num_turns']:.0f} turns of {metrics['num_conversations']:.0f} conversations"]
@@ -128,6 +132,9 @@ def describe_metrics(split: str, metrics: Mapping[str, float], labels: Sequence[
         low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]
         lines.append(f"  {title:<16} {metrics[name]:.3f}  (95 % interval {low:.3f} to {high:.3f})")
     lines.append(f"  {'RMSE, MAE':<16} {metrics['rmse']:.3f}, {metrics['mae']:.3f}  (on a scale from 0 to 1)")
+    held = [f"{label} {metrics[f'coverage_{label}']:.0%}" for label in labels if f"coverage_{label}" in metrics]
+    if held:
+        lines.append(f"  intervals asked to hold {config.interval_level:.0%} of the labels held {', '.join(held)}")
     return "\n".join(lines)
 
 

@@ -35,7 +35,7 @@ class ModelSection:
 
     # Of MambaEMAConfig; speech_encoder_config: of WavLMConfig. With pretrained_model: what is to be changed in it.
     params: dict[str, Any] = field(default_factory=dict)
-    pretrained_speech_encoder: str | None = None  # folder or Hub name of a WavLM; None: random weights
+    pretrained_speech_encoder: str | None = None  # folder or Hub name of a WavLM; tiny: the shipped one; None: random
     pretrained_model: str | None = None  # folder or Hub name of a Mamba-EMA to continue from
     revision: str = "main"  # commit, tag or branch of what is pretrained
 

@@ -171,10 +171,14 @@ def test_the_command_is_installed():
 def test_the_sample_is_one_line_to_a_first_result(model, expected, capsys):
     assert main(["predict", "--model", model, "--sample"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["file", "speaker", "seconds", "valence", "arousal", "valence", "value", "note"]
-    assert len(lines) == 8
+    columns = ["file", "speaker", "seconds", "valence", "arousal", "valence value", "valence label", "arousal label"]
+    assert lines[0].split() == " ".join([*columns, "reading"]).split()
+    assert len(lines) == 10
+    assert lines[-2].startswith("anna (4 turns, ")
+    assert lines[-1] == "valence: 0 unpleasant, 1 pleasant; arousal: 0 calm, 1 excited"
     assert lines[1].split()[:2] == ["turn0_anna.wav", "anna"]
-    for line, values in zip(lines[1:], expected[0]):
+    assert "0.150 0.700" in " ".join(lines[1].split())
+    for line, values in zip(lines[1:-2], expected[0], strict=True):
         assert [float(cell) for cell in line.split()[3:5]] == pytest.approx(list(values.values()), abs=6e-4)
 
 
@@ -242,7 +246,7 @@ def test_names_of_files_are_not_cut_and_near_silence_is_named(model, tmp_path, c
     name = "a_recording_of_the_third_of_may_in_the_afternoon.wav"
     sf.write(tmp_path / name, np.zeros(RATE), RATE)
     assert main(["predict", "--model", model, str(tmp_path / name)]) == 0
-    header, row = capsys.readouterr().out.splitlines()
+    header, row, _ = capsys.readouterr().out.splitlines()
     assert row.startswith(name)
     assert row.endswith("near silence")
     assert header.index("speaker") == row.index("-")
@@ -279,11 +283,13 @@ def test_a_timeline_is_printed_written_and_drawn(model, tmp_path, capsys):
     assert [(row["start"], row["end"], row["speaker"]) for row in rows] == [(0.5, 3.0, "anna"), (4.0, 9.25, "ben")]
     assert imread(tmp_path / "out.png").std() > 0.05
     assert main(["timeline", "--model", model, recording, *segments, *outputs, "--overwrite"]) == 0
-    assert capsys.readouterr().out.splitlines()[0].endswith("rows.json: 2 scored segments, to 9.2 of 30.0 s")
+    summary, written = capsys.readouterr().out.splitlines()[:2]
+    assert summary.startswith("anna (1 turn, 2 s): valence 0.")
+    assert written.endswith("rows.json: 2 scored segments, to 9.2 of 30.0 s")
     assert main(["timeline", "--model", model, recording]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split() == ["start", "end", "speaker", "valence", "arousal", "valence", "value", "note"]
-    assert len(lines) == 4
+    assert lines[0].split() == ["start", "end", "speaker", "valence", "arousal", "valence", "value", "reading"]
+    assert len(lines) == 5
     assert main(["timeline", "--model", model, recording, "--vad", "--json"]) == 0
     assert len(printed(capsys)) >= 3
 

@@ -59,6 +59,34 @@ def test_a_pooling_that_is_better_is_found_and_an_equal_one_is_not():
     assert not equal.difference[MEAN].excludes_zero
 
 
+def test_scopes_are_compared_with_that_of_the_conversation_by_pooling():
+    planted = planted_tables({"conversation": 0.5, "speaker": 0.6, "both": 0.5})
+    tables = {Cell("mean", "ema", cell.seed, None, cell.pooling): table for cell, table in planted.items()}
+    conversation, better, equal = compare_poolings(tables, LABELS)
+    assert (conversation.difference, conversation.scope_difference, better.difference) == (None, None, None)
+    assert (
+        better.scope_difference
+        == compare_poolings(
+            {
+                Cell({"conversation": "mean"}.get(cell.pooling, cell.pooling), "none", cell.seed): table
+                for cell, table in planted.items()
+            },
+            LABELS,
+        )[1].difference
+    )
+    assert not equal.scope_difference[MEAN].excludes_zero
+    first, *_ = verdict([conversation, better, equal], measured())
+    assert first.startswith(
+        "With pooling `mean` and context `ema`, `speaker` is better than the scope `conversation` by"
+    )
+    assert "Not distinguishable from the scope `conversation`: `both`" in first
+    page = comparison_page(
+        [conversation, better, equal], {"mean": Cost(0, 1, 0.1), ENCODER: Cost(1, 1, 1.0)}, measured(), 2.0, "x"
+    )
+    assert "## context `ema` of the scope `speaker`" in page
+    assert "| minus mean pooling | minus scope `conversation` |" in page
+
+
 def test_means_and_spreads_are_those_of_single_trainings():
     folds = ("split_1", "split_10")
     tables = planted_tables({"mean": 0.5, "attention": 0.6}, seeds=3, folds=folds)
@@ -360,6 +388,25 @@ def test_folds_come_from_columns_that_hold_the_split(prepared, tmp_path, capsys)
     assert "9 conversations of speakers the corpus does not name, with 1 seed and 2 folds each" in page
 
 
+def test_scopes_are_trained_with_the_speakers_of_the_corpus(prepared, tmp_path, capsys):
+    more = ("--seeds", "1", "--poolings", "mean", "--scopes", "conversation", "speaker")
+    assert call_command(*options(prepared, tmp_path / "none", *more)) == 1
+    assert "has no column 'speaker'" in capsys.readouterr().err
+    rows = [json.loads(line) for line in (prepared / "corpus" / "metadata.jsonl").read_text().splitlines()]
+    for row in rows:
+        row.update(file_name=str(prepared / "corpus" / row["file_name"]), speaker="ab"[row["turn"] % 2])
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert call_command(*options(prepared, tmp_path, *more, overrides=[f"data.source={tmp_path}"])) == 0
+    tables = [
+        pd.read_parquet(tmp_path / "trainings" / f"mean-mamba_ema{scope}-seed0" / "test.parquet")
+        for scope in ("", "-speaker")
+    ]
+    later = tables[0]["turn"].ge(1).to_numpy()
+    differences = (tables[0]["prediction"] - tables[1]["prediction"]).abs().to_numpy()
+    assert differences[later].max() > 1e-3
+    assert "minus scope `conversation`" in (tmp_path / "comparison.md").read_text()
+
+
 def test_other_settings_or_another_corpus_in_the_same_folder_are_refused(prepared, compared, capsys):
     more = ("--seeds", "2", "--contexts", "none", "mamba_ema")
     assert call_command(*options(prepared, compared, *more, overrides=["training.num_train_epochs=1"])) == 1
@@ -381,6 +428,7 @@ def test_other_settings_or_another_corpus_in_the_same_folder_are_refused(prepare
         (["data.test_split=null"], ["mean", "attention"], "test_split is null"),
         ([], ["attention", "statistics"], "compared with mean"),
         ([], ["mean", "mean"], "another one"),
+        ([], ["attention"], "compared with mean"),
         (["model.pretrained_model=x", "model.params={}"], ["mean", "attention"], "needs a new head"),
         ([], ["mean", "atention"], "--poolings names atention; allowed are mean, attention"),
     ],

@@ -339,7 +339,7 @@ def test_a_corpus_without_any_label_or_with_a_turn_twice_is_refused(prepared_iem
 def test_a_module_in_the_folder_of_corpora_is_a_corpus(tmp_path, monkeypatch):
     (tmp_path / "my_corpus.py").write_text("FOLDS = 2\ndef read(folder, fold):\n    return folder, fold\n")
     monkeypatch.setattr(corpora, "__path__", [*corpora.__path__, str(tmp_path)])
-    assert corpus_names() == ["iemocap", "msp-improv", "msp-podcast", "my-corpus"]
+    assert corpus_names() == ["emodb", "iemocap", "msp-improv", "msp-podcast", "my-corpus"]
     assert read_corpus("my-corpus", tmp_path, 2) == (tmp_path, 2)
     with pytest.raises(CorpusError, match="my-corpus has 2 folds; there is no fold 3"):
         read_corpus("my-corpus", tmp_path, 3)

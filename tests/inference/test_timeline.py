@@ -1,7 +1,6 @@
 """Long recordings: segments from files, windows and speech detection; rows as they come; constant memory."""
 
 import csv
-import dataclasses
 import itertools
 import json
 import subprocess
@@ -50,7 +49,7 @@ def call(tmp_path_factory):
 
 
 def values(rows):
-    return np.array([list(row.values.values()) for row in rows], dtype=float)
+    return np.array([list(row.heard.values.values()) for row in rows], dtype=float)
 
 
 @pytest.mark.promise(
@@ -66,7 +65,9 @@ def test_rows_are_the_numbers_of_the_conversation_with_its_state_carried_over_th
     assert [(row.start, row.end, row.speaker) for row in rows] == [(s.start, s.end, s.speaker) for s in segments]
     flat = rows[0].to_dict()
     # Arousal's own scale is the unit scale, so it is there once.
-    assert list(flat) == ["start", "end", "speaker", "valence", "arousal", "valence_value", "low_level"]
+    differences = ["valence_difference", "arousal_difference", "baseline_turns", "low_level", "reading"]
+    assert list(flat)[:6] == ["start", "end", "speaker", "valence", "arousal", "valence_value"]
+    assert [name for name in flat if name in differences] == differences
     assert list(flat) == timeline_columns(tracker(label_ranges={"valence": (1, 7)}))
     assert flat["valence_value"] == pytest.approx(1 + 6 * flat["valence"], abs=1e-3)
     assert all(len(repr(flat[name])) <= 6 for name in ("valence", "arousal", "valence_value"))
@@ -82,7 +83,8 @@ def test_long_segments_are_split_and_short_ones_have_no_values_and_leave_the_sta
         without = list(emotion_timeline(tracker(), recording, [Segment(0, 61.0, "x"), Segment(62, 70.4)]))
     assert [row.end - row.start for row in rows[:3]] == pytest.approx([61 / 3] * 3)
     assert [row.speaker for row in rows] == ["x", "x", "x", None, None]
-    assert list(rows[3].values.values()) == [None, None]
+    assert rows[3].heard is None
+    assert {rows[3].to_dict()[name] for name in ("valence", "arousal", "valence_difference")} == {None}
     assert rows[4].end == 70.0
     assert np.array_equal(values([*rows[:3], rows[4]]), values(without))
 
@@ -101,7 +103,7 @@ def test_windows_fill_the_recording(tmp_path, window, count):
 def test_silence_is_flagged(call):
     with Recording(call[0]) as recording:
         rows = list(emotion_timeline(tracker(), recording, [Segment(0, 0.9), Segment(1.1, 2.0)]))
-    assert [row.low_level for row in rows] == [True, False]
+    assert [row.heard.low_level for row in rows] == [True, False]
 
 
 @pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
@@ -159,16 +161,17 @@ def test_segments_are_read_from_csv_and_rttm_in_the_order_of_time(tmp_path):
     (tmp_path / "a.csv").write_text("﻿start,end,text,speaker\n3.5,4,hello,ben\n1,2.5,hi,anna\n5,6,,\n", encoding="utf-8")
     wanted = [Segment(1, 2.5, "anna"), Segment(3.5, 4, "ben"), Segment(5, 6)]
     assert read_segments(tmp_path / "a.csv") == wanted
-    (tmp_path / "b.csv").write_text("end,start\n2,1\n")
-    assert read_segments(tmp_path / "b.csv") == [Segment(1, 2)]
-    wanted = [dataclasses.replace(segment, channel=1) for segment in wanted]
+    (tmp_path / "b.csv").write_text("end;channel;start\n0 days 00:00:02.5;2;0 days 00:00:00.5\n1;;1")
+    assert read_segments(tmp_path / "b.csv") == [Segment(0.5, 2.5, channel=2), Segment(1, 1)]
     lines = [
         "SPKR-INFO call 1 <NA> <NA> <NA> unknown anna <NA> <NA>",
-        "SPEAKER call 1 3.5 0.5 <NA> <NA> ben <NA> <NA>",
+        "SPEAKER call B 3.5 0.5 <NA> <NA> ben <NA>",
         "SPEAKER call 1 1.0 1.5 <NA> <NA> anna <NA> <NA>",
-        "SPEAKER call 1 5 1 <NA> <NA> <NA> <NA> <NA>",
+        "SPEAKER call <NA> 5 1 <NA> <NA> <NA> <NA> <NA>",
+        "SPEAKER call 0 7 0 <NA> <NA> ben <NA> 0.9",
         "",
     ]
+    wanted = [Segment(1, 2.5, "anna", 1), Segment(3.5, 4, "ben", 2), Segment(5, 6), Segment(7, 7, "ben")]
     (tmp_path / "a.rttm").write_text("\n".join(lines))
     assert read_segments(tmp_path / "a.rttm", "anything") == wanted
     (tmp_path / "two.rttm").write_text("\n".join([*lines, "SPEAKER other 1 7 1 <NA> <NA> anna <NA> <NA>"]))
@@ -187,8 +190,14 @@ def test_segments_are_read_from_csv_and_rttm_in_the_order_of_time(tmp_path):
         ("a.csv", "start,end\n1,nan\n", "line 2 of a.csv has 'nan'"),
         ("a.csv", "start,end\n-1,2\n", "line 2 of a.csv has '-1'"),
         ("a.csv", "start,end\n1\n", "line 2 of a.csv has None"),
+        ("a.csv", "start,end\n2,1.5\n", "line 2 of a.csv runs from 2 to 1.5 s"),
         ("a.rttm", "SPEAKER call 1 1.0\n", "line 1 of a.rttm has 4 fields"),
         ("a.rttm", "SPEAKER call 1 x 1 <NA> <NA> anna <NA>\n", "line 1 of a.rttm has 'x'"),
+        ("a.rttm", "SPEAKER my call 1 1 2 <NA> <NA> anna <NA> <NA>\n", "line 1 of a.rttm has 11 fields"),
+        ("a.rttm", "\nSPEAKER my call 1 1 2 <NA> <NA> anna <NA>\n", "line 2 of a.rttm has 10 fields"),
+        ("a.rttm", "SPEAKER call 1 1 2 <NA> <NA> anna lee <NA> <NA>\n", "line 1 of a.rttm has 11 fields"),
+        ("a.rttm", "SPEAKER call 1 1 2 <NA> <NA> anna lee <NA>\n", "line 1 of a.rttm has 10 fields"),
+        ("a.rttm", "SPEAKER call x 1 2 <NA> <NA> anna <NA>\n", "line 1 of a.rttm has the channel 'x'"),
     ],
 )
 def test_wrong_segment_files_are_refused_with_the_line(tmp_path, name, text, message):

@@ -66,6 +66,86 @@ def test_the_speakers_name_changes_no_number():
     assert np.array_equal(numbers(first), numbers([unnamed.update(turn, RATE) for turn in turns]))
 
 
+NAMES = ["anna", "ben", None, "anna", "ben", "anna", ""]
+IDS = [[0, 1, -1, 0, 1, 0, -1]]
+
+
+@pytest.mark.parametrize("scope", ["speaker", "both"])
+def test_each_speaker_has_the_state_of_their_name_as_in_the_whole_conversation(scope, tmp_path):
+    live, turns = tracker(context_scope=scope), speech(0, len(NAMES))
+    with torch.inference_mode():
+        features = live.feature_extractor([turns], sampling_rate=RATE, return_tensors="pt")
+        whole = live.model(**features, speaker_ids=torch.tensor(IDS)).logits[0]
+    results = []
+    for number, (turn, name) in enumerate(zip(turns, NAMES)):
+        if number == 4:  # names are kept with the state
+            live.save(tmp_path / "state.safetensors")
+            live = tracker(context_scope=scope)
+            live.restore(tmp_path / "state.safetensors")
+        results.append(live.copy().update(turn, RATE, speaker=name))
+        assert numbers([live.update(turn, RATE, speaker=name)]).tolist() == numbers(results[-1:]).tolist()
+    np.testing.assert_allclose(numbers(results), whole, atol=2e-5)
+
+    # Renamed and permuted speakers have the same numbers; one voice for all has others.
+    for names, same in ((["x", "anna", None, "x", "anna", "x", None], True), (["anna"] * len(turns), False)):
+        other = tracker(context_scope=scope)
+        given = numbers([other.update(turn, RATE, speaker=name) for turn, name in zip(turns, names)])
+        assert np.array_equal(given, numbers(results)) is same
+
+
+def test_in_a_batch_of_conversations_each_has_its_own_speakers():
+    model, extractor = tiny_model(context_scope="both"), MambaEMAFeatureExtractor()
+    names, conversations = ["abab", "bbaa"], [speech(seed, 4) for seed in range(2)]
+    batched, alone = ([EmotionTracker(model, extractor) for _ in names] for _ in range(2))
+    for step in range(4):
+        turns = [(conversation[step], spoken[step]) for conversation, spoken in zip(conversations, names)]
+        got = EmotionTracker.update_batch([(mine, *turn) for mine, turn in zip(batched, turns)], RATE)
+        wanted = [other.update(audio, RATE, speaker=name) for other, (audio, name) in zip(alone, turns)]
+        np.testing.assert_allclose(numbers(got), numbers(wanted), atol=2e-5)
+
+
+def test_the_speaker_silent_longest_gives_way_and_begins_anew():
+    live, alone = (tracker(context_scope="speaker", max_speakers=2) for _ in range(2))
+    turns = speech(4, 5)
+    heard = [live.update(turn, RATE, speaker=name) for turn, name in zip(turns, ["anna", "ben", "anna", "cleo", "ben"])]
+    first = [alone.copy().update(turn, RATE, speaker="x") for turn in turns]
+    # Ben gave way to Cleo, then Anna to Ben; Anna's second turn went on from her first.
+    anew = [np.allclose(numbers([one]), numbers([other]), atol=1e-6) for one, other in zip(heard, first)]
+    assert anew == [True, True, False, True, True]
+    assert [result.baseline_turns for result in heard] == [0, 0, 1, 0, 0]
+
+
+def test_values_stand_beside_their_difference_to_the_speakers_own_slow_average(tmp_path):
+    live, turns = tracker(), speech(7, 60, 400, 900)
+    names = ["anna" if number % 3 else "ben" for number in range(60)]
+    heard = [live.update(turn, RATE, speaker=name) for turn, name in zip(turns, names)]
+    for name in ("anna", "ben"):
+        average, own = None, [result for result in heard if result.speaker == name]
+        for count, result in enumerate(own):
+            value = result.values["arousal"]
+            assert result.baseline_turns == count
+            if average is None:
+                assert result.differences is None
+                average = value
+                continue
+            assert result.differences["arousal"] == pytest.approx(value - average, abs=1e-9)
+            # The mean of the turns so far, and after 20 of them a moving average.
+            if count < 20:
+                average = np.mean([other.values["arousal"] for other in own[: count + 1]])
+            else:
+                average += (value - average) / 20
+    live.save(tmp_path / "state.safetensors")
+    restored = tracker()
+    restored.restore(tmp_path / "state.safetensors")
+    quiet = np.full(800, 1e-5, dtype=np.float32)
+    quiet[::2] *= -1
+    for other in (live, restored):
+        assert other.update(quiet, RATE, speaker="anna").baseline_turns == 40
+        after = other.update(turns[0], RATE, speaker="anna")
+        assert after.baseline_turns == 40  # near silence says nothing of a voice
+    assert live.update(turns[0], RATE).differences is None
+
+
 def test_conversations_interleaved_on_one_model_do_not_touch_each_other():
     turns = [speech(seed, 50, 400, 2_000) for seed in (1, 2)]
     model, extractor = tiny_model(), MambaEMAFeatureExtractor()

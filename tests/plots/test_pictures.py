@@ -134,8 +134,15 @@ def test_the_trajectory_shows_values_speakers_and_labels():
         title="call",
     )
     (axes,) = figure.axes
-    np.testing.assert_array_equal(line(axes, "valence").get_ydata(), [0.1, np.nan, 0.9])
-    np.testing.assert_allclose(line(axes, "arousal").get_ydata(), [0.3, 0.4, 0.5])
+    drawn = {
+        label: [other for other in axes.lines if other.get_color() == line(axes, label).get_color()]
+        for label in ("valence", "arousal")
+    }
+    # A line a speaker, beside the one in the legend.
+    for anna, ben, label in (([0.1, 0.9], [np.nan], "valence"), ([0.3, 0.5], [0.4], "arousal")):
+        np.testing.assert_allclose(drawn[label][1].get_ydata(), anna)
+        np.testing.assert_array_equal(drawn[label][1].get_xdata(), [1, 3])
+        np.testing.assert_allclose(drawn[label][2].get_ydata(), ben)
     np.testing.assert_allclose(line(axes, "valence, label of the corpus").get_ydata(), 0.2)
     legend = [text.get_text() for text in axes.get_legend().get_texts()]
     assert "anna" in legend
@@ -241,3 +248,16 @@ def test_png_and_svg_are_written_and_the_same_outputs_give_the_same_files(tmp_pa
         assert re.search(r"<svg[^>]*viewBox", svg.read_text())
         again = write_picture(draw(), tmp_path / "again" / name)
         assert (png.read_bytes(), svg.read_bytes()) == (again[0].read_bytes(), again[1].read_bytes())
+
+
+def test_intervals_are_drawn_and_stay_inside_the_picture():
+    figure = plot_trajectory({"valence": [0.1, 0.9]}, intervals={"valence": [[-0.2, 0.3], [0.7, 1.2]]})
+    (bars,) = list(figure.axes[0].collections)
+    np.testing.assert_allclose([path[:, 1] for path in bars.get_segments()], [[-0.2, 0.3], [0.7, 1.2]])
+    assert figure.axes[0].get_ylim()[0] < -0.2
+    with pytest.raises(ValueError, match="interval of valence"):
+        plot_trajectory({"valence": [0.1, 0.9]}, intervals={"valence": [0.1, 0.2]})
+    segments = [{"start": 0, "end": 2, "valence": 0.5, "valence_low": 0.25, "valence_high": 0.75}]
+    axes = plot_timeline([*segments, {"start": 3, "end": 4, "valence": None}], ["valence"]).axes[0]
+    bounds = [artist.get_datalim(axes.transData).bounds for artist in axes.collections]
+    assert any(found == pytest.approx((0, 0.25, 2, 0.5)) for found in bounds)

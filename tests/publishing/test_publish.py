@@ -13,13 +13,18 @@ import shutil
 import pytest
 import torch
 from huggingface_hub import ModelCard, constants
+from safetensors.torch import load
 
 from modeling_mamba_ema import MambaEMAForRegression
+from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
 from modeling_mamba_ema.publishing import files_to_publish
+from modeling_mamba_ema.training import add_lora, merge_lora
+from modeling_mamba_ema.training.lora import has_lora
 from tests.support.local_hub import hub_that_takes_a_model
+from tests.support.models import tiny_model
 from tests.support.programs import call_command, call_program
 from tests.support.runs import FINETUNE
-from tests.support.tiny_corpus import write_run
+from tests.support.tiny_corpus import LABELS, make_trainer, write_run
 
 
 @pytest.fixture
@@ -173,6 +178,45 @@ def test_training_publishes_its_model_at_the_end(corpus, tmp_path, hub):
     assert call_program(FINETUNE, configuration, *options) == 0
     assert committed(hub) == {path.name: path.read_bytes() for path in (tmp_path / "run" / "model").iterdir()}
     assert not any("checkpoint" in path for path, *_ in hub.requests)
+
+
+@pytest.fixture
+def trained(corpus, tmp_path):
+    """A trainer that was told to push, after two steps and an evaluation; WavLM is adapted by LoRA."""
+    dataset = ConversationDataset(load_emotion_dataset(corpus, LABELS)["train"], LABELS)
+    model = tiny_model()
+    add_lora(model, {"r": 2}, "microsoft/wavlm-large", "main")
+    trainer = make_trainer(tmp_path / "run", dataset, model, push_to_hub=True, hub_model_id="me/emotions",
+                           learning_rate=0.01, eval_strategy="steps", eval_steps=1, save_strategy="steps",
+                           save_steps=1)  # fmt: skip
+    trainer.train()
+    return trainer
+
+
+def test_the_trainer_publishes_a_release_of_the_merged_model_and_never_a_checkpoint(hub, trained, release, tmp_path):
+    assert [path for path, *_ in hub.requests] == ["/api/repos/create"]
+    facts = {"dataset": "MSP-Podcast", "license": "mit", "language": "en", "finetuned_from": "microsoft/wavlm-large"}
+    assert trained.push_to_hub(tags="mine", **facts) == f"{hub.address}/me/emotions/commit/abc"
+    files = committed(hub)
+    assert set(files) == {path.name for path in release.iterdir()}
+    card = ModelCard(files["README.md"].decode())
+    assert (card.data.base_model, card.data.license, card.data.language) == ("microsoft/wavlm-large", "mit", ["en"])
+    trained.create_model_card(tags="mine", model_name="Emotions", **facts)
+    for again in (card, ModelCard.load(tmp_path / "run" / "README.md")):
+        assert "mine" in again.data.tags
+        assert "unpleasant" in again.text
+    evaluations = [entry["eval_ccc"] for entry in trained.state.log_history if "eval_ccc" in entry]
+    result = card.data.eval_results[-1]
+    assert (result.dataset_name, result.metric_value) == ("MSP-Podcast", round(evaluations[-1], 4))
+    published = load(files["model.safetensors"])
+    assert not any("lora" in name for name in published)
+    assert has_lora(trained.model)  # the trainer's own model stays as it was
+    with pytest.raises(ValueError, match="merge them first"):
+        trained.model.push_to_hub("me/emotions")
+    with pytest.raises(ValueError, match="blocking=False"):
+        trained.push_to_hub(blocking=False)
+    merge_lora(trained.model)
+    assert all(torch.equal(weight, published[name]) for name, weight in trained.model.state_dict().items())
 
 
 @pytest.mark.parametrize(

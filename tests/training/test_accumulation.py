@@ -58,6 +58,7 @@ def assert_same_weights(model, expected, tolerance):
 every_division = pytest.mark.parametrize(("batch_size", "steps"), [(2, 3), (1, 6)])
 
 
+@pytest.mark.promise("B-23", "accumulated batches give the loss and weights of one large batch", "1e-6 float32")
 @every_division
 def test_accumulated_batches_train_as_one_large_batch(tmp_path, train_split, batch_size, steps):
     models = [tiny_model(speech_encoder_config=NO_DROPOUT) for _ in range(2)]
@@ -208,6 +209,7 @@ if os.environ["RANK"] == "0":
 SECONDS = 1.6  # a batch of all processes: 2 to 4 of the conversations
 
 
+@pytest.mark.promise("B-23")
 @pytest.mark.parametrize("bf16", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["float32", "bf16"])
 def test_two_processes_train_as_one_does_on_one_large_batch(tmp_path, corpus, train_split, bf16):
     (tmp_path / "one_step.py").write_text(ONE_STEP.replace("SECONDS", str(SECONDS)))

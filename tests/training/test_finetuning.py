@@ -4,6 +4,7 @@ import json
 import os
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModel
 
 from modeling_mamba_ema.data.dataset import ConversationDataset
+from modeling_mamba_ema.inference import EmotionTracker
 from modeling_mamba_ema.metrics.tables import metrics_of_table
 from tests.support.programs import call_program, launch_two_processes, run_program
 from tests.support.runs import FINETUNE
@@ -162,3 +164,24 @@ def test_the_model_is_saved_before_the_test_split_is_touched_and_may_have_other_
     assert call_program(FINETUNE, run, *options) == 1
     assert not (tmp_path / "run" / "results.json").exists()
     assert AutoModel.from_pretrained(tmp_path / "run" / "model").config.labels == ["dominance", "arousal"]
+
+
+def test_a_corpus_of_two_speakers_trains_a_context_of_each_which_the_tracker_gives_by_name(corpus, tmp_path):
+    lines = [json.loads(line) for line in (corpus / "metadata.jsonl").read_text().splitlines()]
+    rows = [
+        {**line, "file_name": str(corpus / line["file_name"]), "speaker": f"{line['split']}_{'aabb'[line['turn']]}"}
+        for line in lines
+    ]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    run = write_run(tmp_path / "run.yaml", tmp_path, tmp_path / "run")
+    options = ["training.num_train_epochs=1", "model.params.context_scope=speaker", "model.params.max_speakers"]
+    options += ["training.turns_per_chunk=2"]  # evaluated in chunks
+    assert call_program(FINETUNE, run, *options[:2], f"{options[2]}=1") == 1  # two speakers, room for one
+    assert call_program(FINETUNE, run, *options[:2], f"{options[2]}=2", options[3]) == 0
+    tracker = EmotionTracker.from_pretrained(tmp_path / "run" / "model")
+    table = pd.read_csv(tmp_path / "run" / "predictions_test.csv")
+    names = {row["file_name"]: row["speaker"] for row in rows}
+    for _, conversation in table[table["label"] == "arousal"].groupby("conversation_id"):
+        tracker.reset()
+        heard = [tracker.update(file, speaker=names[file]).values["arousal"] for file in conversation["file_name"]]
+        np.testing.assert_allclose(heard, conversation["prediction"], atol=2e-5)

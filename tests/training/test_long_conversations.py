@@ -10,24 +10,34 @@ from modeling_mamba_ema.training.evaluation import predict_in_chunks, start_from
 from tests.support.models import tiny_model
 from tests.support.tiny_corpus import LABELS, make_trainer, write_run
 
+INPUTS = ("input_values", "attention_mask", "turn_mask", "speaker_ids")
+
 
 @pytest.fixture
 def rows(splits):
-    return splits["train"]
+    """With the speakers of the turns of a conversation; None is nobody known."""
+    rows = splits["train"]
+    return rows.add_column("speaker", [("ben", None, "anna", "ben")[turn] for turn in rows["turn"]])
 
 
 def batch_of(dataset, indices):
     return ConversationCollator(MambaEMAFeatureExtractor())([dataset[index] for index in indices])
 
 
-@pytest.mark.parametrize("context", ["none", "ema", "mamba", "mamba_ema"])
+@pytest.mark.parametrize(
+    ("context", "scope"),
+    [
+        *(("none", "speaker"), ("ema", "conversation"), ("mamba", "conversation"), ("mamba_ema", "conversation")),
+        *(("mamba_ema", "speaker"), ("mamba_ema", "both")),
+    ],
+)
 @pytest.mark.parametrize("turns_per_chunk", [1, 2, 3])
-def test_chunk_by_chunk_predicts_as_whole(rows, context, turns_per_chunk):
-    model = tiny_model(context=context, dtype=torch.float64)
+def test_chunk_by_chunk_predicts_as_whole(rows, context, scope, turns_per_chunk):
+    model = tiny_model(context=context, context_scope=scope, dtype=torch.float64)
     batch = batch_of(ConversationDataset(rows, LABELS), [3, 0, 2])  # of 4, 1 and 3 turns
     batch["input_values"] = batch["input_values"].double()
     with torch.no_grad():
-        whole = model(**{name: batch[name] for name in ("input_values", "attention_mask", "turn_mask")}).logits
+        whole = model(**{name: batch[name] for name in INPUTS}).logits
         chunked = predict_in_chunks(model, batch, turns_per_chunk)
     assert torch.isnan(whole).sum() == 8
     torch.testing.assert_close(chunked, whole, atol=1e-12, rtol=0, equal_nan=True)
@@ -43,18 +53,18 @@ def test_an_evaluation_in_chunks_measures_as_one_of_whole_conversations(tmp_path
     assert chunked.metrics["test_loss"] == pytest.approx(whole.metrics["test_loss"], abs=1e-6)
 
 
-def test_a_window_with_all_turns_before_it_predicts_as_the_conversation_does(rows):
-    model = tiny_model()
+@pytest.mark.parametrize("scope", ["conversation", "both"])
+def test_a_window_with_all_turns_before_it_predicts_as_the_conversation_does(rows, scope):
+    model = tiny_model(context_scope=scope)
     whole = batch_of(ConversationDataset(rows, LABELS), [3])
     windows = ConversationDataset(rows, LABELS, turns_per_item=2, context_turns=9)
     second = next(i for i, item in enumerate(windows.items) if rows[item[0]]["conversation_id"] == "train_3") + 1
     batch = batch_of(windows, [second, 0])  # the other one has nothing before it
     assert batch["context_turns"].tolist() == [2, 0]
     inputs = start_from_context(model, batch, batch.pop("context_turns"), turns_per_chunk=1)
-    names = ("input_values", "attention_mask", "turn_mask", "conversation_state")
     with torch.no_grad():
-        logits = model(**{name: inputs[name] for name in names}).logits
-        expected = model(**{name: whole[name] for name in names[:3]}).logits
+        logits = model(**{name: inputs[name] for name in (*INPUTS, "conversation_state")}).logits
+        expected = model(**{name: whole[name] for name in INPUTS}).logits
     assert torch.isnan(logits[0, :2]).all()
     torch.testing.assert_close(logits[0, 2:], expected[0, 2:], atol=2e-5, rtol=0)
     assert (inputs["labels"][0, :2] == -100).all()

@@ -102,6 +102,11 @@ def test_what_cannot_be_meant_is_refused_before_training(configure, lora, overri
 # The same numbers on every path
 
 
+@pytest.mark.promise(
+    "B-24",
+    "with LoRA each path of the encoder and the merged model give the same numbers",
+    "1e-10 float64, 1e-5 float32",
+)
 @every_encoder
 @pytest.mark.parametrize("dora", [False, True])
 def test_the_fast_encoder_gives_the_numbers_of_the_plain_ones_and_of_the_merged_model(kind, dora, encoders):
@@ -111,7 +116,7 @@ def test_the_fast_encoder_gives_the_numbers_of_the_plain_ones_and_of_the_merged_
     backbone = model.speech_encoder.backbone
     for name, parameter in backbone.named_parameters():
         if "lora_" in name:
-            torch.nn.init.normal_(parameter, std=0.2)
+            torch.nn.init.normal_(parameter, std=0.1)
     waveforms = torch.randn(2, 8_000, generator=torch.Generator().manual_seed(0))
     lengths, layers = torch.tensor([8_000, 5_000]), [0, 1, 2]
     with torch.no_grad():
@@ -183,6 +188,28 @@ def test_merge_makes_the_model_of_the_run_from_its_adapters_and_refuses_what_it_
     assert "nothing to merge" in capsys.readouterr().err
     with pytest.raises(ValueError, match="mamba-ema merge FOLDER OUTPUT"):
         MambaEMAForRegression.from_pretrained(folder / "adapter")
+
+
+def test_a_checkpoint_is_merged_as_well_and_so_are_adapters_on_a_trained_model(run, saved_model, configure, tmp_path):
+    *_, folder = run
+    checkpoint = max(folder.glob("checkpoint-*"))
+    assert call_command("merge", checkpoint, tmp_path / "of_checkpoint") == 0
+    assert AutoModel.from_pretrained(tmp_path / "of_checkpoint").config.labels == ["valence", "arousal"]
+
+    start = [f"model.pretrained_model={saved_model}", "model.pretrained_speech_encoder=null"]
+    model, _ = build_model(configure(*start, "model.params={context: none}"))
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(tmp_path / "adapter")
+    assert call_command("merge", tmp_path / "adapter", tmp_path / "merged") == 0
+    waveform = torch.randn(1, 8_000, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model.eval()(waveform).logits
+        merged = MambaEMAForRegression.from_pretrained(tmp_path / "merged")(waveform).logits
+        base = MambaEMAForRegression.from_pretrained(saved_model)(waveform).logits
+    torch.testing.assert_close(merged, expected, atol=1e-5, rtol=0)
+    assert (merged - base).abs().max() > 1e-3
 
 
 def test_adapters_are_not_put_on_other_weights_than_those_they_were_trained_on(run, encoders, tmp_path):

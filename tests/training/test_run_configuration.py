@@ -153,7 +153,7 @@ def test_overrides_reach_every_section():
     assert run.data.test_split is None
 
 
-@pytest.mark.parametrize("name", ["demo", "finetune", "finetune_full"])
+@pytest.mark.parametrize("name", ["demo", "finetune", "finetune_full", "finetune_lora"])
 def test_the_configurations_in_the_repository_are_valid(name):
     run = load_run_configuration(ROOT / "configuration" / f"{name}.yaml")
     with torch.device("meta"):

@@ -210,25 +210,24 @@ def _bootstrap_ccc(
     num_groups = int(group.max()) + 1
     if num_groups < 2:
         return np.full((num_resamples, true.shape[1] + 1), np.nan)
-    draws = np.random.default_rng(seed).integers(num_groups, size=(num_resamples, num_groups))
-    times_drawn = np.zeros((num_resamples, num_groups))
-    np.add.at(times_drawn, (np.arange(num_resamples)[:, None], draws), 1.0)
-    columns = []
+    # A resample's moments follow from sums over conversations; taken around the overall means they do not cancel.
+    shifts, sums = [], np.zeros((num_groups, true.shape[1], 6))
     for column in range(true.shape[1]):
         given = true[:, column] != MISSING_LABEL
-        # A resample's moments follow from sums over conversations; taken around the overall means they do not cancel.
-        y = predicted[given, column] - predicted[given, column].mean()
-        t = true[given, column] - true[given, column].mean()
-        shift = predicted[given, column].mean() - true[given, column].mean()
-        terms = np.stack([np.ones_like(y), y, t, y * y, t * t, y * t], axis=1)
-        sums = np.zeros((num_groups, terms.shape[1]))
-        np.add.at(sums, group[given], terms)
-        n, sy, st, syy, stt, syt = (times_drawn @ sums).T
-        with np.errstate(invalid="ignore", divide="ignore"):
-            my, mt = sy / n, st / n
-            spread = (syy / n - my**2) + (stt / n - mt**2) + (my - mt + shift) ** 2
-            columns.append(2 * (syt / n - my * mt) / spread)
-    return np.column_stack([*columns, np.mean(columns, axis=0)])
+        mean_y, mean_t = predicted[given, column].mean(), true[given, column].mean()
+        y, t = predicted[given, column] - mean_y, true[given, column] - mean_t
+        np.add.at(sums[:, column], group[given], np.stack([np.ones_like(y), y, t, y * y, t * t, y * t], axis=1))
+        shifts.append(mean_y - mean_t)
+    random, flat = np.random.default_rng(seed), sums.reshape(num_groups, -1)
+    drawn = np.empty((num_resamples, flat.shape[1]))
+    for row in drawn:  # one by one: all of them at once would take memory for each conversation and resample
+        row[:] = np.bincount(random.integers(num_groups, size=num_groups), minlength=num_groups) @ flat
+    n, sy, st, syy, stt, syt = np.moveaxis(drawn.reshape(num_resamples, -1, 6), -1, 0)  # (resamples, labels) each
+    with np.errstate(invalid="ignore", divide="ignore"):
+        my, mt = sy / n, st / n
+        spread = (syy / n - my**2) + (stt / n - mt**2) + (my - mt + np.array(shifts)) ** 2
+        columns = 2 * (syt / n - my * mt) / spread
+    return np.column_stack([columns, columns.mean(axis=1)])
 
 
 def _percentiles(replicates: np.ndarray, confidence_level: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,17 @@
+"""How a model behaves: for groups of speakers, in noise and bad recordings, and on what is no speech."""
+
+from .conditions import CONDITIONS, NO_SPEECH
+from .measures import RECORDING, correlations, measure, measure_changes, measure_groups, recording_facts
+from .page import write_report
+
+__all__ = [
+    "CONDITIONS",
+    "NO_SPEECH",
+    "RECORDING",
+    "correlations",
+    "measure",
+    "measure_changes",
+    "measure_groups",
+    "recording_facts",
+    "write_report",
+]

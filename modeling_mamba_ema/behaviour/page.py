@@ -1,0 +1,126 @@
+"""The report as Markdown, as HTML that needs no server, and as JSON."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from ..data.atomic_write import atomic_write
+from ..plots import plot_by_row
+from .measures import MIN_TURNS, MOVED, PERMUTATIONS
+
+STYLE = (
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}img{max-width:100%}"
+    "table{border-collapse:collapse}td{padding:.2rem .7rem;border-bottom:1px solid #ccc;text-align:right}"
+    "td:first-child{text-align:left}tr:first-child{font-weight:bold}"
+)
+LEAK = 0.2  # a correlation of a label with the recording above which a model can learn the recording
+
+
+def write_report(folder: Path, content: dict[str, Any]) -> Path:
+    """Write report.html, report.md, report.json, and the pictures beside them.
+
+    Args:
+        folder: is made.
+        content: `title`, `command`, `labels`; `overall`, `groups` (by column), `changes` (by condition) and
+            `correlations`, as the functions of `measures` give them; `no_speech`, predictions by sound.
+
+    Returns:
+        The HTML page.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    overall, changes = content["overall"], content["changes"]
+    parts = [f"# {content['title']}", f"Made by `{content['command']}`.", "## Overall"]
+    parts.append(
+        _table(
+            ["label", "turns", "CCC (95 % over conversations)"], ([r["label"], r["turns"], _ccc(r)] for r in overall)
+        )
+    )
+    parts += ["## Does the recording give the labels away?", *_correlations(content["correlations"])]
+    for column, found in content["groups"].items():
+        name = f"report_{re.sub(r'[^a-z0-9]', '_', column.lower())}.png"
+        plot_by_row(found["groups"], "ccc", f"CCC by {column}", origin=False).savefig(folder / name, dpi=110)
+        parts += [f"## By {column}", f"![CCC by {column}]({name})", *_groups(found)]
+    plot_by_row(changes, "difference", "change of CCC", origin=True).savefig(folder / "report_changes.png", dpi=110)
+    parts += ["## Worse recordings", "![change of CCC](report_changes.png)", _changes(changes)]
+    parts.append(f"Moved: the share of turns whose value changes by more than {MOVED} on a scale from 0 to 1.")
+    sounds = ([name, *(f"{value:.3f}" for value in values.values())] for name, values in content["no_speech"].items())
+    parts += ["## What is no speech", _table(["sound", *content["labels"]], sounds)]
+    parts.append("A model answers everything: its values for these say nothing, and show where it rests.")
+    html = f'<!doctype html><html lang="en"><meta charset="utf-8"><style>{STYLE}</style>'
+    html += "\n".join(_html(part, folder) for part in parts)
+    for kind, text in (("md", "\n\n".join(parts)), ("html", html), ("json", json.dumps(content, indent=2))):
+        with atomic_write(folder / f"report.{kind}") as unfinished:
+            unfinished.write_text(f"{text}\n", encoding="utf-8")
+    return folder / "report.html"
+
+
+def _html(part: str, folder: Path) -> str:
+    """One part of the page: a heading, a picture, which becomes part of the file, a table, or a paragraph."""
+    if part.startswith("!"):
+        picture = base64.b64encode((folder / part[part.index("(") + 1 : -1]).read_bytes()).decode()
+        return f'<img alt="" src="data:image/png;base64,{picture}">'
+    if part.startswith("|"):
+        rows = (line.strip("| ").split(" | ") for line in part.splitlines() if "---" not in line)
+        return f"<table>{''.join(f'<tr>{_cells(row)}</tr>' for row in rows)}</table>"
+    level = len(part) - len(part.lstrip("#"))
+    tag = f"h{level}" if level else "p"
+    return f"<{tag}>{escape(part[level:].strip())}</{tag}>"
+
+
+def _cells(row: Iterable[str]) -> str:
+    return "".join(f"<td>{escape(cell)}</td>" for cell in row)
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(str(cell).replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def _ccc(row: dict[str, Any], name: str = "ccc") -> str:
+    return f"{row[name]:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def _correlations(rows: Sequence[dict[str, Any]]) -> list[str]:
+    facts = [name for name in rows[0] if name not in ("label", "of")]
+    cells = ([f"{row['label']}: {row['of']}", *(f"{row[fact]:+.2f}" for fact in facts)] for row in rows)
+    labels = [(row, fact) for row in rows for fact in facts if row["of"] == "label" and abs(row[fact]) > LEAK]
+    leaks = "; ".join(f"{row['label']} goes with {fact} ({row[fact]:+.2f})" for row, fact in labels)
+    verdict = f"{leaks}: a model can score by measuring these." if leaks else f"No label does by more than {LEAK}."
+    return [_table(["correlation of", *facts], cells), verdict]
+
+
+def _groups(found: dict[str, Any]) -> list[str]:
+    rows = []
+    for group, cells in found["groups"].items():
+        for cell in cells:
+            values = [_ccc(cell), f"{cell['bias']:+.3f}", f"{cell['spread']:.2f}"] if "ccc" in cell else ["-"] * 3
+            rows.append([f"{cell['label']}: {group}", cell["turns"], *values])
+    gaps = ", ".join(f"{gap['label']} {gap['gap']:.3f} (p {gap['p']:.3f})" for gap in found["gaps"])
+    remarks = (
+        f"Gap between the best and the worst group: {gaps or 'none can be measured'}. p: the share of {PERMUTATIONS} "
+        f"random assignments to the groups with as large a gap. Bias: mean prediction minus mean label; spread: "
+        f"deviation of predictions over that of labels. Groups under {MIN_TURNS} turns are counted, not measured."
+    )
+    return [_table(["group", "turns", "CCC", "bias", "spread"], rows), remarks]
+
+
+def _changes(changes: dict[str, list[dict[str, Any]]]) -> str:
+    rows = []
+    for condition, cells in changes.items():
+        rows.append([condition])
+        for cell in cells:
+            rows[-1] += [
+                f"{cell['ccc']:.3f}",
+                _ccc(cell, "difference"),
+                f"{cell['shift']:+.3f}",
+                f"{cell['moved']:.0%}",
+            ]
+    labels = [cell["label"] for cell in next(iter(changes.values()))]
+    names = [f"{label}: {name}" for label in labels for name in ("CCC", "change", "mean shift", "moved")]
+    return _table(["condition", *names], rows)

@@ -1,0 +1,111 @@
+"""What a run starts from: an adopted model with a change, and the configurations of the repository on tiny models."""
+
+import json
+import logging
+
+import pytest
+import torch
+from transformers import WavLMConfig, WavLMModel
+
+from modeling_mamba_ema import MambaEMAForRegression
+from modeling_mamba_ema.adoption import adopt
+from modeling_mamba_ema.training import build_model, load_run_configuration
+from tests.support.models import TINY_ENCODER
+from tests.support.programs import ROOT, call_program
+from tests.support.published_models import NARROW, OdysseyModel, publish, with_random_weights, write_encoder_config
+from tests.support.runs import FINETUNE
+
+ADOPTED = ROOT / "configuration" / "finetune_adopted.yaml"
+# The corpus has no dominance, which the adopted model predicts.
+LABELS = "data.columns={dominance: valence}"
+
+
+@pytest.fixture(scope="module")
+def adopted(tmp_path_factory):
+    """The folder of an adopted model of arousal, dominance and valence."""
+    folder = tmp_path_factory.mktemp("odyssey")
+    publish(with_random_weights(OdysseyModel(NARROW)), folder / "published")
+    encoder = write_encoder_config(NARROW, folder / "encoder")
+    adopt(str(folder / "published"), folder / "model", encoder_config=str(encoder))
+    return folder / "model"
+
+
+@pytest.fixture
+def waveforms():
+    """A conversation of three turns, (1, 3, samples)."""
+    return torch.randn(1, 3, 6_000, generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def logits(model, waveforms):
+    return model.eval()(waveforms).logits
+
+
+def start_from(adopted, *overrides):
+    run = load_run_configuration(ADOPTED, [f"model.pretrained_model={adopted}", *overrides])
+    return build_model(run)[0]
+
+
+@pytest.mark.promise("B-25", "a new context changes no number of a trained model before the first step", "0")
+def test_a_run_with_a_new_context_starts_with_the_numbers_of_the_adopted_model(adopted, waveforms, caplog):
+    with caplog.at_level(logging.WARNING):
+        model = start_from(adopted)
+    trained = MambaEMAForRegression.from_pretrained(adopted)
+    assert (model.config.context, trained.config.context) == ("mamba_ema", "none")
+    assert torch.equal(logits(model, waveforms), logits(trained, waveforms))
+    assert "new: head.context_proj, mamba_ema.conversation_encoder" in caplog.text
+
+
+def test_a_run_with_another_label_keeps_those_that_were_there(adopted, waveforms, corpus, tmp_path):
+    (tmp_path / "corpus.json").write_text(json.dumps({"label_ranges": {"tension": [1, 5], "arousal": [1, 9]}}))
+    labels = "{context: none, id2label: {0: arousal, 1: tension, 2: dominance, 3: valence}}"
+    model = start_from(adopted, f"model.params={labels}", f"data.source={tmp_path}")
+    expected = logits(MambaEMAForRegression.from_pretrained(adopted), waveforms)
+    torch.testing.assert_close(logits(model, waveforms)[..., [0, 2, 3]], expected, atol=1e-6, rtol=0)
+    # The corpus' scale for the label that is new; the trained ones keep theirs.
+    scales = {label: tuple(scale) for label, scale in model.config.label_ranges.items()}
+    assert scales == {"tension": (1, 5), "arousal": (1, 7), "dominance": (1, 7), "valence": (1, 7)}
+
+
+def test_a_run_with_another_pooling_says_what_is_new(adopted, caplog):
+    with caplog.at_level(logging.WARNING):
+        model = start_from(adopted, "model.params={context: none, speech_encoder_pooling: attention}")
+    assert model.speech_encoder.pooling == "attention"
+    assert "changed model" in caplog.text
+    trained = MambaEMAForRegression.from_pretrained(adopted)
+    assert torch.equal(model.head.out_proj.weight, trained.head.out_proj.weight)
+
+
+def test_a_model_that_is_not_there_is_named_at_once(tmp_path):
+    with pytest.raises(OSError, match="nothing"):
+        start_from(tmp_path / "nothing")
+
+
+def test_before_the_first_step_the_program_has_the_adopted_model(adopted, waveforms, corpus, tmp_path):
+    """All learning rates are 0, so that the model it leaves is the one it started from."""
+    options = [f"model.pretrained_model={adopted}", f"data.source={corpus}", LABELS, "training.num_train_epochs=1"]
+    options += ["training.max_seconds_per_batch=4", f"training.output_dir={tmp_path / 'run'}"]
+    options += [f"data.cache_folder={tmp_path / 'frames'}"]
+    options += ["model.params.label_ranges={arousal: [0, 1], dominance: [0, 1], valence: [0, 1]}"]
+    assert call_program(FINETUNE, ADOPTED, *options, "training.learning_rate=0") == 0
+    model = MambaEMAForRegression.from_pretrained(tmp_path / "run" / "model")
+    assert model.config.context == "mamba_ema"
+    assert torch.equal(logits(model, waveforms), logits(MambaEMAForRegression.from_pretrained(adopted), waveforms))
+
+
+def test_finetune_lora_runs_on_a_tiny_encoder_with_exact_accumulation_and_checkpointing(corpus, tmp_path):
+    torch.manual_seed(0)
+    WavLMModel(WavLMConfig(**TINY_ENCODER)).save_pretrained(tmp_path / "encoder")
+    options = [f"model.pretrained_speech_encoder={tmp_path / 'encoder'}", f"data.source={corpus}"]
+    options += [f"training.output_dir={tmp_path / 'run'}", "training.num_train_epochs=2"]
+    options += ["training.max_seconds_per_batch=3", "training.gradient_accumulation_steps=2"]
+    options += ["model.params.hidden_size=64"]  # updater heads are 64 wide
+    assert call_program(FINETUNE, ROOT / "configuration" / "finetune_lora.yaml", *options) == 0
+    adapters = MambaEMAForRegression.from_pretrained(tmp_path / "run" / "model").speech_encoder.backbone.state_dict()
+    before = WavLMModel.from_pretrained(tmp_path / "encoder").state_dict()
+    changed = {name for name, weight in before.items() if not torch.equal(weight, adapters[name])}
+    assert changed == {
+        f"encoder.layers.{layer}.feed_forward.{name}.weight"
+        for layer in (0, 1)
+        for name in ("intermediate_dense", "output_dense")
+    }

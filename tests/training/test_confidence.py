@@ -1,0 +1,149 @@
+"""Intervals: what they promise over conversations, and what is left where only confident predictions are kept."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from modeling_mamba_ema.inference import EmotionTracker
+from modeling_mamba_ema.training.confidence import (
+    add_intervals,
+    calibrate,
+    conformal_quantile,
+    coverage,
+    risk_against_coverage,
+)
+from tests.support.models import tiny_config
+from tests.support.programs import call_command, call_program
+from tests.support.runs import FINETUNE
+from tests.support.tiny_corpus import LABELS, write_run
+
+
+def conversations(seed, count, first=0):
+    """Predictions whose error depends on the conversation, and conversations of 1 to 40 turns, the worse the longer."""
+    random = np.random.default_rng(seed)
+    parts = []
+    for conversation in range(first, first + count):
+        spread = random.gamma(2.0, 0.04)
+        turns = min(40, 1 + int(200 * spread**1.5 * random.random()))
+        for label in LABELS:
+            truth = random.uniform(0.2, 0.8, turns)
+            shift = random.normal(0, spread)  # what the turns of a conversation share
+            rows = {"conversation_id": f"c{conversation}", "label": label, "reference": truth}
+            parts.append(pd.DataFrame({**rows, "prediction": truth + shift + random.normal(0, spread / 2, turns)}))
+    return pd.concat(parts, ignore_index=True)
+
+
+@pytest.mark.promise("B-26", "intervals hold the share of turns of new conversations that was asked for", "3 points")
+@pytest.mark.parametrize("level", [0.5, 0.9])
+def test_intervals_hold_what_they_were_asked_for_on_new_conversations_over_20_seeds(level):
+    held, by_turns = [], []
+    for seed in range(20):
+        table = conversations(seed, 260)
+        new = table["conversation_id"].str[1:].astype(int) >= 60
+        config = tiny_config(interval_level=level, bounded_predictions=False)
+        calibrate(config, table[~new])
+        found = coverage(add_intervals(table[new], config), config)
+        held.append([found[f"coverage_{label}"] for label in LABELS])
+        # As if turns were exchangeable: long conversations, which are the worse ones, count more.
+        residuals = (table["reference"] - table["prediction"]).abs()
+        naive = {label: float(np.quantile(residuals[~new & (table["label"] == label)], level)) for label in LABELS}
+        config.interval_radii = {label: {f"{level:g}": radius} for label, radius in naive.items()}
+        by_turns.append(list(coverage(add_intervals(table[new], config), config).values()))
+    assert np.mean(held, axis=0) == pytest.approx([level] * 2, abs=0.03)
+    assert abs(np.mean(by_turns) - level) > 0.03
+
+
+def test_the_quantile_is_the_smallest_reach_of_the_papers_sum():
+    random = np.random.default_rng(0)
+    groups = random.integers(0, 15, 100)
+    residuals = random.exponential(size=100).round(1)  # with ties
+    count = len(set(groups))
+    for level in (0.05, 0.3, 0.5, 0.85, 0.9, 0.93):
+        share = {
+            reach: sum(np.mean(residuals[groups == group] <= reach) for group in set(groups)) / (count + 1)
+            for reach in sorted(set(residuals))
+        }
+        expected = next((reach for reach, held in share.items() if held >= level - 1e-12), np.inf)
+        assert conformal_quantile(residuals, groups, level) == expected
+    # Conversations of one turn: the quantile of Lei et al. 2018, the ceil((n + 1) q)-th smallest of n.
+    single = random.normal(size=19) ** 2
+    for level in (0.1, 0.5, 0.9, 0.95):
+        assert conformal_quantile(single, range(19), level) == np.sort(single)[round(20 * level) - 1]
+    assert conformal_quantile(single, range(19), 0.96) == np.inf
+
+
+def test_too_few_conversations_give_no_intervals_and_say_so(caplog):
+    config = tiny_config(interval_radii={label: {"0.9": 0.1} for label in LABELS})
+    calibrate(config, conversations(0, 8))
+    assert config.interval_radii is None
+    assert "8 conversations have a label for valence, too few for intervals that hold 0.9" in caplog.text
+    calibrate(config, conversations(0, 9))
+    assert set(config.interval_radii) == set(LABELS)
+
+
+def test_risk_is_that_of_the_predictions_that_are_kept():
+    config = tiny_config(interval_radii={label: {"0.5": 0.1, "0.9": 0.3} for label in LABELS})
+    table = pd.DataFrame(
+        {
+            "conversation_id": ["a", "a", "b", "b", "b"],
+            "label": "valence",
+            "reference": [0.4, 0.2, 0.9, 0.7, np.nan],
+            "prediction": [0.55, 0.65, 0.85, 0.62, 0.9],
+        }
+    )
+    table = add_intervals(table, config)
+    assert table["confidence"].tolist() == [0, 0.5, 0.9, 0.5, 0.9]
+    assert table["high"].tolist() == pytest.approx([0.85, 0.95, 1.0, 0.92, 1.0])
+    assert coverage(table, config) == {"coverage_valence": pytest.approx((0.5 + 1) / 2)}
+    risk = risk_against_coverage(table, config).set_index("min_confidence")
+    assert risk.loc[0.0, ["kept", "wrong_side"]].tolist() == [1, 0.5]
+    assert risk.loc[0.5, ["kept", "wrong_side", "mae"]].tolist() == pytest.approx(
+        [0.75, 1 / 3, (0.45 + 0.05 + 0.08) / 3]
+    )
+    assert risk.loc[0.9, ["kept", "wrong_side"]].tolist() == [0.25, 0]
+    assert 0.95 not in risk.index
+
+
+def test_a_run_measures_intervals_which_evaluation_prediction_and_card_show(corpus, tmp_path, capsys):
+    run = write_run(tmp_path / "run.yaml", corpus, tmp_path / "run")
+    options = ["training.num_train_epochs=1", "model.params.interval_level=0.8"]  # five conversations, four needed
+    assert call_program(FINETUNE, run, *options) == 0
+    model, results = tmp_path / "run" / "model", json.loads((tmp_path / "run" / "results.json").read_text())
+    table = pd.read_csv(tmp_path / "run" / "predictions_test.csv")
+    held = table["reference"].between(table["low"], table["high"])[table["label"] == "valence"]
+    by_conversation = held.groupby(table["conversation_id"]).mean()
+    assert results["test"]["coverage_valence"] == pytest.approx(by_conversation.mean())
+    assert "coverage_valence" not in results["validation"]  # it made the intervals
+    card = (model / "README.md").read_text()
+    assert f"`test`: valence {results['test']['coverage_valence']:.1%}" in card
+    assert "to hold 80% of the turns" in card
+
+    assert call_command("evaluate", "--model", model, corpus, "--output", tmp_path / "evaluation") == 0
+    assert "intervals asked to hold 80% of the labels held valence" in capsys.readouterr().out
+    risk = pd.read_csv(tmp_path / "evaluation" / "risk_coverage.csv")
+    assert risk.groupby("label")["kept"].apply(lambda kept: kept.is_monotonic_decreasing).all()
+    assert (tmp_path / "evaluation" / "risk_coverage.png").stat().st_size > 5_000
+
+    files = table["file_name"].drop_duplicates()[:3]
+    tracker = EmotionTracker.from_pretrained(model)
+    config = tracker.model.config
+    assert call_command("predict", "--model", model, *files, "--json") == 0
+    for line, file in zip(capsys.readouterr().out.splitlines(), files):
+        row, value = json.loads(line), tracker.update(file).values["valence"]
+        radius = config.interval_radius("valence")
+        assert row["valence_low"] == pytest.approx(max(0, value - radius), abs=1e-4)
+        assert row["valence_high"] == pytest.approx(min(1, value + radius), abs=1e-4)
+        assert row["valence_confidence"] == config.confidence("valence", value)
+        tracker.reset()
+    for option, kept in (("--min-confidence=0", True), ("--max-width=0.01", False), ("--min-confidence=1", False)):
+        assert call_command("predict", "--model", model, files.iloc[0], "--json", option) == 0
+        row = json.loads(capsys.readouterr().out)
+        assert (row["valence"] is not None) is kept
+        assert row["valence_low"] is not None
+
+
+def test_a_model_without_intervals_cannot_be_filtered_by_them(saved_model, tmp_path, capsys):
+    assert call_command("predict", "--model", saved_model, "x.wav", "--max-width", "0.5") == 1
+    assert "has no intervals, which --min-confidence and --max-width need" in capsys.readouterr().err

@@ -1,0 +1,71 @@
+"""Processes that train together: they fail, choose and share as one, and a folder has one run at a time."""
+
+import os
+import shutil
+import signal
+
+import pytest
+
+from modeling_mamba_ema.training import failing_together, from_first, lock_folder, require_same_data
+from tests.support.programs import HANGS, free_port, run_program, start_program, wait_until
+from tests.support.runs import FINETUNE
+from tests.support.tiny_corpus import write_corpus, write_run
+
+LAUNCH = ["-m", "accelerate.commands.launch", "--config_file", "configuration/accelerate/cpu_two_processes.yaml"]
+# Two machines with folders of their own: names of folders in the settings end with the number of the process.
+TWO_MACHINES = f"""
+import os, runpy, sys
+rank = os.environ["RANK"]
+sys.argv = [argument.replace("RANK", rank) for argument in sys.argv[1:]]
+runpy.run_path({FINETUNE!r}, run_name="__main__")
+"""
+
+
+def two_machines(tmp_path, *options):
+    """Run the fine-tuning in two processes; returns what they wrote to the console."""
+    program = tmp_path / "machine.py"
+    program.write_text(TWO_MACHINES)
+    run = tmp_path / "run.yaml"
+    done = run_program(*LAUNCH, "--main_process_port", free_port(), program, FINETUNE, run, *options, check=False)
+    assert done.returncode != 0
+    return done.stdout + done.stderr
+
+
+def test_output_folders_that_the_machines_do_not_share_are_refused_before_the_first_step(tmp_path, corpus):
+    write_run(tmp_path / "run.yaml", corpus, tmp_path / "run")
+    printed = two_machines(tmp_path, f"training.output_dir={tmp_path / 'runRANK'}")
+    assert f"training.output_dir {tmp_path / 'run0'} is not the same folder on" in printed
+    assert not list(tmp_path.glob("run*/checkpoint-*"))
+
+
+def test_bad_audio_on_one_machine_ends_both_with_its_sentence(tmp_path):
+    write_corpus(tmp_path / "corpus0")
+    shutil.copytree(tmp_path / "corpus0", tmp_path / "corpus1")
+    (tmp_path / "corpus1" / "train_1_0.wav").write_bytes(b"no sound")
+    write_run(tmp_path / "run.yaml", tmp_path / "corpusRANK", tmp_path / "run")
+    options = [f"data.source={tmp_path / 'corpusRANK'}"]
+    printed = two_machines(tmp_path, *options)
+    assert printed.count("run_finetune.py: process 1 on ") == 1  # said by the process that has no fault
+    assert "train_1_0.wav" in printed
+    printed = two_machines(tmp_path, *options, "data.on_bad_audio=skip")
+    assert "the processes do not read the same split train" in printed
+
+
+def test_one_process_is_on_its_own():
+    assert from_first("a") == "a"
+    require_same_data({"data": {"train": {"turns": 3, "sha256": "0"}}})
+    with pytest.raises(ValueError, match="^wrong$"), failing_together():
+        raise ValueError("wrong")
+
+
+def test_a_folder_that_another_run_writes_to_is_refused_until_that_run_ends(tmp_path, corpus):
+    configuration = write_run(tmp_path / "run.yaml", corpus, tmp_path / "run")
+    running = start_program(FINETUNE, configuration, "training.num_train_epochs=100000")
+    try:
+        wait_until((tmp_path / "run" / "checkpoint-2").exists, running)
+        with pytest.raises(OSError, match=f"another run writes to {tmp_path / 'run'}; wait for it"):
+            lock_folder(tmp_path / "run")
+    finally:
+        os.kill(running.pid, signal.SIGKILL)
+        running.communicate(timeout=HANGS)
+    lock_folder(tmp_path / "run").release()
