@@ -38,9 +38,11 @@ def serve(
         grace: seconds that what was begun may take after the signal.
 
     Raises:
-        ValueError: an address that other machines reach, without a token.
+        ValueError: an address that other machines reach, without a token, or no port.
         OSError: the port is taken, the address is not this machine's, or Redis cannot be reached.
     """
+    if not 0 <= port < 2**16:
+        raise ValueError(f"there is no port {port}; ports are 1 to 65535, or 0 for a free one")
     if settings.token is None and not is_loopback(host):
         raise ValueError(f"{host} can be reached by other machines; set a token in the variable MAMBA_EMA_TOKEN")
     with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listening:
@@ -95,4 +97,5 @@ class _Server(uvicorn.Server):
         latest = self._loop.time() + self._grace
         while self._service.live.number and self._loop.time() < latest:
             await asyncio.sleep(0.01)
+        self.config.timeout_graceful_shutdown = max(1, round(latest - self._loop.time()))
         self.should_exit = True

@@ -33,6 +33,9 @@ class Settings:
         max_live: WebSocket connections at once.
         max_files, max_file_bytes: files that are scored at once, and the size of each.
         max_rate: requests a second of one address; bursts of ten seconds' worth are let through.
+
+    Raises:
+        ValueError: a limit that is not above 0 (`max_wait` may be 0).
     """
 
     token: str | None = None
@@ -45,6 +48,11 @@ class Settings:
     max_files: int = 2
     max_file_bytes: int = 256 * 2**20
     max_rate: float = 50.0
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name != "token" and not (value > 0 or (name == "max_wait" and value == 0)):
+                raise ValueError(f"{name} is {value}; it must be above 0")
 
 
 class Service:

@@ -69,6 +69,7 @@ def test_the_snippets_run_in_order(path, stand_ins, request, tmp_path, capsys, m
     if path.name == "streaming.md":
         assert (tmp_path / "turn7.svg").is_file()
         assert names["state"].num_turns.tolist() == [7]
+        assert len(names["table"]) == 7
 
 
 def shell_lines(path):

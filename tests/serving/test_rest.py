@@ -162,6 +162,8 @@ def test_a_server_that_is_stopped_finishes_what_was_begun(saved_model):
             ("--host", "0.0.0.0"),
             "0.0.0.0 can be reached by other machines; set a token in the variable MAMBA_EMA_TOKEN",
         ),
+        (("--max-batch", 0), "max_batch is 0; it must be above 0"),
+        (("--port", 70_000), "there is no port 70000"),
         (("--state", "files:///tmp"), "state is kept in 'memory', or in a Redis"),
         (("--state", f"redis://:secret@127.0.0.1:{free_port()}/0"), "the state in Redis cannot be used"),
     ],
