@@ -12,7 +12,7 @@ WORKERS ?= 2
 CORES := $(shell $(PYTHON) -c 'import os; print(os.cpu_count())')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-gpu reliability mutations compat common-tests audit quality style bench bench-gpu clean
+.PHONY: help demo baseline test test-slow test-gpu reliability mutations compat common-tests audit quality style bench bench-gpu clean
 
 help: ## list the commands
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -27,6 +27,10 @@ demo: $(STAMP) ## corpus -> training -> evaluation -> save -> load back -> a con
 	$(KEEP_MEMORY) $(BIN)/accelerate launch --config_file configuration/accelerate/cpu.yaml --num_cpu_threads_per_process $(CORES) \
 		examples/run_finetune.py configuration/demo.yaml
 	$(BIN)/mamba-ema predict --model $(DEMO)/model data/demo --conversation-id test_003 --plots $(DEMO) --overwrite
+
+baseline: $(STAMP) ## what eGeMAPS and an SVR reach on the demo's corpus, beside its model; openSMILE is for research only
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[baseline]'
+	$(BIN)/python examples/classical_baseline.py data/demo --predictions $(DEMO)/predictions_test.csv
 
 test: $(STAMP) ## the test suite, without tests marked slow or gpu
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"

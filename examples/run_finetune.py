@@ -140,7 +140,7 @@ def main() -> int:
         launcher = "python" if processes == 1 else f"accelerate launch --num_processes {processes}"
         command = f"{launcher} {shlex.join(['examples/run_finetune.py', options.configuration, *options.overrides])}"
         base = run.model.pretrained_model or run.model.pretrained_speech_encoder
-        base = None if base is None or Path(base).exists() else base  # the card names what is on the Hub
+        base = None if base in (None, "tiny") or Path(base).exists() else base  # the card names what is on the Hub
         prepare_release(output / "model", TrainingFacts(results, run.data.source, command, base))
         logger.info("the model is in %s", output / "model")
         with atomic_write(output / "results.json") as unfinished:  # its presence says that the run is finished

@@ -25,7 +25,7 @@ _CUT_OFF = "is no audio file that can be read: its header is cut off or damaged,
 MAX_PARTS = 1_000  # streams in one file
 MAX_CHUNKS = 1_000  # of a RIFF, AIFF or CAF file
 MAX_JUNK = 4_096  # bytes that may follow the sound and are no sound, such as tags
-UNKNOWN_LENGTH = 0x7FFFF000  # bytes; programs that write to a pipe claim this or more
+UNKNOWN_LENGTH, UNKNOWN_LONG = 0x7FFFF000, 1 << 62  # bytes; programs that write to a pipe claim this or more
 _BUFFER = 1 << 20  # bytes of a file in memory at a time
 
 Piece = bytes | tuple[int, int]  # bytes, or a stretch of the file from a byte to another
@@ -206,10 +206,11 @@ def _chunked(stream: BinaryIO, at: int, size: int) -> tuple[list[Part], int]:
         elif head[:4] == layout.sound:
             if part is not None:
                 raise ValueError("has its sound in several chunks; write it anew, such as by ffmpeg -i IN out.wav")
-            declared = wide if magic == b"RF64" and length == 0xFFFFFFFF else length
-            first = begin + layout.before
+            first, declared, unknown = begin + layout.before, length, UNKNOWN_LENGTH if width == 4 else UNKNOWN_LONG
+            if magic == b"RF64" and length == 0xFFFFFFFF:
+                declared, unknown = wide, UNKNOWN_LONG
             follows = _is_name(_bytes_at(stream, first, 4))
-            sound = _length_of_sound(declared - layout.before, size - first, follows) + layout.before
+            sound = _length_of_sound(declared - layout.before, size - first, unknown, follows) + layout.before
             # RF64 without its 64-bit lengths is RIFF. The others are named as they were.
             name = b"RIFF" if magic == b"RF64" else magic
             counted = struct.pack(layout.length, min(sound + layout.counted, (1 << 8 * width) - 1))
@@ -236,10 +237,9 @@ def _is_name(name: bytes) -> bool:
     return len(name) == 4 and all(32 <= byte < 127 for byte in name) and name not in _READERS
 
 
-def _length_of_sound(declared: int, available: int, next_is_chunk: bool = False) -> int:
+def _length_of_sound(declared: int, available: int, unknown: int = UNKNOWN_LENGTH, next_is_chunk: bool = False) -> int:
     """Bytes of sound, where a header may not know them: it was written to a pipe, or its program was killed."""
-    known = 0 < declared < UNKNOWN_LENGTH or UNKNOWN_LENGTH << 2 < declared < 1 << 62
-    if known and declared > available:
+    if available < declared < unknown:
         raise _truncated(available, declared)
     if declared <= 0 and next_is_chunk:
         return 0

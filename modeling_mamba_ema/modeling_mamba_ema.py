@@ -616,10 +616,13 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         Args:
             logits: (..., num_labels).
         """
-        radii = [radius for label in self.config.labels if (radius := self.config.interval_radius(label)) is not None]
-        if len(radii) < len(self.config.labels):
-            return None
-        reach = torch.stack([logits.new_full((), radius) for radius in radii])  # (num_labels,), filled on the device
+        reaches = []  # a tensor each, filled on the device
+        for label in self.config.labels:
+            radius = self.config.interval_radius(label)
+            if radius is None:
+                return None
+            reaches.append(logits.new_full((), radius))
+        reach = torch.stack(reaches)  # (num_labels,)
         ends = torch.stack([logits - reach, logits + reach], dim=-1)
         return ends.clamp(0.0, 1.0) if self.config.bounded_predictions else ends
 

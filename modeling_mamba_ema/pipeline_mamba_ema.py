@@ -29,6 +29,8 @@ from .feature_extraction_mamba_ema import SAMPLING_RATE, InvalidAudioError, as_m
 if TYPE_CHECKING:
     # For a model in a local folder, transformers before 5.9 copies only the files that an entry file itself names.
     from .audio_containers import Part  # noqa: F401
+    from .mamba2 import Mamba2  # noqa: F401
+    from .pooling import Pooling  # noqa: F401
 
 # What config.json says, so that transformers finds the class beside the weights.
 CUSTOM_PIPELINES = {

@@ -47,7 +47,7 @@ def doors(model):
     def by_timeline(path):
         with Recording(path) as recording:
             (row,) = emotion_timeline(tracker(), recording, [Segment(0.0, recording.seconds)])
-        return row.values
+        return row.heard.values
 
     def by_page(path):
         from modeling_mamba_ema.page.conversation import Conversation, TurnError, read_turn

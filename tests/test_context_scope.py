@@ -316,11 +316,13 @@ def test_a_model_without_context_takes_speakers_and_has_no_state():
 
 @pytest.mark.parametrize("scope", ["speaker", "both"])
 def test_speakers_compile_in_one_graph(scope):
-    model = tiny_model(context_scope=scope, max_speakers=2)
+    radii = {"0.9": 0.2}
+    model = tiny_model(context_scope=scope, max_speakers=2, interval_radii={"valence": radii, "arousal": radii})
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     waveforms, ids = speech(2, 3).float(), torch.tensor([[0, 1, 0], [1, -1, 0]])
     with torch.no_grad():
-        expected = model(waveforms, speaker_ids=ids).logits
-        found = compiled(waveforms, speaker_ids=ids).logits
+        expected = model(waveforms, speaker_ids=ids)
+        found = compiled(waveforms, speaker_ids=ids)
     torch.compiler.reset()
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.logits, expected.logits, atol=1e-5, rtol=0)
+    torch.testing.assert_close(found.intervals, expected.intervals, atol=1e-5, rtol=0)

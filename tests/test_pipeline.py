@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import tracemalloc
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -146,6 +147,89 @@ def test_other_rates_are_resampled_and_channels_of_files_averaged(folder, remote
     assert by_label(remote(content, channel=2)) == wanted
     with pytest.raises(ValueError, match="the audio has the channels 1 to 2, no channel 3"):
         remote(content, channel=3)
+
+
+def expected_of_turns(folder, turns):
+    """What the turns of one conversation get."""
+    model, extractor = AutoModel.from_pretrained(folder).eval(), AutoFeatureExtractor.from_pretrained(folder)
+    with torch.no_grad():
+        logits = model(**extractor([turns], sampling_rate=RATE, return_tensors="pt")).logits[0]
+    return [dict(zip(model.config.labels, row)) for row in logits.tolist()]
+
+
+class Decoder:
+    """As torchcodec's AudioDecoder, which `datasets` gives."""
+
+    def __init__(self, samples, rate=RATE):
+        self.samples, self.rate = np.atleast_2d(samples), rate
+        self.metadata = SimpleNamespace(duration_seconds=self.samples.shape[1] / rate)
+
+    def get_all_samples(self):
+        return SimpleNamespace(data=torch.from_numpy(self.samples), sample_rate=self.rate)
+
+
+def test_decoded_audio_of_datasets_is_taken(folder, remote):
+    two = np.stack([waveform(0), waveform(1)])
+    wanted = expected(folder, waveform())
+    assert by_label(remote(Decoder(waveform()))) == wanted
+    assert by_label(remote(Decoder(two), channel=1)) == wanted
+    assert [by_label(answer) for answer in remote([Decoder(waveform()), Decoder(waveform())], batch_size=2)] == [
+        pytest.approx(wanted, abs=2e-5)
+    ] * 2
+    with pytest.warns(UserWarning, match="different sound"):
+        assert by_label(remote(Decoder(two))) == pytest.approx(expected(folder, two.mean(axis=0)), abs=1e-5)
+    with pytest.raises(ValueError, match="the audio lasts 40 s; an utterance lasts up to 30 s: .*mamba-ema timeline"):
+        remote(Decoder(waveform(0, 40 * RATE)))
+    with pytest.raises(ValueError, match="has the channels 1 to 2, no channel 3"):
+        remote(Decoder(two), channel=3)
+    (first, second) = remote(Decoder(waveform(0, 3 * RATE)), chunk_length_s=1.5)
+    assert (first["timestamp"], second["timestamp"]) == ((0.0, 1.5), (1.5, 3.0))
+
+
+@pytest.mark.parametrize("form", ["array", "bytes"])
+def test_long_audio_is_cut_into_chunks_that_carry_the_state(folder, remote, form):
+    samples = waveform(0, 35 * RATE)
+    given = samples if form == "array" else file_bytes(samples, subtype="FLOAT")
+    answer = remote(given, chunk_length_s=10)
+    assert [turn["timestamp"] for turn in answer] == [(0.0, 10.0), (10.0, 20.0), (20.0, 30.0), (30.0, 35.0)]
+    wanted = expected_of_turns(folder, [samples[at : at + 10 * RATE] for at in range(0, len(samples), 10 * RATE)])
+    assert [by_label(turn["scores"]) for turn in answer] == [pytest.approx(values, abs=2e-5) for values in wanted]
+    assert [turn["channel"] for turn in answer] == [None] * 4
+    assert remote([given, given], chunk_length_s=10, batch_size=2) == [answer, answer]
+    # Less than an utterance at the end shares with the chunk before it.
+    short = remote(samples[: 10 * RATE + 100], chunk_length_s=10)
+    assert [turn["timestamp"][1] for turn in short] == pytest.approx([5.003, 10.006], abs=1e-3)
+    for wrong in (0.5, 31, True, -1):
+        with pytest.raises(ValueError, match="allowed are 1 to 30 s"):
+            remote(given, chunk_length_s=wrong)
+
+
+def test_channels_are_split_into_the_turns_of_one_conversation(folder, remote, handler):
+    sides = [waveform(0, 3 * RATE), waveform(1, 3 * RATE)]
+    content = file_bytes(np.stack(sides, axis=1), subtype="FLOAT")
+    answer = remote(content, split_channels=True)
+    assert [(turn["timestamp"], turn["channel"]) for turn in answer] == [((0.0, 3.0), 1), ((0.0, 3.0), 2)]
+    wanted = [pytest.approx(values, abs=2e-5) for values in expected_of_turns(folder, sides)]
+    assert [by_label(turn["scores"]) for turn in answer] == wanted
+    parameters = {"split_channels": True}
+    assert json.loads(json.dumps(handler({"inputs": content, "parameters": parameters}))) == json.loads(
+        json.dumps(answer)
+    )
+    assert [turn["channel"] for turn in remote(content, split_channels=True, chunk_length_s=2)] == [1, 2, 1, 2]
+    assert handler({"inputs": content, "parameters": {"channel": 2}}) == remote(content, channel=2)
+    with pytest.raises(ValueError, match="give one of them"):
+        remote(content, split_channels=True, channel=1)
+    with pytest.raises(ValueError, match="the audio has 1 channel; there is nothing to split"):
+        remote(file_bytes(sides[0]), split_channels=True)
+    with pytest.raises(ValueError, match="split_channels is for files"):
+        remote(sides[0], split_channels=True)
+
+
+@pytest.mark.parametrize("rate", [16_000.0, np.float64(16_000), torch.tensor(16_000), np.array([16_000])])
+def test_a_rate_is_a_number_in_whatever_type(folder, remote, rate):
+    wanted = remote(waveform())
+    assert remote(waveform(), sampling_rate=rate) == wanted
+    assert remote({"array": waveform(), "sampling_rate": rate}) == wanted
 
 
 def test_a_wav_written_to_a_pipe_does_not_know_its_length_and_is_read_whole(folder, remote):

@@ -6,6 +6,7 @@ import json
 import pickle
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
@@ -53,7 +54,7 @@ def read_weights(source: str, revision: str) -> dict[str, torch.Tensor]:
             if found is None:
                 raise OSError(f"{source} lacks {part}, which {name} names")
             for key, weight in _read_file(found).items():
-                key = _with_present_weight_norm(key)
+                key = with_present_weight_norm(key)
                 if key in weights:
                     raise ValueError(f"{part} holds {key}, which is there already under this or its old name")
                 weights[key] = weight
@@ -71,19 +72,31 @@ def _parts(index: Path) -> list[str]:
 
 def _read_file(path: Path) -> dict[str, torch.Tensor]:
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path.name} is damaged or holds more than tensors, which could run code, and is not opened: {error}"
-        ) from error
-    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        weights = load_file(path) if path.suffix == ".safetensors" else load_pickle(path)
+    except SafetensorError as error:
         raise OSError(f"{path.name} is damaged: {error}; copy or download it again") from error
     if not isinstance(weights, dict) or not all(isinstance(weight, torch.Tensor) for weight in weights.values()):
         raise ValueError(f"{path.name} is no plain state dict, names and tensors, so it is not one of these models")
     return weights
 
 
-def _with_present_weight_norm(name: str) -> str:
+def load_pickle(path: Path) -> Any:
+    """What a file of `torch.save` holds, of plain values and tensors.
+
+    Raises:
+        OSError: it is damaged.
+        ValueError: it holds more than that.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path.name} is damaged or holds more than tensors, which could run code, and is not opened: {error}"
+        ) from error
+    except (RuntimeError, EOFError, OSError) as error:
+        raise OSError(f"{path.name} is damaged: {error}; copy or download it again") from error
+
+
+def with_present_weight_norm(name: str) -> str:
+    """The name of a weight under which the factors of its norm go now."""
     return re.sub(r"(?<=\.conv\.)weight_[gv]$", lambda match: _WEIGHT_NORM[match[0]], name)

@@ -5,6 +5,10 @@
 Known are 3loi/SER-Odyssey-Baseline-WavLM-Multi-Attributes, -Arousal, -Dominance and -Valence, and
 audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim and its sibling with 24 layers. Every weight of the file must be
 used and every weight of the model filled, or nothing is written. A pickle with anything but tensors is not opened.
+
+  mamba-ema adopt WavLM-Large.pt models/wavlm-large
+
+Microsoft's own file of a WavLM becomes a folder to start training from: model.pretrained_speech_encoder.
 """
 
 from __future__ import annotations
@@ -16,7 +20,9 @@ HELP = "convert a model that others have published"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("source", help="Hub name of the published model, or a folder with its files")
+    parser.add_argument(
+        "source", help="Hub name of the published model, a folder with its files, or Microsoft's .pt of a WavLM"
+    )
     parser.add_argument("output", type=Path, help="folder to write; must be empty or not exist")
     parser.add_argument("--revision", default="main", help="commit, tag or branch on the Hub")
     parser.add_argument(
@@ -33,10 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from transformers.utils import logging
 
-    from ..adoption import adopt
+    from ..adoption import adopt, convert_wavlm
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+    if options.source.endswith(".pt"):
+        convert_wavlm(options.source, options.output)
+        print(f"saved in:   {options.output} (training: model.pretrained_speech_encoder={options.output})")
+        return 0
     adopted = adopt(
         options.source, options.output, options.revision, options.encoder_config, published_as=options.published_as
     )

@@ -102,17 +102,17 @@ class ConversationDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         window = self.items[index]
-        conversation, first = self.rows[window[0]]["conversation_id"], window[0]
-        while window[0] - first < self.context_turns and first and self.rows[first - 1]["conversation_id"] == conversation:
+        first = window[0]
+        while window[0] - first < self.context_turns and first and self._conversation(first - 1) == self._conversation(first):
             first -= 1
         indices = [*range(first, window[0]), *window]
-        rows = self.rows.select(indices)
+        rows = self.rows[indices]  # by column; `select` would copy the table's description each time
         item: dict[str, Any] = {
             "context_turns": window[0] - first,
             "labels": np.array([rows[label] for label in self.labels], dtype=np.float32).T,
             "conversation_id": str(rows["conversation_id"][0]),
             "turns": list(rows["turn"]),
-            "speakers": list(rows["speaker"]) if "speaker" in rows.column_names else [None] * len(rows),
+            "speakers": list(rows.get("speaker", [None] * len(indices))),
         }
         utterances = list(zip(indices, utterances_of(rows)))
         if self.frame_cache is not None:
@@ -127,6 +127,9 @@ class ConversationDataset(torch.utils.data.Dataset):
             ]
             item["seconds"] = [waveform.size / SAMPLING_RATE for waveform in item["waveforms"]]
         return item
+
+    def _conversation(self, row: int) -> str:
+        return self.rows[row]["conversation_id"]
 
     def being_read(self) -> dict[int, str | None]:
         """For each process that has read audio, by its id, the file it is at; None between files."""

@@ -12,8 +12,10 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -63,10 +65,11 @@ class Utterance:
         return name if self.channel is None else f"{name}, channel {self.channel}"
 
 
-def utterances_of(rows: Dataset) -> list[Utterance]:
-    """One for each row of a split."""
-    places = [rows[name][:] if name in rows.column_names else [None] * len(rows) for name in ("start", "end", "channel")]
-    return [Utterance(*place) for place in zip(rows["file_name"][:], *places)]
+def utterances_of(rows: Dataset | Mapping[str, list[Any]]) -> list[Utterance]:
+    """One for each row of a split, or of some of its rows by column."""
+    files, known = rows["file_name"][:], rows.column_names if isinstance(rows, Dataset) else rows
+    places = [rows[name][:] if name in known else [None] * len(files) for name in ("start", "end", "channel")]
+    return [Utterance(*place) for place in zip(files, *places)]
 
 
 class FrameCache:

@@ -90,8 +90,9 @@ def to_unit_scale(table: pd.DataFrame, label: str, scale: Sequence[float], name:
     off = given & ~((values >= low - tolerated) & (values <= high + tolerated))
     if off.any():
         row = table[off].iloc[0]
+        conversation = table[off]["conversation_id"].tolist()[0]
         raise LabelError(
-            f"{label} of turn {row['turn']} of conversation {row['conversation_id']!r} is {row[label]:g}, outside its "
+            f"{label} of turn {row['turn']} of conversation {conversation!r} is {row[label]:g}, outside its "
             f"scale [{low:g}, {high:g}] ({name}); name the corpus' scale in model.params.label_ranges or in its "
             "corpus.json"
         )
@@ -150,7 +151,7 @@ def _with_conversations(table: pd.DataFrame, name: str) -> pd.DataFrame:
     doubled = table.duplicated(["split", "conversation_id", "turn"])
     if doubled.any():
         place = int(doubled.to_numpy().argmax())
-        conversation, turn = table["conversation_id"].iloc[place], table["turn"].iloc[place]
+        conversation, turn = table["conversation_id"].tolist()[place], table["turn"].iloc[place]
         raise ValueError(
             f"{name} has turn {turn} of conversation {conversation!r} twice, the second time in row {place + 1}"
         )
@@ -228,7 +229,7 @@ def _numbers(column: pd.Series, name: str, allowed: str, convert: Callable[[Any]
         return column.to_numpy(float, na_value=np.nan)
     found = np.full(len(column), np.nan)
     if kind == "string":
-        found = pd.to_numeric(column, errors="coerce").to_numpy(float, na_value=np.nan)
+        found = pd.to_numeric(column, errors="coerce").to_numpy(float, na_value=np.nan, copy=True)
     for place in np.flatnonzero(np.isnan(found)).tolist():
         value = column.iloc[place]
         if not _is_missing(value, _NO_NUMBER):

@@ -10,8 +10,8 @@ import pandas as pd
 from datasets import Dataset
 
 SHARE = 0.2  # of the turns, for each new split
-# What is looked for in several splits, and why it may be no matter.
-SHARED = {"file_name": "", "conversation_id": " (no matter where each split numbers them anew)", "speaker": ""}
+# What is looked for in several splits, and why it may mean nothing.
+SHARED = {"file_name": "", "conversation_id": " (unless each numbers its conversations anew)", "speaker": ""}
 
 
 def split_off(rows: Dataset, column: str, names: Sequence[str]) -> list[Dataset]:
@@ -62,7 +62,11 @@ def in_several_splits(splits: Mapping[str, Dataset], wanted: Sequence[str]) -> l
         if shared:
             first = min(shared)
             more = f" and {len(shared) - 1} more" if len(shared) > 1 else ""
-            lines.append(f"{column} {Path(first).name}{more}: in the splits {', '.join(shared[first])}{doubt}")
+            splits_of = " and ".join(sorted(shared[first]))
+            lines.append(
+                f"{column} {Path(first).name}{more} is in the splits {splits_of}{doubt}: what is measured there is not "
+                "what the model does on others"
+            )
     return lines
 
 

@@ -64,6 +64,10 @@ def check_model_name(name: str, revision: str) -> None:
         return
     if folder.is_dir():
         raise OSError(f"{name} holds no config.json, so it is no saved model{_models_in(folder)}")
+    if folder.suffix == ".pt" and folder.is_file():
+        raise OSError(
+            f"{name} is no folder; Microsoft's file of a WavLM becomes one by `mamba-ema adopt {name} FOLDER`"
+        )
     try:
         validate_repo_id(name)
         is_hub_name = name.count("/") == 1

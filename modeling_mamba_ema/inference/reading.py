@@ -28,6 +28,7 @@ TREND_TURNS = 8  # of the same speaker
 _T99 = {3: 5.841, 4: 4.604, 5: 4.032, 6: 3.707}
 MIN_SEGMENT = 3  # turns on either side of a change point
 PERMUTATIONS, SIGNIFICANCE = 999, 0.01
+MAX_PERMUTED = 100_000  # values in memory at once: a recording of hours has thousands of turns
 
 STRINGS = {
     "and": " and ",
@@ -144,9 +145,12 @@ def _splits(values: np.ndarray, offset: int) -> Iterator[int]:
         return
     best, strength = _best_split(values[None])
     random = np.random.default_rng(len(values))  # the same call gets the same words
-    orders = random.permuted(np.tile(values, (PERMUTATIONS, 1)), axis=1)
-    if (1 + np.sum(_best_split(orders)[1] >= strength)) / (1 + PERMUTATIONS) >= SIGNIFICANCE:
-        return
+    rows, as_good = max(1, MAX_PERMUTED // len(values)), 1
+    for first in range(0, PERMUTATIONS, rows):
+        orders = np.tile(values, (min(rows, PERMUTATIONS - first), 1))
+        as_good += int(np.sum(_best_split(random.permuted(orders, axis=1))[1] >= strength))
+        if as_good >= SIGNIFICANCE * (1 + PERMUTATIONS):
+            return
     at = int(best[0])
     yield from _splits(values[:at], offset)
     yield offset + at

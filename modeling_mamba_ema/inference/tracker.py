@@ -324,9 +324,12 @@ class EmotionTracker:
         num_turns = int(tensors.pop(_TURNS))
         if any(not torch.isfinite(tensor).all() for tensor in tensors.values()):
             raise ValueError(f"{name} holds values that are not finite; it is damaged")
+        try:
+            speakers = {speaker: Speaker(**known) for speaker, known in about["speakers"].items()}
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{name} has no list of speakers; it is damaged") from error
         state = ConversationState.from_state_dict(tensors).to(self.model.device) if tensors else None
-        self._state, self._num_turns = state, num_turns
-        self._speakers = {name: Speaker(**known) for name, known in about["speakers"].items()}
+        self._state, self._num_turns, self._speakers = state, num_turns, speakers
 
     def _read(self, audio: Any, sampling_rate: Any, channel: int | None) -> tuple[Any, int | None]:
         """A waveform and its rate in Hz, from audio as `update` takes it."""

@@ -22,7 +22,7 @@ from ..data.sources import read_label_ranges
 from ..data.splitting import in_several_splits, split_off
 from ..fast_speech_encoder import SPEC_AUGMENT_MIN_FRAMES
 from ..feature_extraction_mamba_ema import SAMPLING_RATE, MambaEMAFeatureExtractor
-from ..inference.loading import load_model
+from ..inference.loading import check_model_name, load_model
 from ..modeling_mamba_ema import MambaEMAForRegression
 from ..speech_encoder import num_frames
 from .arguments import MambaEMATrainingArguments
@@ -52,16 +52,19 @@ def build_model(run: RunConfiguration) -> tuple[MambaEMAForRegression, MambaEMAF
         ValueError: values of `model.params` or `training.lora` that are not allowed, or a corpus.json that is damaged.
     """
     if run.model.pretrained_model is not None:
-        model, _ = load_model(run.model.pretrained_model, run.model.revision)
+        model = load_model(run.model.pretrained_model, run.model.revision)[0].float()  # saved in half precision, maybe
         if run.model.params:
             model = model.with_changes(**run.model.params)
     elif run.model.pretrained_speech_encoder is None:
         model = MambaEMAForRegression(MambaEMAConfig(**run.model.params))
     else:
         encoder = run.model.pretrained_speech_encoder
+        encoder = str(tiny_wavlm.FOLDER) if encoder == "tiny" else encoder
+        check_model_name(encoder, run.model.revision)
         model = MambaEMAForRegression.from_pretrained_speech_encoder(
-            tiny_wavlm.FOLDER if encoder == "tiny" else encoder, revision=run.model.revision, **run.model.params
+            encoder, revision=run.model.revision, **run.model.params
         )
+    model.config.interval_radii = None  # measured before this training
     known = read_label_ranges(run.data.source)
     ranges = {label: list(known[label]) for label in model.config.labels if label in known}
     if ranges:

@@ -206,7 +206,7 @@ def test_a_recording_gives_a_timeline_of_published_numbers(adopted):
     assert len(rows) > 1
     for row in rows:
         expected = on_scale_of_msp(model, samples[round(row.start * RATE) : round(row.end * RATE)])
-        assert row.label_values == pytest.approx(dict(zip(LABELS, expected.tolist())), abs=1e-4)
+        assert row.heard.label_values == pytest.approx(dict(zip(LABELS, expected.tolist())), abs=1e-4)
 
 
 def test_the_pipeline_gives_published_numbers(adopted):

@@ -20,7 +20,7 @@ from modeling_mamba_ema.__main__ import COMMANDS, main
 from modeling_mamba_ema.inference import EmotionTracker, TimelineWriter
 from modeling_mamba_ema.sample import FOLDER, load_sample_conversation
 from tests.support.models import tiny_model
-from tests.support.programs import ROOT
+from tests.support.programs import ROOT, run_program
 
 RATE = 16_000
 
@@ -229,6 +229,45 @@ def test_a_corpus_without_labels_and_with_turns_of_any_length_is_predicted(model
     assert "`mamba-ema timeline`" in long
 
 
+@pytest.mark.parametrize("scale", [None, (1, 7)])
+def test_labels_on_another_scale_and_unrated_turns_do_not_stop_predictions(model, tmp_path, capsys, scale):
+    rows = []
+    for turn, label in enumerate([1, 7, None]):
+        sf.write(tmp_path / f"{turn}.wav", np.random.default_rng(turn).normal(0, 0.1, RATE), RATE)
+        row = {"file_name": f"{turn}.wav", "conversation_id": "c", "turn": str(turn), "valence": 4, "arousal": label}
+        rows.append(json.dumps(row))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    if scale is not None:
+        (tmp_path / "corpus.json").write_text(json.dumps({"label_ranges": {"valence": scale, "arousal": scale}}))
+    assert main(["predict", "--model", model, "--json", str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    found = [json.loads(line) for line in captured.out.splitlines()]
+    assert [row["turn"] for row in found] == [0, 1, 2]
+    if scale is None:
+        assert "note: the labels of the corpus are left out: arousal of turn 1 " in captured.err
+        assert "arousal_label" not in found[0]
+    else:
+        assert captured.err == ""
+        assert [(row["valence_label"], row["arousal_label"]) for row in found] == [(0.5, 0.0), (0.5, 1.0), (0.5, None)]
+        assert main(["predict", "--model", model, str(tmp_path)]) == 0
+        assert "-100" not in capsys.readouterr().out
+
+
+def test_a_console_that_lacks_a_character_loses_no_row(model, tmp_path):
+    names = ["żółć.wav", "plain.wav"]
+    for name in names:
+        call(tmp_path / name, seconds=1)
+    command = ["-m", "modeling_mamba_ema", "predict", "--model", model]
+    done = run_program(
+        *command, *(tmp_path / name for name in [*names, "ź.wav"]), check=False, PYTHONIOENCODING="ascii"
+    )
+    assert done.returncode == 1
+    first, second, *_ = done.stdout.splitlines()[1:]
+    assert first.startswith(r"\u017c\xf3\u0142\u0107.wav")
+    assert second.startswith("plain.wav")
+    assert done.stderr.splitlines()[-1].startswith(r"mamba-ema: \u017a.wav does not exist")
+
+
 def test_a_bad_file_is_one_line_and_the_others_are_answered_for(model, expected, capsys, tmp_path):
     (tmp_path / "broken.wav").write_text("no audio")
     sf.write(tmp_path / "short.wav", np.zeros(100), RATE)
@@ -267,6 +306,31 @@ def test_channels_are_averaged_or_chosen_and_different_sound_is_noted_once(model
     assert notes[:2] == ["", ""]
     assert notes[2].startswith("mamba-ema: note: two.wav: its 2 channels hold different sound")
     assert "--channel 1" in notes[2]
+
+
+def test_channels_are_split_into_the_turns_of_one_conversation_in_every_command(model, tmp_path, capsys):
+    sides = [turn["waveform"][:20_000] for turn in load_sample_conversation()[:2]]
+    sf.write(tmp_path / "call.wav", np.stack(sides, axis=1), RATE, subtype="FLOAT")
+    live = EmotionTracker(tiny_model(), MambaEMAFeatureExtractor())
+    wanted = [live.update(side, RATE).values for side in sides]
+    for command in ("predict", "timeline"):
+        assert main([command, "--model", model, str(tmp_path / "call.wav"), "--split-channels", "--json"]) == 0
+        captured = capsys.readouterr()
+        rows = [json.loads(line) for line in captured.out.splitlines()]
+        assert [row["speaker"] for row in rows] == ["channel 1", "channel 2"]
+        assert_values(rows, wanted)
+        assert captured.err == ""
+        sf.write(tmp_path / "mono.wav", sides[0], RATE)
+        assert main([command, "--model", model, str(tmp_path / "mono.wav"), "--split-channels"]) == 1
+        assert "mono.wav has 1 channel; there is nothing to split" in capsys.readouterr().err
+    lines = "SPEAKER call 1 0 1 <NA> <NA> anna <NA> <NA>\nSPEAKER call 2 0.2 1 <NA> <NA> ben <NA> <NA>\n"
+    (tmp_path / "call.rttm").write_text(lines + "SPEAKER call 2 1.2 0 <NA> <NA> ben <NA> <NA>\n")
+    options = ["--segments", str(tmp_path / "call.rttm"), "--json"]
+    assert main(["timeline", "--model", model, str(tmp_path / "call.wav"), *options]) == 0
+    rows = printed(capsys)
+    live.reset()
+    assert_values(rows[:2], [live.update(part, RATE).values for part in (sides[0][:RATE], sides[1][3_200:19_200])])
+    assert (rows[2]["speaker"], rows[2]["valence"]) == ("ben", None)
 
 
 # timeline

@@ -157,6 +157,80 @@ def test_a_live_stream_is_cut_into_the_turns_that_a_recording_has(call):
         assert covered[round(100 * segment.start) : round(100 * segment.end)].mean() > 0.97
 
 
+@pytest.mark.parametrize("size", [1, 160, 512, 1_000, 48_000, None])
+def test_a_live_stream_gives_the_same_turns_in_blocks_of_any_size(call, size):
+    samples = sf.read(call[0], dtype="float32")[0][: 6 * RATE]
+    wanted = list(spoken_turns(samples[at : at + BLOCK] for at in range(0, len(samples), BLOCK)))
+    step = len(samples) if size is None else size
+    blocks = (samples[at : at + step] for at in range(0, len(samples), step))
+    if size == 160:  # as telephony and sound devices give them
+        blocks = (np.round(block[:, None] * 2**15).astype(np.int16) for block in blocks)
+    for (start, waveform), (wanted_start, wanted_waveform) in zip(spoken_turns(blocks), wanted, strict=True):
+        assert start == wanted_start
+        np.testing.assert_allclose(waveform, wanted_waveform, atol=2**-15)
+
+
+@pytest.mark.parametrize(
+    ("block", "message"),
+    [(np.zeros((160, 2)), "block 1 has shape"), (np.full(160, 2e4), "block 1 holds samples that are not finite")],
+)
+def test_a_live_block_that_cannot_be_used_is_named(block, message):
+    with pytest.raises(ValueError, match=message):
+        list(spoken_turns([np.zeros(160), block]))
+
+
+@pytest.fixture
+def two_sided(tmp_path, call):
+    """A call of two channels: the sample conversation, and the same from its middle on."""
+    samples = sf.read(call[0], dtype="float32")[0][: 12 * RATE]
+    sides = np.stack([samples, np.roll(samples, 5 * RATE)], axis=1)
+    sf.write(tmp_path / "call.wav", sides, RATE, subtype="FLOAT")
+    return tmp_path / "call.wav", sides
+
+
+def test_each_segment_is_read_from_its_channel(two_sided):
+    path, sides = two_sided
+    segments = [Segment(1, 3, "anna", 1), Segment(2, 4, "ben", 2), Segment(4, 5.5)]
+    with Recording(path, channel=2) as recording:
+        rows = list(emotion_timeline(tracker(), recording, segments))
+        for wrong in (0, 3):
+            with pytest.raises(AudioFileError, match=f"has the channels 1 to 2, no channel {wrong}"):
+                emotion_timeline(tracker(), recording, [*segments, Segment(6, 7, channel=wrong)])
+    live = tracker()
+    pieces = [sides[RATE : 3 * RATE, 0], sides[2 * RATE : 4 * RATE, 1], sides[4 * RATE : round(5.5 * RATE), 1]]
+    np.testing.assert_allclose(values(rows), [list(live.update(piece, RATE).values.values()) for piece in pieces])
+
+
+def test_channels_are_the_speakers_of_one_conversation(two_sided, call):
+    path, sides = two_sided
+    with Recording(path) as recording:
+        rows = list(emotion_timeline(tracker(), recording, 6.0, split_channels=True))
+        spoken = list(detect_speech(recording, split_channels=True))
+        with pytest.raises(ValueError, match="segments name their channels themselves"):
+            emotion_timeline(tracker(), recording, spoken, split_channels=True)
+    assert [(row.start, row.end, row.speaker) for row in rows] == [
+        (start, start + 6, f"channel {channel}") for start in (0, 6) for channel in (1, 2)
+    ]
+    live = tracker()
+    halves = [sides[start * RATE : (start + 6) * RATE, channel] for start in (0, 6) for channel in (0, 1)]
+    np.testing.assert_allclose(values(rows), [list(live.update(half, RATE).values.values()) for half in halves])
+    for channel in (1, 2):
+        with Recording(path, channel) as recording:
+            alone = [(segment.start, segment.end) for segment in detect_speech(recording)]
+        found = [(segment.start, segment.end) for segment in spoken if segment.channel == channel]
+        assert found == alone != []
+    assert [segment.start for segment in spoken] == sorted(segment.start for segment in spoken)
+    with Recording(call[0]) as recording:
+        for split in (detect_speech, lambda *_, **__: emotion_timeline(tracker(), recording, 6.0, split_channels=True)):
+            with pytest.raises(ValueError, match="has 1 channel; there is nothing to split"):
+                split(recording, split_channels=True)
+
+
+def test_segments_that_all_name_channel_1_of_several_are_warned_of(two_sided):
+    with Recording(two_sided[0]) as recording, pytest.warns(UserWarning, match="all 2 speakers name channel 1 of call"):
+        emotion_timeline(tracker(), recording, [Segment(1, 3, "anna", 1), Segment(2, 4, "ben", 1)])
+
+
 def test_segments_are_read_from_csv_and_rttm_in_the_order_of_time(tmp_path):
     (tmp_path / "a.csv").write_text("﻿start,end,text,speaker\n3.5,4,hello,ben\n1,2.5,hi,anna\n5,6,,\n", encoding="utf-8")
     wanted = [Segment(1, 2.5, "anna"), Segment(3.5, 4, "ben"), Segment(5, 6)]

@@ -116,6 +116,29 @@ def test_other_rates_and_stereo_are_heard(visitor):
         assert visitor.another().turns(content)[0]["values"] == pytest.approx(wanted, abs=1e-6)
 
 
+def test_channels_of_a_file_are_averaged_chosen_or_the_speakers(visitor):
+    sides = [rounded(clip(0)), rounded(clip(1))]
+    content = wav(np.stack([clip(0), clip(1)], axis=1))
+
+    def heard(channels):
+        speaker = visitor.another()
+        speaker.join("choose_channels", [channels, None]).raise_for_status()
+        list(speaker.results())
+        return speaker.turns(content)
+
+    for channels, waveforms in {"channel 2": sides[1:], "each is a speaker": sides}.items():
+        live = tracker()
+        names = ["speaker A"] if len(waveforms) == 1 else ["channel 1", "channel 2"]
+        wanted = [live.update(waveform, RATE, name) for waveform, name in zip(waveforms, names)]
+        assert_same_turns(heard(channels), wanted)
+    average = visitor.another().turns(content)[0]["values"]
+    assert average == pytest.approx(tracker().update((sides[0] + sides[1]) / 2, RATE).values, abs=1e-5)
+    speaker = visitor.another()
+    speaker.join("choose_channels", ["each is a speaker", None]).raise_for_status()
+    list(speaker.results())
+    assert "has 1 channel; there is nothing to split" in speaker.add_turn(wav(clip(0)))["error"]
+
+
 def test_silence_is_named(visitor):
     answer = visitor.another().add_turn(wav(np.zeros(16_000)))["data"]
     assert "near silence" in answer[2]

@@ -14,6 +14,7 @@ from modeling_mamba_ema.sample import FOLDER
 from modeling_mamba_ema.training.run_configuration import load_run_configuration
 from tests.support.models import TINY_ENCODER, tiny_model
 from tests.support.service import serving
+from tests.support.tiny_corpus import write_corpus
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -38,6 +39,7 @@ def stand_ins(tmp_path_factory):
         "outputs/demo/model": str(folder / "demo"),
         "models/odyssey": str(folder / "adopted"),
         "microsoft/wavlm-large": str(folder / "encoder"),
+        "data/demo": str(write_corpus(folder / "corpus")),
         "speech.wav": str(FOLDER / "turn0_anna.wav"),
     }
 

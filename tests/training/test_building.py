@@ -76,6 +76,12 @@ def test_a_run_with_another_pooling_says_what_is_new(adopted, caplog):
     assert torch.equal(model.head.out_proj.weight, trained.head.out_proj.weight)
 
 
+def test_a_model_that_was_saved_in_half_precision_is_trained_in_float32(adopted, tmp_path):
+    MambaEMAForRegression.from_pretrained(adopted).bfloat16().save_pretrained(tmp_path)
+    for params in ("{}", "{context: ema}"):
+        assert {p.dtype for p in start_from(tmp_path, f"model.params={params}").parameters()} == {torch.float32}
+
+
 def test_a_model_that_is_not_there_is_named_at_once(tmp_path):
     with pytest.raises(OSError, match="nothing"):
         start_from(tmp_path / "nothing")

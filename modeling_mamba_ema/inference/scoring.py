@@ -1,0 +1,257 @@
+"""Score a corpus of any size: turns as rows of Parquet files, by several processes, to be stopped and gone on with.
+
+The corpus is cut into parts of whole conversations, always the same ones. A part is scored by one process and becomes
+one file, which gets its name when it is complete, so that a row is neither lost nor doubled however a run ends.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+from transformers.utils import logging
+
+from ..audio_files import AudioFileError, load_audio
+from ..data.atomic_write import atomic_write
+from ..data.dataset import load_emotion_dataset
+from ..feature_extraction_mamba_ema import SAMPLING_RATE
+from .tracker import EmotionTracker
+
+PLAN_FILE = "_plan.json"  # readers of Parquet folders leave out what begins so
+MOST_LIVE = 256  # conversations whose states are in memory at once
+AUDIO_FILES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif", ".au", ".caf", ".w64")
+_OF_A_TURN = ["file_name", "conversation_id", "turn", "speaker", "start", "end", "channel"]
+
+
+@dataclass(frozen=True)
+class ScoringOptions:
+    """What a run of scoring is asked for.
+
+    Attributes:
+        model, revision: as for `EmotionTracker.from_pretrained`.
+        rows_per_part: turns that a part holds, and some more until its last conversation ends.
+        seconds_per_batch: of audio in one pass of the model.
+        devices: one process each, such as `["cuda:0", "cuda:1"]`, or `["cpu"] * 4`.
+    """
+
+    model: str
+    revision: str = "main"
+    rows_per_part: int = 2_000
+    seconds_per_batch: float = 120.0
+    devices: tuple[str, ...] = ("cpu",)
+
+
+def read_corpus(source: str, split: str | None = None) -> pd.DataFrame:
+    """The turns of a corpus, with `file_name`, `conversation_id`, `turn` and, where there are such columns, `speaker`,
+    `start`, `end` and `channel`. A folder without a table gives its audio files, each a conversation of its own.
+
+    Raises:
+        ValueError: no corpus, no such split, or no audio files.
+    """
+    folder = Path(source)
+    if folder.is_dir() and not any(folder.glob("metadata.*")) and not any(folder.glob("dataset*.json")):
+        files = sorted(str(path.absolute()) for path in folder.rglob("*") if path.suffix.lower() in AUDIO_FILES)
+        if files:
+            return pd.DataFrame({"file_name": files, "conversation_id": files, "turn": 0})
+    splits = load_emotion_dataset(source, ())
+    if split is not None and split not in splits:
+        raise ValueError(f"{source} has no split {split}; there are {', '.join(splits)}")
+    chosen = splits if split is None else {split: splits[split]}
+    tables = []
+    for name, rows in chosen.items():
+        own = rows.to_pandas()
+        if len(chosen) > 1:  # each split may number its conversations anew
+            own["conversation_id"] = f"{name}/" + own["conversation_id"].astype(str)
+        tables.append(own)
+    table = pd.concat(tables, ignore_index=True)
+    return table[[column for column in _OF_A_TURN if column in table]]
+
+
+def score_corpus(corpus: pd.DataFrame, output: str | Path, options: ScoringOptions) -> tuple[int, int]:
+    """Score what is not scored yet.
+
+    Args:
+        corpus: of [`read_corpus`].
+        output: folder of the parts, `part-00000.parquet` and so on: the columns of the corpus and of the tracker,
+            `seconds`, `error` (why a turn has no values), `model` and `revision`.
+        options: must be those of the run that is gone on with, but for `devices`.
+
+    Returns:
+        Rows in the folder, and how many of them have no values.
+
+    Raises:
+        ValueError: the folder holds scores of another corpus or by other options.
+        OSError: a process ended; the same call goes on.
+    """
+    output, parts = Path(output), list(_parts(corpus, options.rows_per_part))
+    _check_plan(output, corpus, options, len(parts))
+    paths = [output / f"part-{number:05d}.parquet" for number in range(len(parts))]
+    todo = [(part, path) for part, path in zip(parts, paths) if not path.exists()]
+    with tqdm(total=len(corpus), initial=len(corpus) - sum(len(part) for part, _ in todo), unit=" turns") as bar:
+        score = _one_by_one if len(options.devices) == 1 else _in_processes
+        for done in score(corpus, todo, options) if todo else ():
+            bar.update(done)
+    errors = pd.concat([pd.read_parquet(path, columns=["error"]) for path in paths], ignore_index=True)["error"]
+    return len(errors), int(errors.notna().sum())
+
+
+def score_part(tracker: EmotionTracker, turns: Sequence[dict[str, Any]], seconds_per_batch: float) -> list[dict]:
+    """Score whole conversations, their next turns together in one pass of the model.
+
+    Args:
+        tracker: of the model; its own conversation is left alone.
+        turns: rows of the corpus, those of a conversation one after the other.
+        seconds_per_batch: of audio in one pass; a single turn may be longer.
+
+    Returns:
+        A row a turn, in the same order.
+    """
+    rows: list[dict] = [{} for _ in turns]
+    waiting: dict[str, list[int]] = {}
+    for index, turn in enumerate(turns):
+        waiting.setdefault(str(turn["conversation_id"]), []).append(index)
+    live: list[tuple[EmotionTracker, list[int]]] = []
+    queue = iter(waiting.values())
+    while True:
+        batch: list[tuple[EmotionTracker, Any, int]] = []
+        seconds, carried = 0.0, []
+        for conversation, left in _more(live, queue, tracker):
+            if seconds >= seconds_per_batch:
+                carried.append((conversation, left))
+                continue
+            index = left[0]
+            try:
+                waveform = _read(turns[index], tracker.feature_extractor.max_seconds)
+            except AudioFileError as error:
+                rows[index] = {**tracker.row(None), "seconds": None, "error": str(error)}
+            else:
+                batch.append((conversation, waveform, index))
+                seconds += len(waveform) / SAMPLING_RATE
+            if left[1:]:
+                carried.append((conversation, left[1:]))
+        if not batch and not carried:
+            return [{**turn, **row} for turn, row in zip(turns, rows)]
+        if batch:
+            named = [(conversation, waveform, turns[index].get("speaker")) for conversation, waveform, index in batch]
+            for (_, _, index), heard in zip(batch, EmotionTracker.update_batch(named, SAMPLING_RATE)):
+                rows[index] = {**tracker.row(heard), "seconds": round(heard.seconds, 3), "error": None}
+        live = carried
+
+
+def _more(
+    live: list[tuple[EmotionTracker, list[int]]], queue: Iterator[list[int]], tracker: EmotionTracker
+) -> Iterator[tuple[EmotionTracker, list[int]]]:
+    """The conversations that go on, then new ones."""
+    yield from live
+    for indices in islice(queue, MOST_LIVE - len(live)):
+        fresh = tracker.copy()
+        fresh.reset()
+        yield fresh, indices
+
+
+def _read(turn: dict[str, Any], max_seconds: float) -> Any:
+    return load_audio(turn["file_name"], turn.get("start"), turn.get("end"), turn.get("channel"), max_seconds)
+
+
+def _parts(corpus: pd.DataFrame, rows_per_part: int) -> Iterator[range]:
+    """Ranges of rows that hold whole conversations."""
+    conversations = corpus["conversation_id"].to_numpy()
+    begin, count = 0, len(conversations)
+    while begin < count:
+        end = min(begin + rows_per_part, count)
+        while end < count and conversations[end] == conversations[end - 1]:
+            end += 1
+        yield range(begin, end)
+        begin = end
+
+
+def _check_plan(output: Path, corpus: pd.DataFrame, options: ScoringOptions, parts: int) -> None:
+    """Write down what is scored and how, or find that a run before did the same."""
+    output.mkdir(parents=True, exist_ok=True)
+    rows = hashlib.sha256(pd.util.hash_pandas_object(corpus, index=False).to_numpy().tobytes()).hexdigest()
+    asked = {name: value for name, value in asdict(options).items() if name != "devices"}
+    plan = {**asked, "turns": len(corpus), "parts": parts, "corpus": rows}
+    path = output / PLAN_FILE
+    if path.exists():
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changes = [f"{name}: {before.get(name)} -> {plan[name]}" for name in plan if before.get(name) != plan[name]]
+        if changes:
+            raise ValueError(f"{output} holds scores by other settings ({'; '.join(changes)}); take another folder")
+    elif any(output.glob("part-*.parquet")):
+        raise ValueError(f"{output} holds parts without {PLAN_FILE}; take another folder")
+    else:
+        with atomic_write(path) as unfinished:
+            unfinished.write_text(json.dumps(plan, indent=2), encoding="utf-8")
+
+
+def _one_by_one(corpus: pd.DataFrame, todo: list[tuple[range, Path]], options: ScoringOptions) -> Iterator[int]:
+    """Score parts in this process; yields how many turns each has."""
+    tracker = EmotionTracker.from_pretrained(options.model, options.revision, options.devices[0])
+    for part, path in todo:
+        yield _score_to_file(tracker, options, _turns(corpus, part), path)
+
+
+def _in_processes(corpus: pd.DataFrame, todo: list[tuple[range, Path]], options: ScoringOptions) -> Iterator[int]:
+    """Score parts, a process a device; yields how many turns each finished part has."""
+    context = multiprocessing.get_context("spawn")  # a forked process could not use a GPU
+    devices = context.Queue()
+    for device in options.devices:
+        devices.put(device)
+    pool = ProcessPoolExecutor(len(options.devices), context, _start, (options, devices))
+    try:
+        left = iter(todo)
+        running: set[Future[int]] = set()
+        while True:
+            for part, path in islice(left, 2 * len(options.devices) - len(running)):  # rows of few parts in memory
+                running.add(pool.submit(_score, _turns(corpus, part), path))
+            if not running:
+                return
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+    except BrokenProcessPool as error:
+        why = "killed, or out of memory"
+        raise OSError(f"a process that scores ended ({why}); the same command goes on where it was") from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_state: tuple[EmotionTracker, ScoringOptions]  # of a process that scores
+
+
+def _start(options: ScoringOptions, devices: Any) -> None:
+    global _state
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches them all; the first process ends the others
+    logging.disable_progress_bar()
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // len(options.devices)))
+    _state = EmotionTracker.from_pretrained(options.model, options.revision, devices.get()), options
+
+
+def _score(turns: list[dict[str, Any]], path: Path) -> int:
+    return _score_to_file(*_state, turns, path)
+
+
+def _turns(corpus: pd.DataFrame, part: range) -> list[dict[str, Any]]:
+    turns = corpus.iloc[part.start : part.stop].to_dict("records")
+    return [{name: None if value != value else value for name, value in turn.items()} for turn in turns]
+
+
+def _score_to_file(tracker: EmotionTracker, options: ScoringOptions, turns: list[dict[str, Any]], path: Path) -> int:
+    rows = pd.DataFrame(score_part(tracker, turns, options.seconds_per_batch))
+    rows["error"] = rows["error"].astype("string")
+    with atomic_write(path) as unfinished:
+        rows.assign(model=options.model, revision=options.revision).to_parquet(unfinished, index=False)
+    return len(rows)

@@ -1,0 +1,102 @@
+"""Scoring a corpus: the tracker's rows, whatever the batches, processes and interruptions."""
+
+import itertools
+import json
+import os
+import signal
+
+import pandas as pd
+import pytest
+import soundfile as sf
+
+from modeling_mamba_ema.audio_files import load_audio
+from modeling_mamba_ema.inference import EmotionTracker
+from modeling_mamba_ema.inference.scoring import ScoringOptions, read_corpus, score_corpus, score_part
+from tests.support.programs import HANGS, call_command, start_program, wait_until
+from tests.support.tiny_corpus import LABELS
+
+
+def by_the_tracker(model, corpus):
+    """Each turn's values, one at a time."""
+    tracker, values = EmotionTracker.from_pretrained(model), []
+    previous = None
+    for turn in corpus.to_dict("records"):
+        if turn["conversation_id"] != previous:
+            tracker.reset()
+        previous = turn["conversation_id"]
+        heard = tracker.update(load_audio(turn["file_name"]), 16_000, turn.get("speaker"))
+        values.append(list(heard.values.values()))
+    return values
+
+
+def scores(folder):
+    return pd.concat([pd.read_parquet(path) for path in sorted(folder.glob("part-*.parquet"))], ignore_index=True)
+
+
+@pytest.mark.parametrize("seconds", [0.1, 3, 1_000])
+def test_rows_are_the_trackers_however_batches_are_filled(saved_model, corpus, seconds):
+    turns = read_corpus(str(corpus))
+    rows = pd.DataFrame(score_part(EmotionTracker.from_pretrained(saved_model), turns.to_dict("records"), seconds))
+    assert list(rows["file_name"]) == list(turns["file_name"])
+    expected = pd.DataFrame(by_the_tracker(saved_model, turns), columns=LABELS)
+    pd.testing.assert_frame_equal(rows[LABELS], expected, atol=1.2e-4, check_dtype=False)
+
+
+def test_two_processes_write_parts_of_whole_conversations_and_nothing_twice(saved_model, corpus, tmp_path, capsys):
+    command = ["score", "--model", saved_model, corpus, "--output", tmp_path, "--rows-per-part", "7"]
+    assert call_command(*command, "--workers", "2") == 0
+    turns, rows = read_corpus(str(corpus)), scores(tmp_path)
+    assert f"{len(turns)} turns in {tmp_path}, 0 of them without values" in capsys.readouterr().out
+    assert list(rows["file_name"]) == list(turns["file_name"])
+    expected = pd.DataFrame(by_the_tracker(saved_model, turns), columns=LABELS)
+    pd.testing.assert_frame_equal(rows[LABELS], expected, atol=1.2e-4, check_dtype=False)
+    assert list(rows["valence_value"]) == pytest.approx(list(1 + 6 * rows["valence"]), abs=1e-3)
+    parts = [pd.read_parquet(path) for path in sorted(tmp_path.glob("part-*.parquet"))]
+    assert len(parts) > 2
+    for first, second in itertools.pairwise(parts):
+        assert not set(first["conversation_id"]) & set(second["conversation_id"])
+    times = {path: path.stat().st_mtime_ns for path in tmp_path.glob("part-*")}
+    (tmp_path / "part-00001.parquet").unlink()
+    assert call_command(*command) == 0  # makes the missing part and no other
+    pd.testing.assert_frame_equal(scores(tmp_path), rows)
+    assert times.pop(tmp_path / "part-00001.parquet")
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+    assert call_command(*command[:-1], "8") == 1
+    assert "rows_per_part: 7 -> 8); take another folder" in capsys.readouterr().err
+
+
+def test_bad_audio_is_a_row_with_its_reason_and_the_conversation_goes_on(saved_model, tmp_path):
+    noise = pd.Series(range(8_000)).sample(frac=1, random_state=0).to_numpy() / 10_000 - 0.4
+    for name in ("a.wav", "b.wav", "c.wav"):
+        sf.write(tmp_path / name, noise, 16_000)
+    (tmp_path / "b.wav").write_bytes(b"no sound")
+    sf.write(tmp_path / "d.wav", noise[:100], 16_000)
+    rows = [{"file_name": f"{name}.wav", "conversation_id": "one", "turn": turn} for turn, name in enumerate("abcd")]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    turns = read_corpus(str(tmp_path))
+    assert score_corpus(turns, tmp_path / "scores", ScoringOptions(str(saved_model))) == (4, 2)
+    table = scores(tmp_path / "scores")
+    assert list(table["error"].isna()) == [True, False, True, False]
+    assert "b.wav" in table["error"][1]
+    assert "d.wav lasts 0.00625 s; an utterance lasts 0.025 to 30 s" in table["error"][3]
+    expected = by_the_tracker(saved_model, turns.iloc[[0, 2]])
+    assert table["valence"][2] == pytest.approx(expected[1][0], abs=1.2e-4)
+
+
+def test_a_folder_of_audio_files_gives_each_a_conversation_of_its_own(corpus, tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("train_0_0.wav", "train_1_0.wav"):
+        (tmp_path / "in" / name).write_bytes((corpus / name).read_bytes())
+    turns = read_corpus(str(tmp_path))
+    assert [os.path.basename(name) for name in turns["file_name"]] == ["train_0_0.wav", "train_1_0.wav"]
+    assert turns["conversation_id"].is_unique
+
+
+def test_a_run_that_is_killed_leaves_whole_parts_and_goes_on(saved_model, corpus, tmp_path):
+    command = ["score", "--model", saved_model, corpus, "--output", tmp_path, "--rows-per-part", "1"]
+    running = start_program("-m", "modeling_mamba_ema", *command)
+    wait_until(lambda: len(list(tmp_path.glob("part-*.parquet"))) >= 2, running)
+    os.kill(running.pid, signal.SIGKILL)
+    running.communicate(timeout=HANGS)
+    assert call_command(*command) == 0
+    assert list(scores(tmp_path)["file_name"]) == list(read_corpus(str(corpus))["file_name"])
