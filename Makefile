@@ -19,7 +19,7 @@ help: ## list the commands
 
 $(STAMP): setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,demo,tools,page,vad,onnx,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[train,demo,tools,page,vad,serve,onnx,dev]'
 	@touch $@
 
 demo: $(STAMP) ## corpus -> training -> evaluation -> save -> load back -> a conversation, scored and drawn

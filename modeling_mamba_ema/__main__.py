@@ -14,7 +14,7 @@ from .commands.terminal import complain
 
 # Each name is a module of `commands` with HELP, add_arguments(parser) and run(options) -> exit code.
 COMMANDS = {
-    "use a model": ("adopt", "predict", "timeline", "score", "listen", "page"),
+    "use a model": ("adopt", "predict", "timeline", "score", "listen", "page", "serve"),
     "train and measure": ("prepare", "evaluate", "report", "compare", "metrics"),
     "share a model": ("merge", "export", "publish"),
 }

@@ -211,7 +211,7 @@ class Recording:
         The file is opened once more, so that `read` may be called between two blocks.
         """
         left = np.zeros(0, dtype=np.float32)
-        resample = _streaming_resampler(self.sampling_rate)
+        resample = streaming_resampler(self.sampling_rate)
         sound = _Sound(self._source, self.name)
         try:
             for first in [*range(0, self.frames, self.sampling_rate), self.frames]:
@@ -508,7 +508,7 @@ def _channels_differ(samples: np.ndarray) -> bool:
     return bool((products < MIN_CORRELATION * np.sqrt(np.outer(power, power))).any())
 
 
-def _streaming_resampler(rate: int) -> Any:
+def streaming_resampler(rate: int) -> Any:
     """A function of the next samples and whether they are the last, that returns samples at 16 kHz."""
     if rate == SAMPLING_RATE:
         return lambda waveform, last: waveform

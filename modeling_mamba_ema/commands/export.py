@@ -1,4 +1,6 @@
-"""Write a model for onnxruntime: an encoder, one step of a conversation, and a file that runs both without torch."""
+"""Write a model for onnxruntime: an encoder, one step of a conversation, and a file that runs both without torch; or,
+with --audonnx, one graph from an utterance's waveform to its values, and the YAML that audonnx loads it by.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,14 @@ HELP = "write a model for onnxruntime"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser, device=False)
     parser.add_argument("output", type=Path, help="folder to write; files of an earlier export are replaced")
+    parser.add_argument("--audonnx", action="store_true", help="a folder for audonnx.load: utterances by themselves")
 
 
 def run(options: argparse.Namespace) -> int:
     from ..inference.onnx_export import export_onnx
+    from ..integrations.audonnx import export_audonnx
 
-    for path in export_onnx(load_tracker(options).model, options.output):
+    export = export_audonnx if options.audonnx else export_onnx
+    for path in export(load_tracker(options).model, options.output):
         print(path)
     return 0

@@ -115,15 +115,7 @@ def export_onnx(model: MambaEMAForRegression, folder: str | Path) -> list[Path]:
         ValueError: the model is in training mode, not float32, or not on the CPU.
         ImportError: `onnx` and `onnxscript` are not installed.
     """
-    if model.training or model.dtype != torch.float32 or model.device.type != "cpu":
-        raise ValueError(
-            f"the model is {model.dtype}, on {model.device}, {'in' if model.training else 'not in'} training mode; "
-            "export needs float32 on the CPU: model.float().cpu().eval()"
-        )
-    try:
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise ImportError("export needs onnx and onnxscript: pip install onnx onnxscript onnxruntime") from error
+    check_exportable(model)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config
@@ -135,7 +127,7 @@ def export_onnx(model: MambaEMAForRegression, folder: str | Path) -> list[Path]:
     waveforms = torch.randn(2, 8_000, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         pooled, _ = EncoderForExport(model)(waveforms)
-    _export(
+    export_module(
         EncoderForExport(model).eval(),
         {"input_values": waveforms},
         folder / "encoder.onnx",
@@ -146,7 +138,7 @@ def export_onnx(model: MambaEMAForRegression, folder: str | Path) -> list[Path]:
 
     step = ConversationStepForExport(model).eval()
     state = step.initial_state(2)
-    _export(
+    export_module(
         step,
         {"pooled": pooled, **({"state": state} if state else {})},
         folder / "conversation_step.onnx",
@@ -175,9 +167,27 @@ def export_onnx(model: MambaEMAForRegression, folder: str | Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _export(
+def check_exportable(model: MambaEMAForRegression) -> None:
+    """
+    Raises:
+        ValueError: the model is in training mode, not float32, or not on the CPU.
+        ImportError: `onnx` and `onnxscript` are not installed.
+    """
+    if model.training or model.dtype != torch.float32 or model.device.type != "cpu":
+        raise ValueError(
+            f"the model is {model.dtype}, on {model.device}, {'in' if model.training else 'not in'} training mode; "
+            "export needs float32 on the CPU: model.float().cpu().eval()"
+        )
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ImportError("export needs onnx and onnxscript: pip install onnx onnxscript onnxruntime") from error
+
+
+def export_module(
     module: nn.Module, arguments: dict[str, Any], path: Path, inputs: list[str], outputs: list[str], shapes: Any
 ) -> None:
+    """Write a module as ONNX, with the names and dynamic dimensions given."""
     program = torch.onnx.export(
         module,
         kwargs=arguments,

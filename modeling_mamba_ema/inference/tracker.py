@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
 from ..audio_files import decoded_audio, is_audio_decoder, is_audio_file, load_audio
 from ..conversation_encoder import UNKNOWN_SPEAKER, ConversationState
@@ -264,27 +267,20 @@ class EmotionTracker:
 
     def copy(self) -> EmotionTracker:
         """A tracker at the same point of the conversation that goes its own way from here; the model is shared."""
-        other = EmotionTracker(self.model, self.feature_extractor)
+        other = copy.copy(self)
         other._state = None if self._state is None else self._state.copy()
-        other._num_turns, other._speakers = self._num_turns, self._speakers
         return other
 
-    def save(self, path: str | Path) -> None:
-        """Write where the conversation stands to a small safetensors file with JSON metadata, no pickle, in one piece.
+    @cached_property
+    def weights_sha256(self) -> str:
+        """SHA-256 of every weight after the speech encoder, which two trained models do not share; computed once."""
+        weights = self.model.state_dict().items()
+        return weights_sha256(item for item in weights if ".speech_encoder." not in item[0])
 
-        A digest of the model's weights is written with it; `restore` reads it.
-        """
-        state = {} if self._state is None else self._state.state_dict()
-        tensors = {name: tensor.cpu() for name, tensor in state.items()}
-        tensors[_TURNS] = torch.tensor(self._num_turns)
-        about = {
-            "format": STATE_FORMAT,
-            "labels": self.labels,
-            "speakers": {name: asdict(speaker) for name, speaker in self._speakers.items()},
-            "weights_sha256": _digest(self.model),
-        }
+    def save(self, path: str | Path) -> None:
+        """Write where the conversation stands, as `state_bytes` gives it, to a small file, in one piece."""
         with atomic_write(path) as unfinished:
-            save_file(tensors, unfinished, metadata={"mamba_ema": json.dumps(about)})
+            unfinished.write_bytes(self.state_bytes())
 
     def restore(self, path: str | Path) -> None:
         """Continue the conversation that `save` wrote; what this tracker had heard is forgotten.
@@ -295,26 +291,43 @@ class EmotionTracker:
         path = Path(path)
         if not path.is_file():
             raise ValueError(f"{path.name} does not exist (looked in {path.parent})")
+        self.restore_bytes(path.read_bytes(), path.name)
+
+    def state_bytes(self) -> bytes:
+        """Where the conversation stands: safetensors with JSON metadata, no pickle, of the model with this digest."""
+        state = {} if self._state is None else self._state.state_dict()
+        tensors = {name: tensor.cpu() for name, tensor in state.items()}
+        tensors[_TURNS] = torch.tensor(self._num_turns)
+        about = {
+            "format": STATE_FORMAT,
+            "labels": self.labels,
+            "speakers": {name: asdict(speaker) for name, speaker in self._speakers.items()},
+            "weights_sha256": self.weights_sha256,
+        }
+        return save(tensors, metadata={"mamba_ema": json.dumps(about)})
+
+    def restore_bytes(self, content: bytes, name: str = "the state") -> None:
+        """As `restore`, from what `state_bytes` gave; `name` is for messages."""
         try:
-            with safe_open(path, framework="pt", device="cpu") as file:
-                about = json.loads((file.metadata() or {}).get("mamba_ema", "null"))
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+            tensors = load(content)
+            (header,) = struct.unpack_from("<Q", content)  # https://huggingface.co/docs/safetensors: format
+            about = json.loads(json.loads(content[8 : 8 + header]).get("__metadata__", {}).get("mamba_ema", "null"))
         except (SafetensorError, json.JSONDecodeError) as error:
-            raise ValueError(f"{path.name} is no conversation state, or is damaged: {error}") from error
+            raise ValueError(f"{name} is no conversation state, or is damaged: {error}") from error
         if not isinstance(about, dict) or about.get("format") != STATE_FORMAT or _TURNS not in tensors:
-            raise ValueError(f"{path.name} is no conversation state; give a file that EmotionTracker.save wrote")
-        if about.get("weights_sha256") != _digest(self.model):
+            raise ValueError(f"{name} is no conversation state; give one that EmotionTracker wrote")
+        if about.get("weights_sha256") != self.weights_sha256:
             raise ValueError(
-                f"{path.name} was written with another model (its labels: {about.get('labels')}); a state is valid for "
+                f"{name} was written with another model (its labels: {about.get('labels')}); a state is valid for "
                 "the weights that made it: load the model it was saved with"
             )
         num_turns = int(tensors.pop(_TURNS))
         if any(not torch.isfinite(tensor).all() for tensor in tensors.values()):
-            raise ValueError(f"{path.name} holds values that are not finite; it is damaged")
+            raise ValueError(f"{name} holds values that are not finite; it is damaged")
         try:
-            speakers = {name: Speaker(**known) for name, known in about["speakers"].items()}
+            speakers = {speaker: Speaker(**known) for speaker, known in about["speakers"].items()}
         except (KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{path.name} has no list of speakers; it is damaged") from error
+            raise ValueError(f"{name} has no list of speakers; it is damaged") from error
         state = ConversationState.from_state_dict(tensors).to(self.model.device) if tensors else None
         self._state, self._num_turns, self._speakers = state, num_turns, speakers
 
@@ -438,11 +451,6 @@ def _stacked(states: Sequence[ConversationState | None]) -> ConversationState | 
     """The states of conversations with one model as a batch."""
     known = [state for state in states if state is not None]
     return ConversationState.stack(known) if known else None
-
-
-def _digest(model: MambaEMAForRegression) -> str:
-    """SHA-256 of every weight after the speech encoder; two trained models do not share these."""
-    return weights_sha256(item for item in model.state_dict().items() if ".speech_encoder." not in item[0])
 
 
 __all__ = ["EmotionTracker", "TurnEmotion"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import heapq
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -40,8 +42,9 @@ def detect_speech(recording: Recording, split_channels: bool = False) -> Iterato
 
 def _speech(recording: Recording, channel: int | None = None) -> Iterator[Segment]:
     start, of_channel = None, (None, None) if channel is None else (channel_speaker(channel), channel)
-    for block, change in _changes(recording.blocks(BLOCK, channel)):
-        del block
+    noticed = _noticed()
+    for block in recording.blocks(BLOCK, channel):
+        change = noticed(block)
         if "start" in change:
             start = change["start"] / SAMPLING_RATE
         if "end" in change and start is not None:
@@ -51,75 +54,118 @@ def _speech(recording: Recording, channel: int | None = None) -> Iterator[Segmen
         yield Segment(start, recording.seconds, *of_channel)
 
 
-def spoken_turns(blocks: Iterable[np.ndarray], longest: float = 25.0) -> Iterator[tuple[float, np.ndarray]]:
-    """Cut a live stream into turns; each comes when a pause of 0.3 s, or its length, has ended it.
-
-    Memory does not grow: only the turn that is being spoken is kept.
+def spoken_turns(blocks: Iterable[Any], longest: float = 25.0) -> Iterator[tuple[float, np.ndarray]]:
+    """Cut a live stream into turns, see [`TurnDetector`]; each comes when it has ended.
 
     Args:
-        blocks: of any number of samples at 16 kHz, mono; floats within [-1, 1], or integers.
+        blocks: as `TurnDetector.add` takes them.
         longest: seconds after which a turn is cut although nobody paused.
+    """
+    detector = TurnDetector(longest)
+    for block in blocks:
+        yield from detector.add(block)
+    yield from detector.end()
 
-    Returns:
-        For each turn its start, in seconds from the stream's begin, and its waveform, (samples,) float32.
+
+class TurnDetector:
+    """Cuts a live stream into turns. A pause of 0.3 s ends a turn, or its length.
+
+    Memory does not grow: only the turn that is being spoken is kept. A turn is its start, in seconds from the stream's
+    begin, and its waveform, (samples,) float32 at 16 kHz.
+
+    Args:
+        longest: seconds after which a turn is cut although nobody paused.
 
     Raises:
         ImportError: `silero-vad` or `onnxruntime` is not installed.
-        InvalidAudioError, TypeError: a block that is not mono, or of another type.
     """
-    kept = np.zeros(0, dtype=np.float32)
-    first = 0  # place of kept[0] in the stream
-    start: int | None = None
-    for block, change in _changes(blocks):
-        kept = np.concatenate([kept, block])
+
+    def __init__(self, longest: float = 25.0):
+        self._longest = longest * SAMPLING_RATE
+        self._noticed = _noticed()
+        self._blocks = 0  # added so far, for messages
+        self._left = np.zeros(0, dtype=np.float32)  # less than a block of the detector
+        self._kept = np.zeros(0, dtype=np.float32)
+        self._first = 0  # place of kept[0] in the stream
+        self._start: int | None = None
+
+    def add(self, block: Any) -> list[tuple[float, np.ndarray]]:
+        """The turns that the next block ends.
+
+        Args:
+            block: any number of samples at 16 kHz, mono; floats within [-1, 1], or integers.
+
+        Raises:
+            InvalidAudioError, TypeError: a block that is not mono, not within bounds, or of another type.
+        """
+        self._left = np.concatenate([self._left, _mono(block, f"block {self._blocks}")])
+        self._blocks += 1
+        whole = len(self._left) // BLOCK * BLOCK
+        parts, self._left = self._left[:whole].reshape(-1, BLOCK), self._left[whole:]
+        return [turn for part in parts for turn in self._hear(part)]
+
+    def end(self) -> list[tuple[float, np.ndarray]]:
+        """The turns that the end of the stream ends."""
+        turns = list(self._hear(self._left)) if len(self._left) else []
+        spoken = self.spoken()
+        self._start, self._left = None, self._left[:0]
+        return turns if spoken is None else [*turns, spoken]
+
+    def spoken(self) -> tuple[float, np.ndarray] | None:
+        """What has been said of the turn that is being spoken; None where nobody speaks, or not yet for 25 ms."""
+        if self._start is None or self._first + len(self._kept) - self._start < MIN_SAMPLES:
+            return None
+        return self._start / SAMPLING_RATE, self._kept[self._start - self._first :]
+
+    def _hear(self, block: np.ndarray) -> Iterator[tuple[float, np.ndarray]]:
+        change = self._noticed(block)
+        self._kept = np.concatenate([self._kept, block])
+        behind = self._first + len(self._kept)
         if "start" in change:
-            start = max(change["start"], first)
-        if start is None:
-            first, kept = first + max(len(kept) - KEPT_BEFORE, 0), kept[-KEPT_BEFORE:]
-            continue
+            self._start = max(change["start"], self._first)
+        if self._start is None:
+            self._first, self._kept = max(behind - KEPT_BEFORE, self._first), self._kept[-KEPT_BEFORE:]
+            return
         end = change.get("end")
-        if end is None and first + len(kept) - start >= longest * SAMPLING_RATE:
-            end = first + len(kept)
+        if end is None and behind - self._start >= self._longest:
+            end = behind
         if end is not None:
             # After a cut by length, the pause that ends the turn may have begun before the cut.
-            end = max(end, first)
-            if end - start >= MIN_SAMPLES:
-                yield start / SAMPLING_RATE, kept[start - first : end - first]
-            first, kept = end, kept[end - first :]
-            start = None if "end" in change else end
-    if start is not None and first + len(kept) - start >= MIN_SAMPLES:
-        yield start / SAMPLING_RATE, kept[start - first :]
+            end = max(end, self._first)
+            if end - self._start >= MIN_SAMPLES:
+                yield self._start / SAMPLING_RATE, self._kept[self._start - self._first : end - self._first]
+            self._first, self._kept = end, self._kept[end - self._first :]
+            self._start = None if "end" in change else end
 
 
-def _changes(blocks: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-    """Each block with what Silero VAD noticed in it: nothing, or the sample at which speech starts or ends."""
+def _noticed() -> Callable[[np.ndarray], dict[str, Any]]:
+    """A function of the next block of a stream: what Silero VAD notices in it, a sample where speech starts or ends."""
+    model = copy.copy(_silero_vad())  # the network is shared, its memory is the stream's own
+    from silero_vad import VADIterator
+
+    detector = VADIterator(model, min_silence_duration_ms=MIN_SILENCE_MS, speech_pad_ms=PAD_MS)
+
+    def noticed(block: np.ndarray) -> dict[str, Any]:
+        padded = np.zeros(BLOCK, dtype=np.float32)
+        padded[: len(block)] = block
+        return detector(torch.from_numpy(padded)) or {}
+
+    return noticed
+
+
+@functools.lru_cache(maxsize=1)
+def _silero_vad() -> Any:
     threads = torch.get_num_threads()
     try:
         import onnxruntime  # noqa: F401, runs the model
-        from silero_vad import VADIterator, load_silero_vad
+        from silero_vad import load_silero_vad
     except ImportError as error:
         raise ImportError(
             "finding speech needs silero-vad and onnxruntime (the extra `vad`): pip install 'silero-vad[onnx-cpu]'"
         ) from error
     finally:
         torch.set_num_threads(threads)  # importing it sets them to 1, for the whole process
-    detector = VADIterator(load_silero_vad(onnx=True), min_silence_duration_ms=MIN_SILENCE_MS, speech_pad_ms=PAD_MS)
-    for block in _of_one_size(blocks):
-        padded = np.zeros(BLOCK, dtype=np.float32)
-        padded[: len(block)] = block
-        yield block, detector(torch.from_numpy(padded)) or {}
-
-
-def _of_one_size(blocks: Iterable[Any]) -> Iterator[np.ndarray]:
-    """The same samples in blocks of `BLOCK`, of which Silero VAD has learnt; the last is shorter."""
-    left = np.zeros(0, dtype=np.float32)
-    for number, block in enumerate(blocks):
-        left = np.concatenate([left, _mono(block, f"block {number}")])
-        whole = len(left) // BLOCK * BLOCK
-        yield from left[:whole].reshape(-1, BLOCK)
-        left = left[whole:]
-    if len(left):
-        yield left
+    return load_silero_vad(onnx=True)
 
 
 def _mono(block: Any, name: str) -> np.ndarray:

@@ -13,6 +13,7 @@ from modeling_mamba_ema.__main__ import command_parser
 from modeling_mamba_ema.sample import FOLDER
 from modeling_mamba_ema.training.run_configuration import load_run_configuration
 from tests.support.models import TINY_ENCODER, tiny_model
+from tests.support.service import serving
 from tests.support.tiny_corpus import write_corpus
 
 ROOT = Path(__file__).parents[2]
@@ -43,8 +44,17 @@ def stand_ins(tmp_path_factory):
     }
 
 
+@pytest.fixture(scope="module")
+def server(stand_ins):
+    pytest.importorskip("prometheus_client", reason="the service needs its extra: pip install '.[serve]'")
+    with serving(stand_ins["outputs/demo/model"]) as started:
+        yield started
+
+
 @pytest.mark.parametrize("path", WITH_SNIPPETS, ids=lambda path: path.name)
-def test_the_snippets_run_in_order(path, stand_ins, tmp_path, capsys, monkeypatch):
+def test_the_snippets_run_in_order(path, stand_ins, request, tmp_path, capsys, monkeypatch):
+    if path.name == "serving.md":
+        stand_ins = {**stand_ins, "http://127.0.0.1:8000": request.getfixturevalue("server").address}
     monkeypatch.chdir(tmp_path)  # they write files
     names: dict = {}
     for block in blocks(path, "python"):
@@ -56,9 +66,12 @@ def test_the_snippets_run_in_order(path, stand_ins, tmp_path, capsys, monkeypatc
         assert re.search(r"^\{'arousal': \d\.\d+, 'dominance': \d\.\d+, 'valence': \d\.\d+\}$", printed, re.MULTILINE)
         assert "turn 7: valence" in printed
         assert torch.isfinite(names["outputs"].logits).all()
+    if path.name == "serving.md":
+        assert printed.count("'valence': ") == 7
     if path.name == "streaming.md":
         assert (tmp_path / "turn7.svg").is_file()
         assert names["state"].num_turns.tolist() == [7]
+        assert len(names["table"]) == 7
 
 
 def shell_lines(path):

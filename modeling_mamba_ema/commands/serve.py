@@ -1,0 +1,50 @@
+"""Serve a model by REST and WebSocket, until it is stopped by SIGTERM or Ctrl-C; see docs/serving.md.
+
+Each request must bear the token in the environment variable MAMBA_EMA_TOKEN, if it is set. Without it, only addresses
+that no other machine reaches may be listened on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from .model_options import add_model_options, load_tracker
+
+HELP = "a service: REST for turns and files, WebSocket for live audio"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    add_model_options(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1, this machine only)")
+    parser.add_argument("--port", type=int, default=8000, help="0 for a free one (8000)")
+    state = os.environ.get("MAMBA_EMA_STATE", "memory")
+    parser.add_argument(
+        "--state", default=state, metavar="URL", help="redis://...; default: MAMBA_EMA_STATE, or memory"
+    )
+    add = parser.add_argument_group("limits").add_argument
+    add("--max-sessions", type=int, default=1024, help="that are kept (1024)")
+    add("--session-seconds", type=float, default=3600, help="that a session is kept after its last turn (3600)")
+    add("--max-live", type=int, default=128, help="WebSocket connections at once (128)")
+    add("--max-rate", type=float, default=50, help="requests a second of one address (50)")
+    add("--max-megabytes", type=int, default=256, help="size of a file (256)")
+    add("--max-batch", type=int, default=16, help="turns in a pass of the model (16); 1: same bits whoever else calls")
+    add("--max-wait", type=float, default=5, help="milliseconds that a turn waits for others to join its pass (5)")
+    add("--grace", type=int, default=30, help="seconds that what was begun may take when the server is stopped (30)")
+
+
+def run(options: argparse.Namespace) -> int:
+    from ..serving import Settings, serve
+
+    settings = Settings(
+        token=os.environ.get("MAMBA_EMA_TOKEN") or None,
+        max_batch=options.max_batch,
+        max_wait=options.max_wait / 1000,
+        max_sessions=options.max_sessions,
+        session_seconds=options.session_seconds,
+        max_live=options.max_live,
+        max_rate=options.max_rate,
+        max_file_bytes=options.max_megabytes * 2**20,
+    )
+    serve(load_tracker(options), settings, options.host, options.port, options.state, options.grace)
+    return 0

@@ -1,0 +1,23 @@
+"""What is refused, with its status and its reason."""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class Refusal(Exception):
+    """A request that cannot be answered.
+
+    Args:
+        status: of HTTP; 503 where the same request may be sent again.
+        reason: one sentence for whoever sent it.
+    """
+
+    def __init__(self, status: int, reason: str):
+        super().__init__(reason)
+        self.status = status
+
+
+def in_words(errors: Sequence[Any]) -> str:
+    """What pydantic found wrong, in one line: `query.window: Input should be less than or equal to 30`."""
+    found = (f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in errors)
+    return "; ".join(found)

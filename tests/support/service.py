@@ -1,0 +1,131 @@
+"""A server of `mamba-ema serve` in a process of its own, and a Redis."""
+
+import contextlib
+import io
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import soundfile as sf
+
+from modeling_mamba_ema.inference import EmotionTracker
+from tests.support.programs import HANGS, ROOT, environment, free_port, wait_until
+
+
+class Server:
+    """What a test does with a server: requests, signals.
+
+    Attributes:
+        process: that serves.
+        address: http://127.0.0.1:PORT.
+    """
+
+    def __init__(self, process: subprocess.Popen[str], address: str, headers: dict[str, str]):
+        self.process, self.address = process, address
+        self.http = httpx.Client(base_url=address, timeout=HANGS, trust_env=False, headers=headers)
+
+    def turn(self, session: str, wav: bytes, **query: Any) -> httpx.Response:
+        return self.http.post(f"/sessions/{session}/turns", content=wav, params=query)
+
+    def heard(self, session: str, wav: bytes, **query: Any) -> dict[str, Any]:
+        answer = self.turn(session, wav, **query)
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait(HANGS)
+
+    def stop(self) -> int:
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(HANGS)
+
+
+@contextlib.contextmanager
+def serving(model: Path, *options: Any, token: str = "") -> Iterator[Server]:
+    """A server on a free port, killed at the end if it still runs."""
+    command = [sys.executable, "-m", "modeling_mamba_ema", "serve", "--model", model, "--port", 0, *options]
+    with tempfile.TemporaryFile("w+") as errors:  # a pipe could fill up
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            cwd=ROOT,
+            env=environment(MAMBA_EMA_TOKEN=token),
+            stdout=subprocess.DEVNULL,
+            stderr=errors,
+            text=True,
+        )
+
+        def address() -> str | None:
+            errors.seek(0)
+            said = errors.read()
+            found = re.search(r"http://127\.0\.0\.1:\d+", said)
+            if found is None and process.poll() is not None:
+                raise AssertionError(f"the server ended with {process.returncode}: {said}")
+            return found and found.group()
+
+        try:
+            headers = {"Authorization": f"Bearer {token}"} if token else {}
+            server = Server(process, wait_until(address), headers)
+            yield server
+            server.http.close()
+            errors.seek(0)
+            said = errors.read()
+            assert "Traceback" not in said, said
+        finally:
+            process.kill()
+            process.wait(HANGS)
+
+
+@contextlib.contextmanager
+def redis_server(folder: Path) -> Iterator[str]:
+    """The address of a Redis of its own."""
+    program = shutil.which("redis-server")
+    if program is None:
+        pytest.skip("redis-server is not installed: apt-get install redis-server")
+    import redis
+
+    port = free_port()
+    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+
+    def answers() -> bool:
+        with contextlib.suppress(redis.ConnectionError):
+            return redis.Redis(port=port).ping()
+        return False
+
+    try:
+        wait_until(answers)
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        process.kill()
+        process.wait(HANGS)
+
+
+def spoken(seed: int, seconds: float = 0.4) -> bytes:
+    """A WAV file of noise."""
+    noise = np.random.default_rng(seed).normal(0, 0.1, round(16_000 * seconds)).clip(-1, 0.99)
+    buffer = io.BytesIO()
+    sf.write(buffer, noise, 16_000, format="WAV")
+    return buffer.getvalue()
+
+
+def undisturbed(model: Path, turns: list[bytes], speakers: list[str | None] | None = None) -> list[dict[str, float]]:
+    """The values that one tracker gives for a call."""
+    tracker = EmotionTracker.from_pretrained(model)
+    return [tracker.update(turn, speaker=name).values for turn, name in zip(turns, speakers or [None] * len(turns))]
+
+
+def in_threads(jobs: list[Callable[[], Any]]) -> list[Any]:
+    """Run all at once; the results in order."""
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        return [result.result(HANGS) for result in [pool.submit(job) for job in jobs]]
