@@ -1,7 +1,9 @@
 """What sound a file holds, whatever its header says: all of it, as ffmpeg decodes it, or a sentence."""
 
 import os
+import re
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,3 +76,29 @@ def test_what_is_damaged_or_of_another_kind_is_refused_with_the_way_out(name):
     make, message = DAMAGED[name]
     with pytest.raises(AudioFileError, match=message):
         load_audio(make())
+
+
+SAME = {  # files of one waveform, and how far 8 bits, mu-law or MP3 may be from it, relative RMS
+    "headers/pluck-pcm*": 0.04,
+    "headers/pluck-?law.*": 0.02,
+    "headers/test-44100Hz-?e-1ch-4bytes*": 1e-6,
+    "speech/bit_depths/tests/audio-*bit-44100Hz.*": 0.07,
+    "speech/codecs/whatstheweatherlike*": 0.04,
+}
+
+
+@pytest.mark.parametrize("pattern", SAME)
+def test_real_files_of_one_waveform_give_the_same_samples_or_a_sentence(pattern):
+    if "MAMBA_EMA_TEST_DATA" not in os.environ:
+        pytest.skip("MAMBA_EMA_TEST_DATA names no folder with odd_audio/")
+    waveforms = []
+    for path in sorted((Path(os.environ["MAMBA_EMA_TEST_DATA"]) / "odd_audio").glob(pattern)):
+        if re.search("early-eof|incomplete", path.name):
+            with pytest.raises(AudioFileError, match="is truncated|is cut off or damaged"):
+                load_audio(path)
+            continue
+        waveforms.append(load_audio(path))
+    assert len(waveforms) >= 3
+    for waveform in waveforms:
+        error = np.sqrt(np.square(waveform - waveforms[0]).mean() / np.square(waveforms[0]).mean())
+        assert error <= SAME[pattern]
