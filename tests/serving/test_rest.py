@@ -71,6 +71,14 @@ def test_a_recording_gets_the_rows_of_the_timeline(server, saved_model, tmp_path
     assert server.http.post("/files", params={"vad": True}, content=spoken(0, seconds=1)).text == ""  # no speech
 
 
+def test_who_leaves_while_a_file_is_scored_takes_no_place_of_others(server):
+    recording = spoken(0, seconds=30)
+    for _ in range(2):  # as many as are scored at once
+        with server.http.stream("POST", "/files", params={"window": 1}, content=recording) as answer:
+            assert next(answer.iter_lines())
+    wait_until(lambda: server.http.post("/files", content=spoken(0)).status_code == 200)
+
+
 @pytest.mark.parametrize(
     ("path", "content", "query", "status", "sentence"),
     [
