@@ -343,7 +343,7 @@ def test_a_module_in_the_folder_of_corpora_is_a_corpus(tmp_path, monkeypatch):
     assert read_corpus("my-corpus", tmp_path, 2) == (tmp_path, 2)
     with pytest.raises(CorpusError, match="my-corpus has 2 folds; there is no fold 3"):
         read_corpus("my-corpus", tmp_path, 3)
-    with pytest.raises(CorpusError, match="no corpus 'mine'; there are iemocap"):
+    with pytest.raises(CorpusError, match="no corpus 'mine'; there are emodb, iemocap"):
         read_corpus("mine", tmp_path)
 
 
