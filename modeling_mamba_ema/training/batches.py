@@ -129,7 +129,7 @@ class ConversationCollator:
     Args:
         extractor: makes `input_values` and masks of the waveforms.
 
-    Returns, when called with items of `ConversationDataset`: `input_values`, `attention_mask` (batch, turns, samples),
+    Returns, when called with items of `ConversationDataset` (or others like them; `speakers` may be left out): `input_values`, `attention_mask` (batch, turns, samples),
     or, from cached frames, `frame_values` (batch, turns, layers, frames, hidden), `frame_mask` (batch, turns, frames);
     `turn_mask` (batch, turns), `speaker_ids` (batch, turns), -1 for unknown, `labels` (batch, turns, labels), and
     `conversation_ids`, a list of names for messages; `context_turns` (batch,) where items begin with turns before their
@@ -146,7 +146,8 @@ class ConversationCollator:
         speaker_ids = torch.full((len(items), turns), UNKNOWN_SPEAKER)
         for row, item in enumerate(items):
             batch_labels[row, : len(item["labels"])] = torch.from_numpy(item["labels"])
-            speaker_ids[row, : len(item["speakers"])] = torch.tensor(number_speakers(item["speakers"]))
+            speakers = item.get("speakers", [None] * len(item["labels"]))
+            speaker_ids[row, : len(speakers)] = torch.tensor(number_speakers(speakers))
         batch = {
             **features,
             "speaker_ids": speaker_ids,
