@@ -129,11 +129,11 @@ class ConversationCollator:
     Args:
         extractor: makes `input_values` and masks of the waveforms.
 
-    Returns, when called with items of `ConversationDataset` (or others like them; `speakers` may be left out): `input_values`, `attention_mask` (batch, turns, samples),
-    or, from cached frames, `frame_values` (batch, turns, layers, frames, hidden), `frame_mask` (batch, turns, frames);
-    `turn_mask` (batch, turns), `speaker_ids` (batch, turns), -1 for unknown, `labels` (batch, turns, labels), and
-    `conversation_ids`, a list of names for messages; `context_turns` (batch,) where items begin with turns before their
-    window.
+    Returns, when called with items of `ConversationDataset`, or others like them (`speakers` may be left out):
+    `input_values`, `attention_mask` (batch, turns, samples), or, from cached frames, `frame_values` (batch, turns,
+    layers, frames, hidden), `frame_mask` (batch, turns, frames); `turn_mask` (batch, turns), `speaker_ids` (batch,
+    turns), -1 for unknown, `labels` (batch, turns, labels), and `conversation_ids`, a list of names for messages;
+    `context_turns` (batch,) where items begin with turns before their window.
     """
 
     def __init__(self, extractor: MambaEMAFeatureExtractor):
