@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-HELP = "make a model of LoRA adapters"
+HELP = "merge LoRA adapters into a model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

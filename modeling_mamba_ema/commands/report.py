@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..behaviour.conditions import Change
     from ..inference import EmotionTracker
 
-HELP = "groups, bad recordings, and what is no speech"
+HELP = "how a model behaves: by group, on worse recordings, on what is no speech"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
