@@ -58,7 +58,7 @@ _NUMBER_BOUNDS = {
     "loss_mse_weight": (0.0, 1.0),
     "interval_level": (0.0, 1.0),
 }
-_FLAGS = ("activation_layer_norm", "bounded_predictions")
+_FLAGS = ("activation_layer_norm", "bounded_predictions", "ema_decay_learnable", "freeze_speech_encoder")
 _SPEECH_ENCODER_BOUNDS = {
     "hidden_size": (1, 4096),
     "num_hidden_layers": (1, 48),
@@ -71,6 +71,13 @@ _SPEECH_ENCODER_BOUNDS = {
 }
 # Parts that some encoders have and that frames are not read from or through.
 _UNREAD_PARTS = ("add_adapter", "adapter_attn_dim", "conv_pos_batch_norm")
+# A model is built by these, with its labels and the sizes of its speech encoder.
+_ARCHITECTURE = (
+    *("speech_encoder_pooling", "speech_encoder_pooling_heads", "speech_encoder_pooling_hidden_size"),
+    *("speech_encoder_pooling_min_variance", "speech_encoder_layers", "context", "context_scope", "hidden_size"),
+    *("num_hidden_layers", "state_size", "conv_kernel", "expand", "head_dim", "ema_decay", "ema_decay_learnable"),
+    *("projection_activation", "head_hidden_layers", "head_activation", "activation_layer_norm", "bounded_predictions"),
+)
 _LABEL_FIELDS = ("id2label", "label2id", "num_labels")
 # Of the convolution front end: (lowest, highest) of each layer's value. Published encoders have 7 layers.
 _FRONT_END_BOUNDS = {"conv_dim": (1, 4096), "conv_kernel": (1, 64), "conv_stride": (1, 64)}
@@ -266,12 +273,23 @@ class MambaEMAConfig(PretrainedConfig):
         """As in transformers; a checkpoint may be given other labels, by any of the names transformers has for them.
 
         Label ranges and loss weights of the checkpoint's labels that are gone are dropped with a warning.
+
+        Raises:
+            ValueError: the checkpoint's own labels in another order, which would give its weights other names.
         """
+        reorders_head = kwargs.pop("_reorders_head", False)
         given = {name: kwargs.pop(name) for name in _LABEL_FIELDS if kwargs.get(name) is not None}
         same = list(given) == ["num_labels"] and given["num_labels"] == len(config_dict.get("id2label") or ())
         if given and not same:
             own = {name: value for name, value in config_dict.items() if name not in (*_LABEL_FIELDS, "interval_radii")}
             names = _as_labels(**given)
+            before = _in_order(_as_labels(config_dict.get("id2label")))
+            now = _in_order(names)
+            if not reorders_head and before != now and sorted(before) == sorted(now):
+                raise ValueError(
+                    f"the labels {now} are those of the checkpoint in another order, {before}; its weights would be "
+                    "taken for other labels; load it as it is and call with_changes(id2label=...)"
+                )
             config_dict = {**own, **names, **_of_labels(own, names)}
         return super().from_dict(config_dict, **kwargs)
 
@@ -293,7 +311,17 @@ class MambaEMAConfig(PretrainedConfig):
         fields = {**self.to_dict(), "interval_radii": None, **others}
         encoder = changes.get("speech_encoder_config") or {}
         fields["speech_encoder_config"] = {**self.speech_encoder_config.to_dict(), **encoder}
-        return type(self).from_dict(fields, **labels)
+        return type(self).from_dict(fields, _reorders_head=True, **labels)
+
+    def of_the_architecture(self) -> dict[str, Any]:
+        """The fields that a model is built by; those of the loss, of scales and of what is measured are not."""
+        encoder = self.speech_encoder_config.to_dict()
+        fields = {name: getattr(self, name) for name in _ARCHITECTURE}
+        return {
+            **fields,
+            "num_labels": len(self.labels),
+            **{f"speech_encoder_config.{name}": encoder.get(name) for name in (*_SPEECH_ENCODER_BOUNDS, "conv_dim")},
+        }
 
     @property
     def encoder_layer_indices(self) -> list[int]:
@@ -405,11 +433,14 @@ class MambaEMAConfig(PretrainedConfig):
             raise ValueError(f"id2label names a label twice: {self.labels}")
         for label, scale in (self.label_ranges or {}).items():
             _require_choice("a label of label_ranges", label, self.labels)
-            if len(scale) != 2 or not all(_is_number(bound) for bound in scale) or not scale[0] < scale[1]:
+            numbers_of_it = [bound for bound in scale if _is_number(bound) and math.isfinite(bound)]
+            if len(scale) != 2 or len(numbers_of_it) != 2 or not scale[0] < scale[1]:
                 raise ValueError(f"label_ranges[{label!r}] must be [low, high] with low < high, got {scale}")
         for label, weight in (self.loss_label_weights or {}).items():
             _require_choice("a label of loss_label_weights", label, self.labels)
             _require_number(f"loss_label_weights[{label!r}]", weight, 0.0, 1e6)
+        if not any((self.loss_label_weights or {}).get(label, 1.0) for label in self.labels):
+            raise ValueError(f"loss_label_weights are 0 for every label: {self.loss_label_weights}")
 
     def _validate_intervals(self) -> None:
         if self.interval_radii is None:
@@ -440,6 +471,11 @@ def _as_speech_encoder_config(given: Any) -> PretrainedConfig:
             f"not {type(given).__name__}"
         )
     return given
+
+
+def _in_order(names: Mapping[str, Any]) -> list[str]:
+    """The labels of [`_as_labels`] by their numbers."""
+    return [name for _, name in sorted(names.get("id2label", {}).items())]
 
 
 def _as_labels(

@@ -222,7 +222,10 @@ class MambaEMAPreTrainedModel(PreTrainedModel):
         loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path, *model_args, use_safetensors=use_safetensors, **kwargs
         )
-        _align_weights(loaded[0] if isinstance(loaded, tuple) else loaded)  # a tuple with output_loading_info=True
+        model = loaded[0] if isinstance(loaded, tuple) else loaded  # a tuple with output_loading_info=True
+        if not getattr(model, "_hf_peft_config_loaded", False):  # adapters have set what is trained
+            model.speech_encoder.freeze_as_configured()
+        _align_weights(model)
         return loaded
 
     @torch.no_grad()
@@ -472,6 +475,7 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
             )
         if self.speaker_encoder is None:
             return None
+        speaker_ids = speaker_ids.long()
         wrong = present & ((speaker_ids < UNKNOWN_SPEAKER) | (speaker_ids >= self.config.max_speakers))
         if values_are_known(speaker_ids) and bool(wrong.any()):
             row, turn = wrong.nonzero()[0].tolist()
@@ -528,6 +532,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         super().__init__(config)
         self.mamba_ema = MambaEMAModel(config)
         self.head = RegressionHead(config, len(self.mamba_ema.contexts))
+        self._built_by = config.of_the_architecture()
         self.post_init()
 
     @property
@@ -649,7 +654,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
                 single utterances, or `id2label` with another label; `speech_encoder_config` is a dict of single fields.
 
         Raises:
-            ValueError: a name that is no field, or a value outside its range.
+            ValueError: a name that is no field, a value outside its range, or a model with adapters.
 
         Example:
 
@@ -663,6 +668,8 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
 
         ```
         """
+        if any("lora_" in name for name, _ in self.named_parameters()):
+            raise ValueError("with_changes keeps weights by their names, which adapters change; merge them first")
         model: Any = type(self)(self.config.with_changes(**config_changes))
         model.to(device=self.device, dtype=self.dtype)
         _keep_what_fits(self, model)
@@ -716,7 +723,8 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         installed. A `preprocessor_config.json` that is there already is kept.
 
         Raises:
-            ValueError: a value of the configuration is outside its range, the feature extractor in the folder
+            ValueError: a value of the configuration is outside its range or no longer that of the weights, the feature
+                extractor in the folder
                 normalises otherwise than the configuration says, or `push_to_hub=True`, which would upload before all
                 files are there; `model.push_to_hub(name)` uploads the whole folder.
         """
@@ -726,6 +734,12 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         from .pipeline_mamba_ema import CUSTOM_PIPELINES, MambaEMAPipeline
 
         self.config.validate()
+        for name, value in self.config.of_the_architecture().items():
+            if value != self._built_by[name]:
+                raise ValueError(
+                    f"{name} of the configuration was {self._built_by[name]!r} when the model was built, is {value!r} "
+                    f"now, which changes no weight; model.with_changes(...) gives a model with another {name}"
+                )
         extractor = _feature_extractor_for(self.config, Path(save_directory))
         self.config.auto_map = dict(AUTO_MAP)
         self.config.custom_pipelines = {task: dict(info) for task, info in CUSTOM_PIPELINES.items()}

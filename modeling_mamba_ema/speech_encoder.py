@@ -88,9 +88,8 @@ class SpeechEncoder(nn.Module):
         self.pooled_size = pooling.sizes * encoder_config.hidden_size
         if len(self.layers) > 1:
             self.layer_weights = nn.Parameter(torch.zeros(len(self.layers)))
-        self._freeze_unused_parameters()
-        if config.freeze_speech_encoder:
-            backbone.requires_grad_(False)
+        self._starts_frozen = config.freeze_speech_encoder
+        self.freeze_as_configured()
 
     @property
     def backbone(self) -> Any:
@@ -101,8 +100,11 @@ class SpeechEncoder(nn.Module):
         """Frames of an utterance of `num_samples` samples (an int or an integer tensor)."""
         return num_frames(num_samples, self.backbone.config)
 
-    def _freeze_unused_parameters(self) -> None:
-        """Parameters that no output depends on are no parameters to train: optimizers and DDP would trip over them."""
+    def freeze_as_configured(self) -> None:
+        """What is not trained: all of it with `freeze_speech_encoder`, and parameters that no output depends on, which
+        optimizers and DDP would trip over. Loading replaces the parameters, so that it is done again after it."""
+        if self._starts_frozen:
+            self.backbone.requires_grad_(False)
         backbone, encoder, last = self.backbone, self.backbone.encoder, max(self.layers)
         unused: list[Any] = list(encoder.layers[last:])
         if backbone.config.do_stable_layer_norm and last < len(encoder.layers):

@@ -136,7 +136,7 @@ def _converted(conversion: Conversion, weights: Mapping[str, torch.Tensor]) -> M
     """The model with every weight of the file.
 
     Raises:
-        ValueError: weights have no place, are missing, or have another shape; they are named.
+        ValueError: weights have no place, are missing, have another shape, or hold NaN; they are named.
     """
     model = MambaEMAForRegression(conversion.config).eval()
     places = model.state_dict()
@@ -152,6 +152,9 @@ def _converted(conversion: Conversion, weights: Mapping[str, torch.Tensor]) -> M
             misshapen.append(f"{theirs} {tuple(weight.shape)}")
     missing = sorted(places.keys() - given.keys())
     problems = {
+        "hold NaN or infinity": [
+            name for name, weight in weights.items() if weight.is_floating_point() and not weight.isfinite().all()
+        ],
         "have no place in the model": unused,
         "are missing, by our names": missing,
         "do not have the shape that the configuration says": misshapen,

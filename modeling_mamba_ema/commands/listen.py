@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .model_options import add_channel_option, add_model_options, load_tracker
+from .model_options import add_channel_option, add_model_options, load_tracker, number_between
 
 if TYPE_CHECKING:
     import numpy as np
@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
     parser.add_argument("--file", type=Path, help="listen to this file instead of the microphone")
     add_channel_option(parser, split=False)
-    parser.add_argument("--speed", type=float, default=1.0, help="times real time, for a file (1)")
+    parser.add_argument(
+        "--speed", type=number_between(0.01, 1_000), default=1.0, help="times real time, for a file (1)"
+    )
 
 
 def run(options: argparse.Namespace) -> int:

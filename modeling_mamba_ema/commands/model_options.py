@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from ..inference import EmotionTracker
+
+
+def number_between(low: float, high: float) -> Callable[[str], float]:
+    """The type of an option that is a number from `low` to `high`, both allowed."""
+
+    def number(text: str) -> float:
+        value = float(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not allowed; from {low:g} to {high:g} are")
+        return value
+
+    return number
 
 
 def add_model_options(parser: argparse.ArgumentParser, device: bool = True) -> None:

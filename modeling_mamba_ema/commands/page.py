@@ -15,6 +15,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    if options.port is not None and not 0 <= options.port <= 65_535:
+        raise ValueError(f"--port is {options.port}; allowed are 0 to 65535")
     from ..page import launch
 
     launch(load_tracker(options), server_port=options.port)

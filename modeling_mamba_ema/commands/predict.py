@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .model_options import add_channel_option, add_model_options, load_tracker
+from .model_options import add_channel_option, add_model_options, load_tracker, number_between
 from .terminal import Table, check_output, complain
 
 if TYPE_CHECKING:
@@ -50,9 +50,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--conversation", action="store_true", help="the files are one conversation's turns, in order")
     add_channel_option(parser)
     parser.add_argument(
-        "--min-confidence", type=float, metavar="0..1", help="leave out values on a side of the middle less surely"
+        "--min-confidence",
+        type=number_between(0, 1),
+        metavar="0..1",
+        help="leave out values on a side of the middle less surely",
     )
-    parser.add_argument("--max-width", type=float, metavar="0..1", help="leave out values with a wider interval")
+    parser.add_argument(
+        "--max-width", type=number_between(0, 1), metavar="0..1", help="leave out values with a wider interval"
+    )
     parser.add_argument("--split", help="of a corpus: only this split")
     parser.add_argument("--conversation-id", metavar="ID", help="of a corpus: only this conversation")
     parser.add_argument(
@@ -110,7 +115,8 @@ def run(options: argparse.Namespace) -> int:
     if not options.json:
         if len(conversations) == 1 and len(said) > 1:
             print(summarise(said, [f"turn {heard.turn}" for heard in said]))
-        print(describe_ends(tracker.labels))
+        if said:
+            print(describe_ends(tracker.labels))
     if drawn:
         _draw(drawn, pictures[0], pictures[1], options.channel)
         if not options.json:

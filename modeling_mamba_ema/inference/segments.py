@@ -99,9 +99,16 @@ def _from_csv(name: str, text: str) -> list[Segment]:
     reader = csv.DictReader(text.splitlines(), delimiter=delimiter_of(text))
     if not {"start", "end"} <= set(reader.fieldnames or ()):
         raise ValueError(f"{name} has the columns {reader.fieldnames}; 'start' and 'end' are needed, 'speaker' may be")
+    twice = [column for column in reader.fieldnames or () if (reader.fieldnames or []).count(column) > 1]
+    if twice:
+        raise ValueError(f"{name} has the column {twice[0]!r} twice")
     segments = []
     for row in reader:
         place = f"line {reader.line_num} of {name}"
+        if None in row:
+            raise ValueError(
+                f"{place} has more fields than there are columns; decimal commas need ';' or tabs between the fields"
+            )
         start, end = _seconds(row["start"], place), _seconds(row["end"], place)
         segments.append(_segment(start, end, row.get("speaker"), row.get("channel"), place))
     return segments

@@ -435,3 +435,23 @@ def test_the_commands_of_the_readme_and_the_guide_run(model, tmp_path, monkeypat
         )
         assert capsys.readouterr().err == ""
     assert (tmp_path / "call.csv").read_text().startswith("start,end,speaker,valence,arousal,")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["predict", "--min-confidence", "2"], "2 is not allowed; from 0 to 1 are"),
+        (["predict", "--max-width", "nan"], "nan is not allowed; from 0 to 1 are"),
+        (["listen", "--speed", "0"], "0 is not allowed; from 0.01 to 1000 are"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_wrong_usage(model, words, message, capsys):
+    with pytest.raises(SystemExit) as end:
+        main([words[0], "--model", model, *words[1:]])
+    assert end.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_port_that_there_is_not_is_refused_in_one_line(model, capsys):
+    assert main(["page", "--model", model, "--port", "99999"]) == 1
+    assert capsys.readouterr().err == "mamba-ema: --port is 99999; allowed are 0 to 65535\n"

@@ -264,6 +264,12 @@ def test_segments_are_read_from_csv_and_rttm_in_the_order_of_time(tmp_path):
         ("a.csv", "start,end\n1,nan\n", "line 2 of a.csv has 'nan'"),
         ("a.csv", "start,end\n-1,2\n", "line 2 of a.csv has '-1'"),
         ("a.csv", "start,end\n1\n", "line 2 of a.csv has None"),
+        (
+            "a.csv",
+            "start,end\n1,5,2,5\n",
+            "line 2 of a.csv has more fields than there are columns; decimal commas need",
+        ),
+        ("a.csv", "start,end,start\n1,2,3\n", "a.csv has the column 'start' twice"),
         ("a.csv", "start,end\n2,1.5\n", "line 2 of a.csv runs from 2 to 1.5 s"),
         ("a.rttm", "SPEAKER call 1 1.0\n", "line 1 of a.rttm has 4 fields"),
         ("a.rttm", "SPEAKER call 1 x 1 <NA> <NA> anna <NA>\n", "line 1 of a.rttm has 'x'"),
