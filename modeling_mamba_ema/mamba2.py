@@ -369,7 +369,7 @@ class Mamba2(nn.Module):
             y = self.norm(y, z)
 
         # 5. projection
-        return self.out_proj(y.to(self.out_proj.weight.dtype)), Mamba2State(conv_state, ssm_state)
+        return self.out_proj(y.to(projected.dtype)), Mamba2State(conv_state, ssm_state)
 
     def _convolve(
         self, inputs: torch.Tensor, lengths: torch.Tensor, conv_state: torch.Tensor

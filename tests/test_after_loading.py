@@ -89,3 +89,11 @@ def test_speaker_ids_of_any_integer_type_are_the_same():
     wanted = model(turns, speaker_ids=torch.tensor([[0, 1, 0]])).logits
     for dtype in (torch.uint8, torch.int8, torch.int32):
         assert torch.equal(model(turns, speaker_ids=torch.tensor([[0, 1, 0]], dtype=dtype)).logits, wanted)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch has other ways by now
+def test_layers_quantised_by_torch_give_nearly_the_same_numbers():
+    model, speech = tiny_model(), torch.randn(2, 3, 4_000)
+    quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
+    with torch.no_grad():
+        torch.testing.assert_close(quantised(speech).logits, model(speech).logits, atol=0.05, rtol=0)

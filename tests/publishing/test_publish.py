@@ -12,7 +12,7 @@ import shutil
 
 import pytest
 import torch
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import ModelCard, constants, hf_api
 from safetensors.torch import load
 
 from modeling_mamba_ema import MambaEMAForRegression
@@ -36,6 +36,7 @@ def folder(release, tmp_path):
 def hub(monkeypatch):
     with hub_that_takes_a_model() as server:
         monkeypatch.setattr(constants, "ENDPOINT", server.address)
+        monkeypatch.setattr(hf_api.api, "endpoint", server.address)  # took that of the constants when it was imported
         url = f"{server.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
