@@ -98,10 +98,15 @@ def adopt(
 
 def _read_json(source: str, name: str, revision: str) -> dict[str, Any] | None:
     path = find_file(source, name, revision)
+    if path is None:
+        return None
     try:
-        return None if path is None else json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{name} of {source} is no JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{name} of {source} holds a {type(content).__name__}; names and values are needed")
+    return content
 
 
 def _commit(source: str, revision: str) -> str | None:

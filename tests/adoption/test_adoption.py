@@ -1,6 +1,7 @@
 """Adopted models give the published numbers, by every way this package has, and nothing else is adopted."""
 
 import json
+import math
 import os
 import pickle
 import subprocess
@@ -568,3 +569,18 @@ def test_the_extractor_of_an_adopted_model_reaches_a_model_that_takes_its_encode
     samples = waveform(4_000)
     values = extractor(samples, sampling_rate=RATE, return_tensors="pt").input_values[0]
     torch.testing.assert_close(values, model.normalise(samples), atol=1e-6, rtol=0)
+
+
+def test_a_weight_that_is_no_number_is_refused(tmp_path):
+    def spoil(weights):
+        name = next(name for name, weight in weights.items() if weight.is_floating_point())
+        weights[name].view(-1)[0] = math.nan
+
+    refused(tmp_path, "odyssey", "hold NaN or infinity", change_weights=spoil)
+
+
+def test_a_configuration_that_is_a_list_is_refused_in_one_sentence(tmp_path):
+    _, source, known = published_folder("odyssey", tmp_path)
+    (Path(source) / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"config.json of .* holds a list; names and values are needed"):
+        adopt(source, tmp_path / "model", **known)
