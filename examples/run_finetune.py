@@ -16,6 +16,7 @@ from pathlib import Path
 
 import datasets
 import transformers
+from accelerate.utils import broadcast_object_list
 from huggingface_hub import get_token
 from transformers import set_seed
 
@@ -33,7 +34,6 @@ from modeling_mamba_ema.training import (
     choose_checkpoint,
     describe_metrics,
     failing_together,
-    from_first,
     load_run_configuration,
     load_splits,
     lock_folder,
@@ -87,7 +87,7 @@ def main() -> int:
         if trainer.is_world_process_zero():
             lock = lock_folder(output)  # noqa: F841 (held until the program ends)
             checkpoint = choose_checkpoint(run, manifest)
-    checkpoint = from_first(checkpoint)
+    (checkpoint,) = broadcast_object_list([checkpoint])
     if checkpoint is not None and (output / "results.json").exists():
         logger.info("%s holds a finished run; training.resume_from_checkpoint=null trains anew", output)
         return 0

@@ -433,8 +433,8 @@ class MambaEMAConfig(PretrainedConfig):
             raise ValueError(f"id2label names a label twice: {self.labels}")
         for label, scale in (self.label_ranges or {}).items():
             _require_choice("a label of label_ranges", label, self.labels)
-            numbers_of_it = [bound for bound in scale if _is_number(bound) and math.isfinite(bound)]
-            if len(scale) != 2 or len(numbers_of_it) != 2 or not scale[0] < scale[1]:
+            finite = all(_is_number(bound) and math.isfinite(bound) for bound in scale)
+            if len(scale) != 2 or not finite or not scale[0] < scale[1]:
                 raise ValueError(f"label_ranges[{label!r}] must be [low, high] with low < high, got {scale}")
         for label, weight in (self.loss_label_weights or {}).items():
             _require_choice("a label of loss_label_weights", label, self.labels)

@@ -93,17 +93,22 @@ def score_corpus(corpus: pd.DataFrame, output: str | Path, options: ScoringOptio
         Rows in the folder, and how many of them have no values.
 
     Raises:
-        ValueError: the folder holds scores of another corpus or by other options.
+        ValueError: the folder holds scores of another corpus, of other weights or by other options.
         OSError: a process ended; the same call goes on.
     """
     output, parts = Path(output), list(_parts(corpus, options.rows_per_part))
-    _check_plan(output, corpus, options, len(parts))
+    tracker = EmotionTracker.from_pretrained(options.model, options.revision, options.devices[0])
+    _check_plan(output, corpus, options, len(parts), tracker.weights_sha256)
     paths = [output / f"part-{number:05d}.parquet" for number in range(len(parts))]
     todo = [(part, path) for part, path in zip(parts, paths) if not path.exists()]
     with tqdm(total=len(corpus), initial=len(corpus) - sum(len(part) for part, _ in todo), unit=" turns") as bar:
-        score = _one_by_one if len(options.devices) == 1 else _in_processes
-        for done in score(corpus, todo, options) if todo else ():
-            bar.update(done)
+        if len(options.devices) == 1:
+            for part, path in todo:
+                bar.update(_score_to_file(tracker, options, _turns(corpus, part), path))
+        else:
+            del tracker  # each process loads its own
+            for done in _in_processes(corpus, todo, options):
+                bar.update(done)
     errors = pd.concat([pd.read_parquet(path, columns=["error"]) for path in paths], ignore_index=True)["error"]
     return len(errors), int(errors.notna().sum())
 
@@ -134,7 +139,9 @@ def score_part(tracker: EmotionTracker, turns: Sequence[dict[str, Any]], seconds
                 continue
             index = left[0]
             try:
-                waveform = _read(turns[index], tracker.feature_extractor.max_seconds)
+                turn, longest = turns[index], tracker.feature_extractor.max_seconds
+                place = turn.get("start"), turn.get("end"), turn.get("channel")
+                waveform = load_audio(turn["file_name"], *place, longest)
             except AudioFileError as error:
                 rows[index] = {**tracker.row(None), "seconds": None, "error": str(error)}
             else:
@@ -162,10 +169,6 @@ def _more(
         yield fresh, indices
 
 
-def _read(turn: dict[str, Any], max_seconds: float) -> Any:
-    return load_audio(turn["file_name"], turn.get("start"), turn.get("end"), turn.get("channel"), max_seconds)
-
-
 def _parts(corpus: pd.DataFrame, rows_per_part: int) -> Iterator[range]:
     """Ranges of rows that hold whole conversations."""
     conversations = corpus["conversation_id"].to_numpy()
@@ -178,12 +181,12 @@ def _parts(corpus: pd.DataFrame, rows_per_part: int) -> Iterator[range]:
         begin = end
 
 
-def _check_plan(output: Path, corpus: pd.DataFrame, options: ScoringOptions, parts: int) -> None:
+def _check_plan(output: Path, corpus: pd.DataFrame, options: ScoringOptions, parts: int, weights: str) -> None:
     """Write down what is scored and how, or find that a run before did the same."""
     output.mkdir(parents=True, exist_ok=True)
     rows = hashlib.sha256(pd.util.hash_pandas_object(corpus, index=False).to_numpy().tobytes()).hexdigest()
     asked = {name: value for name, value in asdict(options).items() if name != "devices"}
-    plan = {**asked, "turns": len(corpus), "parts": parts, "corpus": rows}
+    plan = {**asked, "turns": len(corpus), "parts": parts, "corpus": rows, "weights": weights}
     path = output / PLAN_FILE
     if path.exists():
         before = json.loads(path.read_text(encoding="utf-8"))
@@ -195,13 +198,6 @@ def _check_plan(output: Path, corpus: pd.DataFrame, options: ScoringOptions, par
     else:
         with atomic_write(path) as unfinished:
             unfinished.write_text(json.dumps(plan, indent=2), encoding="utf-8")
-
-
-def _one_by_one(corpus: pd.DataFrame, todo: list[tuple[range, Path]], options: ScoringOptions) -> Iterator[int]:
-    """Score parts in this process; yields how many turns each has."""
-    tracker = EmotionTracker.from_pretrained(options.model, options.revision, options.devices[0])
-    for part, path in todo:
-        yield _score_to_file(tracker, options, _turns(corpus, part), path)
 
 
 def _in_processes(corpus: pd.DataFrame, todo: list[tuple[range, Path]], options: ScoringOptions) -> Iterator[int]:

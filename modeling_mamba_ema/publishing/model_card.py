@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,14 +101,17 @@ def _eval_results(config: MambaEMAConfig, training: TrainingFacts) -> list[EvalR
     """One result a split and label, and the mean over labels, each with its interval where it has one."""
     if training.corpus is None:  # the Hub takes no result without a dataset
         return []
+    result = partial(
+        EvalResult,
+        task_type="audio-classification",
+        task_name="Dimensional speech emotion recognition",
+        dataset_type=training.corpus,
+        dataset_name=training.corpus,
+        metric_type="ccc",
+    )
     return [
-        EvalResult(
-            task_type="audio-classification",
-            task_name="Dimensional speech emotion recognition",
-            dataset_type=training.corpus,
-            dataset_name=training.corpus,
+        result(
             dataset_split=split,
-            metric_type="ccc",
             metric_name=title,
             metric_value=round(metrics[name], 4),
             metric_args={
@@ -119,13 +123,8 @@ def _eval_results(config: MambaEMAConfig, training: TrainingFacts) -> list[EvalR
         for name, title in _metric_names(config)
         if name in metrics
     ] + [
-        EvalResult(
-            task_type="audio-classification",
-            task_name="Dimensional speech emotion recognition",
-            dataset_type=training.corpus,
-            dataset_name=training.corpus,
+        result(
             dataset_split=split,
-            metric_type="ccc",
             metric_name=f"CCC {label}",
             metric_value=value,
             source_name=f"published with {training.base_model}",

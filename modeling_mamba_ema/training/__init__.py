@@ -18,7 +18,7 @@ from .checkpoints import choose_checkpoint, differences, run_manifest, save_run
 from .evaluation import describe_metrics, measure, prediction_table, save_predictions
 from .frame_caching import cache_frames
 from .lora import add_lora, load_lora, merge_lora
-from .processes import failing_together, from_first, lock_folder, require_same_data, require_shared_folder
+from .processes import failing_together, lock_folder, require_same_data, require_shared_folder
 from .run_configuration import DataSection, RunConfiguration, load_run_configuration
 from .trainer import MambaEMATrainer
 
@@ -44,7 +44,6 @@ __all__ = [
     "describe_metrics",
     "differences",
     "failing_together",
-    "from_first",
     "load_lora",
     "load_run_configuration",
     "load_splits",

@@ -12,24 +12,11 @@ import socket
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch.distributed as dist
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list, gather_object
 from filelock import FileLock, Timeout
-
-Value = TypeVar("Value")
-
-
-class RunError(ValueError):
-    """What a user can mend, found in another process of the run."""
-
-
-def from_first(value: Value) -> Value:
-    """The value that the first process has, in all of them."""
-    values = [value]
-    if _several():
-        dist.broadcast_object_list(values, src=0)
-    return values[0]
 
 
 @contextlib.contextmanager
@@ -37,19 +24,20 @@ def failing_together() -> Iterator[None]:
     """Let all processes end where one does, each with the sentence of the first that failed and where that was.
 
     Raises:
-        RunError: another process failed in the block. What this process raised itself goes on.
+        ValueError: another process failed in the block. What this process raised itself goes on.
     """
     problem: Exception | None = None
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
         problem = error
-    message = None if problem is None else f"process {_rank()} on {socket.gethostname()}: {problem}"
-    messages = [found for found in _of_all(message) if found is not None]
+    place = f"process {PartialState().process_index} on {socket.gethostname()}"
+    message = None if problem is None else f"{place}: {problem}"
+    messages = [found for found in gather_object([message]) if found is not None]
     if problem is not None:
         raise problem
     if messages:
-        raise RunError(messages[0])
+        raise ValueError(messages[0])
 
 
 def require_same_data(manifest: Mapping[str, Any]) -> None:
@@ -61,7 +49,7 @@ def require_same_data(manifest: Mapping[str, Any]) -> None:
     Raises:
         ValueError: the data differ; the message names the split, the machines and their numbers of turns.
     """
-    everywhere = _of_all((socket.gethostname(), manifest["data"]))
+    everywhere = gather_object([(socket.gethostname(), manifest["data"])])
     for split, wanted in manifest["data"].items():
         if any(data[split] != wanted for _, data in everywhere):
             turns = [f"process {n} on {host}: {data[split]['turns']}" for n, (host, data) in enumerate(everywhere)]
@@ -78,13 +66,14 @@ def require_shared_folder(folder: Path) -> None:
         OSError: a process does not see what the first one wrote.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    name = from_first(f".shared-{uuid.uuid4().hex}")
-    if _rank() == 0:
+    (name,) = broadcast_object_list([f".shared-{uuid.uuid4().hex}"])
+    state = PartialState()
+    if state.is_main_process:
         (folder / name).touch()
-    from_first(None)  # after the first one has written
+    state.wait_for_everyone()
     os.listdir(folder)  # lets network file systems look again
-    blind = [host for host, sees in _of_all((socket.gethostname(), (folder / name).exists())) if not sees]
-    if _rank() == 0:
+    blind = [host for host, sees in gather_object([(socket.gethostname(), (folder / name).exists())]) if not sees]
+    if state.is_main_process:
         (folder / name).unlink()
     if blind:
         raise OSError(
@@ -106,20 +95,3 @@ def lock_folder(folder: Path) -> FileLock:
     except Timeout:
         raise OSError(f"another run writes to {folder}; wait for it, or take another training.output_dir") from None
     return lock
-
-
-def _several() -> bool:
-    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-
-
-def _rank() -> int:
-    return dist.get_rank() if _several() else 0
-
-
-def _of_all(value: Value) -> list[Value]:
-    """What each process gives, in all of them."""
-    if not _several():
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values

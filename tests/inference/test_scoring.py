@@ -12,6 +12,7 @@ import soundfile as sf
 from modeling_mamba_ema.audio_files import load_audio
 from modeling_mamba_ema.inference import EmotionTracker
 from modeling_mamba_ema.inference.scoring import ScoringOptions, read_corpus, score_corpus, score_part
+from tests.support.models import tiny_model
 from tests.support.programs import HANGS, call_command, start_program, wait_until
 from tests.support.tiny_corpus import LABELS
 
@@ -61,6 +62,10 @@ def test_two_processes_write_parts_of_whole_conversations_and_nothing_twice(save
     pd.testing.assert_frame_equal(scores(tmp_path), rows)
     assert times.pop(tmp_path / "part-00001.parquet")
     assert times == {path: path.stat().st_mtime_ns for path in times}
+    other = tmp_path / "other"
+    tiny_model(label_ranges={"valence": (1, 7)}, seed=1).save_pretrained(other)
+    assert call_command("score", "--model", other, *command[3:]) == 1
+    assert "weights: " in capsys.readouterr().err
     assert call_command(*command[:-1], "8") == 1
     assert "rows_per_part: 7 -> 8); take another folder" in capsys.readouterr().err
 

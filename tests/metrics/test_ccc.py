@@ -155,7 +155,7 @@ def test_intervals_over_conversations_cover_the_truth_where_intervals_over_turns
         for kind, groups in (("conversations", ids), ("turns", np.arange(ids.size))):
             low, high = bootstrap_intervals(guess, truth, groups, num_resamples=300)
             covered[kind] += low[0] <= population <= high[0]
-    assert covered["conversations"] >= 85
+    assert covered["conversations"] >= 80  # about 90, give or take 3
     assert covered["turns"] <= 65
 
 
@@ -181,3 +181,12 @@ def test_one_conversation_tells_no_spread():
     low, high = bootstrap_intervals(guess, truth, ["same"] * 10)
     assert np.isnan(low).all()
     assert np.isnan(high).all()
+
+
+def test_names_of_conversations_change_no_interval():
+    random = np.random.default_rng(0)
+    predictions, references = random.random((2, 300, 2))
+    numbers = np.sort(random.integers(30, size=300))
+    names = [["a", "zz", "b"][number % 3] + str(1_000 - number) for number in numbers]
+    by_number, by_name = (bootstrap_intervals(predictions, references, ids) for ids in (numbers, names))
+    np.testing.assert_array_equal(by_number, by_name)

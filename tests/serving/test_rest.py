@@ -1,5 +1,6 @@
 """Turns and files by REST, with a real server: the tracker's numbers, and every limit."""
 
+import dataclasses
 import json
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -8,7 +9,7 @@ import httpx
 import pytest
 
 from modeling_mamba_ema.audio_files import Recording
-from modeling_mamba_ema.inference import EmotionTracker, emotion_timeline
+from modeling_mamba_ema.inference import EmotionTracker, TurnEmotion, emotion_timeline
 from tests.support.programs import call_command, free_port, run_program, wait_until
 from tests.support.service import in_threads, serving, spoken, undisturbed
 
@@ -188,3 +189,10 @@ def test_what_is_not_installed_is_named(saved_model, tmp_path):
     command = ("-m", "modeling_mamba_ema", "serve", "--model", saved_model)
     result = run_program(*command, check=False, PYTHONPATH=str(tmp_path))
     assert result.stderr == "mamba-ema: the service needs fastapi: pip install 'modeling-mamba-ema[serve]'\n"
+
+
+def test_an_answer_has_every_field_of_a_turn_but_its_attention():
+    from modeling_mamba_ema.serving.app import Turn  # needs the extra
+
+    heard = {field.name for field in dataclasses.fields(TurnEmotion)}
+    assert set(Turn.model_fields) == heard - {"attention"} | {"session"}

@@ -14,15 +14,11 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import Wav2Vec2Config, Wav2Vec2Model, WavLMConfig, WavLMModel
 
+from tests.support.models import TINY_ENCODER
+
 # The shape of large encoders, narrow.
 NARROW: dict[str, Any] = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "conv_dim": [16] * 7,
-    "num_conv_pos_embeddings": 16,
-    "num_conv_pos_embedding_groups": 2,
+    **TINY_ENCODER,
     "feat_extract_norm": "layer",
     "do_stable_layer_norm": True,
 }

@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from modeling_mamba_ema.training import failing_together, from_first, lock_folder, require_same_data
+from modeling_mamba_ema.training import failing_together, lock_folder, require_same_data
 from tests.support.programs import HANGS, free_port, run_program, start_program, wait_until
 from tests.support.runs import FINETUNE
 from tests.support.tiny_corpus import write_corpus, write_run
@@ -52,7 +52,6 @@ def test_bad_audio_on_one_machine_ends_both_with_its_sentence(tmp_path):
 
 
 def test_one_process_is_on_its_own():
-    assert from_first("a") == "a"
     require_same_data({"data": {"train": {"turns": 3, "sha256": "0"}}})
     with pytest.raises(ValueError, match="^wrong$"), failing_together():
         raise ValueError("wrong")

@@ -206,8 +206,9 @@ def _bootstrap_ccc(
     predicted, true = _as_tables(predictions, references)
     if len(conversation_ids) != len(true):
         raise ValueError(f"conversation_ids has {len(conversation_ids)} values, but there are {len(true)} turns")
-    _, group = np.unique(np.asarray(conversation_ids, dtype=str), return_inverse=True)
-    num_groups = int(group.max()) + 1
+    # Numbered in the order of the rows, so that no interval depends on how conversations are called.
+    _, first, group = np.unique(np.asarray(conversation_ids, dtype=str), return_index=True, return_inverse=True)
+    group, num_groups = np.argsort(np.argsort(first))[group], len(first)
     if num_groups < 2:
         return np.full((num_resamples, true.shape[1] + 1), np.nan)
     # A resample's moments follow from sums over conversations; taken around the overall means they do not cancel.
