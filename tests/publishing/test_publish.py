@@ -12,7 +12,7 @@ import shutil
 
 import pytest
 import torch
-from huggingface_hub import ModelCard, constants, hf_api
+from huggingface_hub import HfApi, ModelCard, constants
 from safetensors.torch import load
 
 from modeling_mamba_ema import MambaEMAForRegression
@@ -35,8 +35,11 @@ def folder(release, tmp_path):
 @pytest.fixture
 def hub(monkeypatch):
     with hub_that_takes_a_model() as server:
+        real = constants.ENDPOINT
         monkeypatch.setattr(constants, "ENDPOINT", server.address)
-        monkeypatch.setattr(hf_api.api, "endpoint", server.address)  # took that of the constants when it was imported
+        # Clients are kept by those who made them: each asks this server while it stands, and the real Hub afterwards.
+        everywhere = property(lambda client: server.address, lambda client, _: vars(client).update(endpoint=real))
+        monkeypatch.setattr(HfApi, "endpoint", everywhere, raising=False)
         url = f"{server.address}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
