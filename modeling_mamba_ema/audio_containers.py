@@ -95,6 +95,8 @@ def parts_of(stream: BinaryIO) -> tuple[Part, ...]:
     """
     size = stream.seek(0, io.SEEK_END)
     parts: list[Part] = []
+    if _bytes_at(stream, 4, 4) in _MP4_ATOMS:  # whose MP3 frames would be read without the edit list
+        raise ValueError(_UNKNOWN)
     at = _after_tags(stream, 0, size)
     while (reader := _reader(stream, at)) is not None:
         part, at = reader(stream, at, size)
@@ -482,6 +484,7 @@ def _information_frames(like: _Frame, head: bytes, frames: int) -> tuple[bytes, 
 
 
 _MPEG_IN_WAV = (0x50, 0x55)
+_MP4_ATOMS = (b"ftyp", b"moov", b"mdat", b"wide")  # that begin a file of MP4 or QuickTime
 _READERS = {
     **dict.fromkeys(_LAYOUTS, _chunked),
     **{b".snd": _au, b"dns.": _au, b"NIST": _nist, b"fLaC": _flac, b"OggS": _ogg},

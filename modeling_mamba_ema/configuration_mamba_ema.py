@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import inspect
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, HubertConfig, PretrainedConfig, Wav2Vec2Config, WavLMConfig
@@ -19,6 +20,7 @@ from .pooling import MIN_VARIANCE, POOLINGS, check_num_heads
 logger = logging.get_logger(__name__)
 
 DEFAULT_LABELS = ("valence", "arousal")
+MAX_LABELS = 64
 NEUTRAL = 0.5  # the middle of the unit scale
 ACTIVATIONS = ("gelu", "relu", "silu", "tanh")  # of the projection and the head, by their names in transformers
 SPEECH_ENCODERS: dict[str, type[PretrainedConfig]] = {
@@ -68,6 +70,12 @@ _SPEECH_ENCODER_BOUNDS = {
     "num_conv_pos_embedding_groups": (1, 1024),
     "num_buckets": (1, 4096),
     "max_bucket_distance": (1, 100_000),
+}
+_SPEECH_ENCODER_NUMBER_BOUNDS = {
+    "layer_norm_eps": (1e-12, 0.1),
+    "initializer_range": (0.0, 1.0),
+    **dict.fromkeys(("layerdrop", "mask_time_prob", "mask_feature_prob"), (0.0, 1.0)),
+    **dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), (0.0, 0.99)),
 }
 # Parts that some encoders have and that frames are not read from or through.
 _UNREAD_PARTS = ("add_adapter", "adapter_attn_dim", "conv_pos_batch_norm")
@@ -158,8 +166,11 @@ class MambaEMAConfig(PretrainedConfig):
             interval is to hold, such as `"0.9"`, how far it reaches on either side of a prediction on the unit scale.
         interval_level (`float`, *optional*, defaults to 0.9): The share of `outputs.intervals`, one of those measured.
 
+    Other names are kept as attributes, as in every configuration of transformers.
+
     Raises:
-        ValueError: A value is outside its range, named with what is allowed.
+        ValueError: A value is outside its range, named with what is allowed; a name that is almost one of these; or a
+            name in `speech_encoder_config` that the speech encoder's configuration does not have.
 
     Example:
 
@@ -223,7 +234,11 @@ class MambaEMAConfig(PretrainedConfig):
         **kwargs: Any,
     ):
         _refuse_remote_attention_kernels(kwargs)
-        self.speech_encoder_config = _as_speech_encoder_config(speech_encoder_config)
+        # A saved configuration says by which version; that of another may have names that this one does not.
+        saved = "transformers_version" in kwargs
+        if not saved:
+            _refuse_misspelt(kwargs)
+        self.speech_encoder_config = _as_speech_encoder_config(speech_encoder_config, saved)
         self.speech_encoder_pooling = speech_encoder_pooling
         self.speech_encoder_pooling_heads = speech_encoder_pooling_heads
         self.speech_encoder_pooling_hidden_size = speech_encoder_pooling_hidden_size
@@ -251,16 +266,19 @@ class MambaEMAConfig(PretrainedConfig):
         self.do_normalize = do_normalize
         self.waveform_mean = waveform_mean
         self.waveform_std = waveform_std
-        self.label_ranges = None if label_ranges is None else {k: list(v) for k, v in label_ranges.items()}
+        self.label_ranges: dict[str, Any] | None = label_ranges
         self.loss_label_weights = loss_label_weights
         self.loss_mse_weight = loss_mse_weight
         self.interval_radii = interval_radii
         self.interval_level = interval_level
         kwargs.update(_as_labels(kwargs.get("id2label"), kwargs.get("label2id"), kwargs.get("num_labels")))
         # Without it, transformers' audio-classification pipeline would put a softmax on the scores.
-        kwargs["problem_type"] = "regression"
+        if kwargs.get("problem_type") is None:
+            kwargs["problem_type"] = "regression"
         super().__init__(**kwargs)
         self.validate()
+        if label_ranges is not None:  # as JSON has them
+            self.label_ranges = {label: list(scale) for label, scale in label_ranges.items()}
 
     @property
     def labels(self) -> list[str]:
@@ -277,15 +295,13 @@ class MambaEMAConfig(PretrainedConfig):
         Raises:
             ValueError: the checkpoint's own labels in another order, which would give its weights other names.
         """
-        reorders_head = kwargs.pop("_reorders_head", False)
         given = {name: kwargs.pop(name) for name in _LABEL_FIELDS if kwargs.get(name) is not None}
-        same = list(given) == ["num_labels"] and given["num_labels"] == len(config_dict.get("id2label") or ())
-        if given and not same:
+        if given and given != {"num_labels": len(config_dict.get("id2label") or ())}:
             own = {name: value for name, value in config_dict.items() if name not in (*_LABEL_FIELDS, "interval_radii")}
             names = _as_labels(**given)
             before = _in_order(_as_labels(config_dict.get("id2label")))
             now = _in_order(names)
-            if not reorders_head and before != now and sorted(before) == sorted(now):
+            if before != now and sorted(before) == sorted(now):
                 raise ValueError(
                     f"the labels {now} are those of the checkpoint in another order, {before}; its weights would be "
                     "taken for other labels; load it as it is and call with_changes(id2label=...)"
@@ -303,15 +319,18 @@ class MambaEMAConfig(PretrainedConfig):
         Raises:
             ValueError: a name that is no argument, or a value outside its range.
         """
-        known = {*inspect.signature(MambaEMAConfig.__init__).parameters, *_LABEL_FIELDS} - {"self", "kwargs"}
         for name in changes:
-            _require_choice("a field to change", name, sorted(known))
-        labels = {name: value for name, value in changes.items() if name in _LABEL_FIELDS}
-        others = {name: value for name, value in changes.items() if name not in _LABEL_FIELDS}
-        fields = {**self.to_dict(), "interval_radii": None, **others}
-        encoder = changes.get("speech_encoder_config") or {}
-        fields["speech_encoder_config"] = {**self.speech_encoder_config.to_dict(), **encoder}
-        return type(self).from_dict(fields, _reorders_head=True, **labels)
+            _require_choice("a field to change", name, sorted({*_own_fields(), *_LABEL_FIELDS}))
+        own = {**self.to_dict(), "interval_radii": None}
+        labels = {name: changes.pop(name) for name in _LABEL_FIELDS if name in changes}
+        if labels and labels != {"num_labels": len(self.labels)}:
+            own = {name: value for name, value in own.items() if name not in _LABEL_FIELDS}
+            names = _as_labels(**labels)
+            own.update(names | _of_labels(own, names))
+        encoder = changes.pop("speech_encoder_config", None) or {}
+        check_speech_encoder_fields(encoder, type(self.speech_encoder_config))
+        own["speech_encoder_config"] = {**self.speech_encoder_config.to_dict(), **encoder}
+        return type(self).from_dict({**own, **changes})
 
     def of_the_architecture(self) -> dict[str, Any]:
         """The fields that a model is built by; those of the loss, of scales and of what is measured are not."""
@@ -357,6 +376,7 @@ class MambaEMAConfig(PretrainedConfig):
         """
         if hasattr(super(), "validate"):  # from transformers 5.4 on
             super().validate()  # type: ignore[misc]
+        _require_choice("problem_type", self.problem_type, ["regression"])
         _require_choice("speech_encoder_pooling", self.speech_encoder_pooling, POOLINGS)
         _require_choice("context", self.context, CONTEXTS)
         _require_choice("context_scope", self.context_scope, SCOPES)
@@ -397,8 +417,13 @@ class MambaEMAConfig(PretrainedConfig):
         for name, (low, high) in _SPEECH_ENCODER_BOUNDS.items():
             if hasattr(encoder, name):
                 _require_integer(f"speech_encoder_config.{name}", getattr(encoder, name), low, high)
+        for name, (lowest, highest) in _SPEECH_ENCODER_NUMBER_BOUNDS.items():
+            if hasattr(encoder, name):
+                _require_number(f"speech_encoder_config.{name}", getattr(encoder, name), lowest, highest)
         for name, (low, high) in _FRONT_END_BOUNDS.items():
             values = getattr(encoder, name)
+            if not isinstance(values, (list, tuple)):
+                raise ValueError(f"speech_encoder_config.{name} is {values!r}; allowed are lists of whole numbers")
             if not 1 <= len(values) <= _MAX_FRONT_END_LAYERS:
                 raise ValueError(
                     f"speech_encoder_config.{name} has {len(values)} values; allowed are 1 to {_MAX_FRONT_END_LAYERS}"
@@ -425,16 +450,20 @@ class MambaEMAConfig(PretrainedConfig):
 
     def _validate_labels(self) -> None:
         numbers = sorted(int(index) for index in self.id2label or {})
-        if not 1 <= len(numbers) <= 64:
-            raise ValueError(f"id2label names {len(numbers)} labels; allowed are 1 to 64")
+        if not 1 <= len(numbers) <= MAX_LABELS:
+            raise ValueError(f"id2label names {len(numbers)} labels; allowed are 1 to {MAX_LABELS}")
         if numbers != list(range(len(numbers))):
             raise ValueError(f"id2label must number its labels from 0 without gaps, got {numbers}")
         if len(set(self.labels)) != len(numbers):
             raise ValueError(f"id2label names a label twice: {self.labels}")
+        for name in ("label_ranges", "loss_label_weights", "interval_radii"):
+            by_label = getattr(self, name)
+            if by_label is not None and not isinstance(by_label, Mapping):
+                raise ValueError(f"{name} is {by_label!r}; allowed are None and a dict by the labels' names")
         for label, scale in (self.label_ranges or {}).items():
             _require_choice("a label of label_ranges", label, self.labels)
-            finite = all(_is_number(bound) and math.isfinite(bound) for bound in scale)
-            if len(scale) != 2 or not finite or not scale[0] < scale[1]:
+            pair = isinstance(scale, (list, tuple)) and len(scale) == 2
+            if not pair or not all(map(_is_finite, scale)) or not scale[0] < scale[1]:
                 raise ValueError(f"label_ranges[{label!r}] must be [low, high] with low < high, got {scale}")
         for label, weight in (self.loss_label_weights or {}).items():
             _require_choice("a label of loss_label_weights", label, self.labels)
@@ -447,7 +476,10 @@ class MambaEMAConfig(PretrainedConfig):
             return
         level = f"{self.interval_level:g}"
         for label in self.labels:
-            if level not in self.interval_radii.get(label, {}):
+            radii = self.interval_radii.get(label, {})
+            if not isinstance(radii, Mapping):
+                raise ValueError(f"interval_radii[{label!r}] is {radii!r}; allowed is a dict of radii by level")
+            if level not in radii:
                 raise ValueError(f"interval_radii has no {level!r} (interval_level) of {label}")
         for label, radii in self.interval_radii.items():
             _require_choice("a label of interval_radii", label, self.labels)
@@ -456,7 +488,41 @@ class MambaEMAConfig(PretrainedConfig):
                 _require_number("a level of interval_radii", float(level), 0.0, 1.0)
 
 
-def _as_speech_encoder_config(given: Any) -> PretrainedConfig:
+def _own_fields() -> list[str]:
+    """The arguments of [`MambaEMAConfig`]."""
+    return [name for name in inspect.signature(MambaEMAConfig.__init__).parameters if name not in ("self", "kwargs")]
+
+
+def _refuse_misspelt(names: Iterable[str]) -> None:
+    """
+    Raises:
+        ValueError: a name that transformers does not have and that is almost one of [`MambaEMAConfig`]'s.
+    """
+    for name in set(names) - vars(PretrainedConfig()).keys() - {*_LABEL_FIELDS}:
+        if close := difflib.get_close_matches(name, (*_own_fields(), *_LABEL_FIELDS), n=1, cutoff=0.8):
+            raise ValueError(f"MambaEMAConfig has no field {name!r}; did you mean {close[0]!r}?")
+
+
+def check_speech_encoder_fields(fields: Any, kind: type[PretrainedConfig]) -> None:
+    """
+    Args:
+        fields: of `speech_encoder_config`, as a caller gives them.
+        kind: the class of the speech encoder's configuration.
+
+    Raises:
+        ValueError: no dict, or a name that the class does not have.
+    """
+    if not isinstance(fields, Mapping):
+        raise ValueError(f"speech_encoder_config must be a dict of fields here, not {type(fields).__name__}")
+    config = kind()
+    for name in fields:
+        if not hasattr(config, name) and name not in ("torch_dtype", "attn_implementation"):
+            close = difflib.get_close_matches(name, vars(config), n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"speech_encoder_config.{name} is no field of {kind.__name__}{hint}")
+
+
+def _as_speech_encoder_config(given: Any, saved: bool) -> PretrainedConfig:
     """The configuration of the speech encoder from what a caller gives; a dict is completed with defaults."""
     if given is None:
         return WavLMConfig(**SPEECH_ENCODER_DEFAULTS, **WAVLM_LARGE)
@@ -464,6 +530,8 @@ def _as_speech_encoder_config(given: Any) -> PretrainedConfig:
         _refuse_remote_attention_kernels(given)
         kind = given.get("model_type", WavLMConfig.model_type)
         _require_choice("speech_encoder_config.model_type", kind, SPEECH_ENCODERS)
+        if not saved and "transformers_version" not in given:
+            check_speech_encoder_fields(given, SPEECH_ENCODERS[kind])
         return SPEECH_ENCODERS[kind](**{**SPEECH_ENCODER_DEFAULTS, **given})
     if not isinstance(given, (WavLMConfig, Wav2Vec2Config, HubertConfig)):
         raise ValueError(
@@ -486,16 +554,24 @@ def _as_labels(
     """Both maps between labels and their numbers from any of them; only `num_labels` where no label is named.
 
     Raises:
-        ValueError: as many labels as `num_labels` are not named.
+        ValueError: no map between names and whole numbers, or the three contradict each other.
     """
-    if id2label is None and label2id is not None:
-        id2label = {index: name for name, index in label2id.items()}
-    if id2label is None and num_labels is not None:
+    if num_labels is not None:
+        _require_integer("num_labels", num_labels, 1, MAX_LABELS)
+    if id2label is None and label2id is None and num_labels is not None:
         return {"num_labels": num_labels}
-    if id2label is None:
-        id2label = dict(enumerate(DEFAULT_LABELS))
-    # Keys may be strings, as JSON and transformers' example scripts have them.
-    names = {int(index): str(name) for index, name in id2label.items()}
+    try:
+        # Keys may be strings, as JSON and transformers' example scripts have them.
+        maps = [] if id2label is None else [{int(index): str(name) for index, name in id2label.items()}]
+        maps += [] if label2id is None else [{int(index): str(name) for name, index in label2id.items()}]
+    except (AttributeError, TypeError, ValueError):
+        raise ValueError(
+            f"id2label is {id2label!r}, label2id is {label2id!r}; allowed are dicts such as {{0: 'valence'}} and "
+            "{'valence': 0}"
+        ) from None
+    names = maps[0] if maps else dict(enumerate(DEFAULT_LABELS))
+    if maps[1:] and maps[1] != names:
+        raise ValueError(f"id2label is {id2label!r}, but label2id is {label2id!r}; give one of the two")
     if num_labels is not None and num_labels != len(names):
         raise ValueError(f"num_labels is {num_labels}, but {len(names)} labels are named: {', '.join(names.values())}")
     return {"id2label": names, "label2id": {name: index for index, name in names.items()}}
@@ -513,12 +589,16 @@ def _of_labels(config_dict: Mapping[str, Any], names: Mapping[str, Any]) -> dict
     return kept
 
 
+def _is_finite(value: object) -> bool:
+    return _is_number(value) and math.isfinite(value)  # type: ignore[arg-type]
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _require_choice(name: str, value: object, allowed: Collection[str]) -> None:
-    if value not in allowed:
+    if not isinstance(value, str) or value not in allowed:
         raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
 
 

@@ -98,13 +98,21 @@ class ConversationState:
         """The state cut from the graph: gradients of later turns stop here (truncated backpropagation)."""
         return self._map(torch.Tensor.detach)
 
-    def select(self, index: int | Sequence[int] | torch.Tensor) -> "ConversationState":
-        """The conversations at these rows, in this order, as a batch of their own (an int: a batch of one).
+    def select(self, index: Any) -> "ConversationState":
+        """The conversations at these rows, in this order, as a batch of their own.
+
+        Args:
+            index: a row (a batch of one), or a list, an array or a tensor of rows; negative ones count from the end.
 
         Raises:
-            IndexError: a row is outside the batch.
+            IndexError: a row is outside the batch, or no whole number.
         """
-        rows = torch.as_tensor([index] if isinstance(index, int) else index, device=self.num_turns.device)
+        rows = torch.as_tensor(index).flatten()
+        whole = not (rows.is_floating_point() or rows.dtype == torch.bool) or not rows.numel()  # [] is float32
+        rows = rows.long()  # torch takes uint8 for a mask
+        if not whole or bool(((rows < -self.batch_size) | (rows >= self.batch_size)).any()):
+            raise IndexError(f"rows to select are {index}; allowed are whole numbers below {self.batch_size}")
+        rows = rows.to(self.num_turns.device)
         return self._map(lambda tensor: tensor[rows])
 
     @staticmethod
@@ -112,10 +120,16 @@ class ConversationState:
         """Put the rows of several states below each other: conversations of several streams as one batch.
 
         Raises:
-            ValueError: no states, or states of different models.
+            ValueError: no states, something else among them, or states of different models.
         """
         if not states:
             raise ValueError("stack needs at least one ConversationState, got an empty list.")
+        for position, state in enumerate(states):
+            if not isinstance(state, ConversationState):
+                raise ValueError(
+                    f"state {position} is {state!r}, no ConversationState; a model returns one with "
+                    "use_conversation_state=True, unless its context is 'none'"
+                )
         flat = [state.state_dict() for state in states]
         shapes = [{name: tensor.shape[1:] for name, tensor in tensors.items()} for tensors in flat]
         for position, other in enumerate(shapes):
@@ -171,9 +185,15 @@ class ConversationState:
 
         Args:
             speaker: the id, from 0; -1 for turns of unknown speakers.
+
+        Raises:
+            ValueError: an id that the state has no place for.
         """
         if self.speakers is None:
             return self
+        places = self.speakers.num_turns.shape[1] - 1
+        if not UNKNOWN_SPEAKER <= speaker < places:
+            raise ValueError(f"speaker is {speaker}; allowed are 0 to {places - 1}, and {UNKNOWN_SPEAKER} for unknown")
         new = self.speakers.copy()
         new._map(lambda tensor: tensor[:, speaker + 1].zero_())
         return ConversationState(self.num_turns, self.mamba, self.ema, new)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ModelOutput, logging
 
 from .ccc_loss import ccc_loss, check_labels
-from .configuration_mamba_ema import SPEECH_ENCODER_DEFAULTS, MambaEMAConfig
+from .configuration_mamba_ema import SPEECH_ENCODER_DEFAULTS, MambaEMAConfig, check_speech_encoder_fields
 from .conversation_encoder import (
     CONTEXTS,
     SCOPES,
@@ -29,7 +28,7 @@ from .conversation_encoder import (
 )
 from .feature_extraction_mamba_ema import NORMALIZATION, MambaEMAFeatureExtractor
 from .mamba2 import GatedRMSNorm
-from .pooling import POOLINGS, values_are_known
+from .pooling import values_are_known
 from .speech_encoder import (
     BACKBONES,
     SpeechEncoder,
@@ -350,10 +349,6 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
             logger.warning_once("self-attention is not returned; pooling_attentions show what the model weighs")
         if (input_values is None) == (frame_values is None):
             raise ValueError("give either input_values or frame_values")
-        if torch.jit.is_tracing():
-            raise RuntimeError(
-                "torch.jit.trace would keep the length of its example; use torch.export or torch.compile"
-            )
         single_turn = input_values is not None and input_values.dim() == 2
 
         # 1. speech encoder, over the utterances that are there: (utterances, pooled_size)
@@ -647,13 +642,15 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         Every weight that fits is kept: those of the same name and shape, those of labels that both models have, and
         those that read what both models have. What reads a new context or a new statistic begins at zero, so that it
         changes no prediction before the first step. Other new weights begin as those of a new model. What is new and
-        what was dropped is logged.
+        what was dropped is logged. What was frozen of the speech encoder stays so, unless `freeze_speech_encoder` is
+        given.
 
         Args:
             config_changes: fields of [`MambaEMAConfig`], e.g. `context="mamba_ema"` for a model that was trained on
                 single utterances, or `id2label` with another label; `speech_encoder_config` is a dict of single fields.
 
         Raises:
+            ImportError: this package is not installed, as where the model was loaded by remote code.
             ValueError: a name that is no field, a value outside its range, or a model with adapters.
 
         Example:
@@ -668,11 +665,22 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
 
         ```
         """
-        if any("lora_" in name for name, _ in self.named_parameters()):
+        try:
+            from modeling_mamba_ema.adoption.changes import keep_what_fits
+        except ImportError as error:
+            raise ImportError(
+                "with_changes needs more than the files of a model: pip install modeling-mamba-ema"
+            ) from error
+        if has_adapters(self):
             raise ValueError("with_changes keeps weights by their names, which adapters change; merge them first")
         model: Any = type(self)(self.config.with_changes(**config_changes))
         model.to(device=self.device, dtype=self.dtype)
-        _keep_what_fits(self, model)
+        keep_what_fits(self, model)
+        if "freeze_speech_encoder" not in config_changes:
+            if not self.speech_encoder.is_trained():
+                model.freeze_base_model()
+            elif not any(p.requires_grad for p in self.speech_encoder.backbone.feature_extractor.parameters()):
+                model.freeze_feature_encoder()
         return model.train(self.training)
 
     def freeze_feature_encoder(self) -> None:
@@ -704,8 +712,10 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         Raises:
             ValueError: the checkpoint is none of these, or lacks weights.
         """
-        overrides = {**SPEECH_ENCODER_DEFAULTS, **(config_kwargs.pop("speech_encoder_config", None) or {})}
+        fields = config_kwargs.pop("speech_encoder_config", None) or {}
         backbone = pretrained_backbone(pretrained_model_name_or_path, revision)
+        check_speech_encoder_fields(fields, type(backbone.config))
+        overrides = {**SPEECH_ENCODER_DEFAULTS, **fields}
         encoder_config = type(backbone.config).from_dict({**backbone.config.to_dict(), **overrides})
         extractor = MambaEMAFeatureExtractor.from_speech_encoder(pretrained_model_name_or_path, revision=revision)
         if not config_kwargs.keys() & set(NORMALIZATION):
@@ -770,81 +780,9 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         return push_model(self, repo_id, **kwargs)
 
 
-@torch.no_grad()
-def _keep_what_fits(old: MambaEMAForRegression, new: MambaEMAForRegression) -> None:
-    """Copy the weights of a model into another one; log which are new there and which found no place."""
-    source, target = old.state_dict(), new.state_dict()
-    parts, new_parts = _parts_of_weights(old), _parts_of_weights(new)
-    # Weights that may have the same shape and yet another meaning.
-    same_meaning = {
-        "head.": old.config.head_hidden_layers == new.config.head_hidden_layers,
-        "mamba_ema.speech_encoder.layer_weights": old.speech_encoder.layers == new.speech_encoder.layers,
-    }
-    kept: set[str] = set()
-    in_part: set[str] = set()
-    for name in target.keys() & source.keys():
-        if not all(same for prefix, same in same_meaning.items() if name.startswith(prefix)):
-            continue
-        if name in parts and name in new_parts:
-            if _copy_parts(source[name], target[name], parts[name], new_parts[name]):
-                (kept if parts[name] == new_parts[name] else in_part).add(name)
-        elif source[name].shape == target[name].shape:
-            target[name].copy_(source[name])
-            kept.add(name)
-    lists = {
-        "new": target.keys() - kept - in_part,
-        "new in part": in_part,
-        "dropped": source.keys() - kept - in_part,
-    }
-    text = "; ".join(f"{title}: {_modules_of(names)}" for title, names in lists.items() if names)
-    if text:
-        logger.warning(f"weights of the changed model that are not those of the old one: {text}")
-
-
-def _parts_of_weights(model: MambaEMAForRegression) -> dict[str, tuple[list[str], list[str]]]:
-    """For weights that are made of parts which another model may have or not: names of their parts, along the rows and
-    along the columns."""
-    config = model.config
-    labels, contexts = config.labels, model.mamba_ema.contexts
-    moments = ["mean", "deviation"] if POOLINGS[config.speech_encoder_pooling].deviation else ["mean"]
-    return {
-        "mamba_ema.projection.weight": (["all"], moments),
-        "head.dense.weight": (["all"], ["observation", *contexts]),
-        "head.context_proj.weight": (labels, contexts),
-        "head.out_proj.weight": (labels, ["all"]),
-        "head.out_proj.bias": (labels, ["all"]),
-    }
-
-
-def _copy_parts(
-    source: torch.Tensor,
-    target: torch.Tensor,
-    parts: tuple[list[str], list[str]],
-    new_parts: tuple[list[str], list[str]],
-) -> bool:
-    """Copy the parts that both have. Columns that are new become zero: what they read changes nothing at first.
-
-    Returns:
-        Whether parts of the two have the same size, so that anything was copied.
-    """
-    blocks, new_blocks = (
-        weight.view(len(rows), weight.shape[0] // len(rows), len(columns), -1)
-        for weight, (rows, columns) in ((source, parts), (target, new_parts))
-    )  # (row parts, rows of a part, column parts, columns of a part)
-    if (blocks.shape[1], blocks.shape[3]) != (new_blocks.shape[1], new_blocks.shape[3]):
-        return False
-    for column, name in enumerate(new_parts[1]):
-        if name not in parts[1]:
-            new_blocks[:, :, column] = 0.0
-            continue
-        for row, label in enumerate(new_parts[0]):
-            if label in parts[0]:
-                new_blocks[row, :, column] = blocks[parts[0].index(label), :, parts[1].index(name)]
-    return True
-
-
-def _modules_of(names: Collection[str]) -> str:
-    return ", ".join(sorted({".".join(name.split(".")[:2]) for name in names}))
+def has_adapters(model: nn.Module) -> bool:
+    """Whether peft has put modules into a model, by whatever function, that are not merged yet."""
+    return any(type(module).__module__.startswith("peft.") for module in model.modules())
 
 
 def _feature_extractor_for(config: MambaEMAConfig, folder: Path) -> MambaEMAFeatureExtractor:

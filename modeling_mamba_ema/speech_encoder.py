@@ -5,7 +5,8 @@ get alone, in whatever batch it is. There are three ways to compute them, with t
 
 - [`fast_hidden_states`] in `fast_speech_encoder.py` runs by default: no padding, and no layer above the highest read.
 - [`hidden_states_one_by_one`] is transformers' own forward for each utterance, the reference. It runs where something
-  is attached to the encoder's modules, such as hooks or offloading, because every module is called in the usual way.
+  is attached to the encoder's modules, such as hooks or offloading, because every module is called in the usual way,
+  once for each utterance, with a batch of one: a hook is called as often.
 - [`padded_hidden_states`] has no loop over utterances. It runs where values cannot be looked at, as while torch
   compiles or exports, and where the weights are spread over processes.
 """
@@ -123,11 +124,12 @@ class SpeechEncoder(nn.Module):
     def train(self, mode: bool = True) -> SpeechEncoder:
         """As in torch, but an encoder none of whose weights is trained stays in evaluation mode."""
         super().train(mode)
-        if mode and not self._is_trained():
+        if mode and not self.is_trained():
             self.backbone.eval()
         return self
 
-    def _is_trained(self) -> bool:
+    def is_trained(self) -> bool:
+        """Whether any weight of the backbone is."""
         return any(parameter.requires_grad for parameter in self.backbone.parameters())
 
     def forward(
@@ -150,7 +152,14 @@ class SpeechEncoder(nn.Module):
         Returns:
             pooled (batch, pooled_size), attention (batch, heads, frames), and `num_hidden_layers + 1` hidden states or
             None.
+
+        Raises:
+            RuntimeError: while `torch.jit.trace` runs.
         """
+        if torch.jit.is_tracing():
+            raise RuntimeError(
+                "torch.jit.trace would keep the length of its example; use torch.export or torch.compile"
+            )
         if layer_frames is not None:
             assert frame_mask is not None
             return *self.pool(layer_frames, frame_mask), None
@@ -219,7 +228,7 @@ class SpeechEncoder(nn.Module):
 
     def _gradients(self, waveforms: torch.Tensor) -> contextlib.AbstractContextManager[None]:
         """No graph where no weight of the encoder is trained and nobody asks for the waveform's gradient."""
-        if torch.is_grad_enabled() and not waveforms.requires_grad and not self._is_trained():
+        if torch.is_grad_enabled() and not waveforms.requires_grad and not self.is_trained():
             return torch.no_grad()
         return contextlib.nullcontext()
 

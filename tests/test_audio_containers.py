@@ -67,6 +67,8 @@ DAMAGED = {
     "no sound": (lambda: written("WAV")[:36], "its header is cut off or damaged"),
     "video": (lambda: b"RIFF\0\0\0\0AVI " + bytes(100), "its header is cut off or damaged"),
     "shorten": (lambda: b"NIST_1A\n   1024\nsample_coding -s26 pcm,embedded-shorten-v2.00", "convert it by sph2pipe"),
+    "mp3 in mp4": (lambda: saved("-c:a", "libmp3lame", "-f", "mp4"), r"is no audio file .*ffmpeg -i IN out\.wav"),
+    "mp3 in mov": (lambda: saved("-c:a", "libmp3lame", "-f", "mov"), r"is no audio file .*ffmpeg -i IN out\.wav"),
     "aac": (lambda: saved("-c:a", "aac", "-f", "adts"), "is no audio file that can be read .WAV.*ffmpeg -i IN out.wav"),
 }
 

@@ -5,7 +5,7 @@ import torch
 
 from modeling_mamba_ema import MambaEMAFeatureExtractor, MambaEMAForRegression
 from modeling_mamba_ema.adoption import adopt
-from tests.support.models import tiny_model
+from tests.support.models import tiny_config, tiny_model
 from tests.support.published_models import (
     NARROW,
     AudeeringModel,
@@ -237,9 +237,32 @@ def test_a_changed_model_keeps_device_dtype_and_mode_and_leaves_the_old_one_alon
         ({"contxt": "ema"}, "a field to change is 'contxt'; allowed are 'activation_layer_norm'"),
         ({"context": "lstm"}, "context is 'lstm'"),
         ({"label_ranges": {"joy": [0, 1]}}, "'joy'"),
+        ({"id2label": {0: "valence"}, "label_ranges": {"valense": [1, 7]}}, "'valense'"),
+        ({"speech_encoder_config": {"hiden_dropout": 0.1}}, "speech_encoder_config.hiden_dropout is no field"),
+        ({"speech_encoder_config": [0.1]}, "speech_encoder_config must be a dict of fields here, not list"),
         ({"num_labels": 3, "id2label": {0: "valence"}}, "num_labels is 3"),
     ],
 )
 def test_changes_that_cannot_be_meant_are_refused(changes, match):
     with pytest.raises(ValueError, match=match):
         tiny_model().with_changes(**changes)
+
+
+def test_what_was_frozen_of_the_encoder_stays_frozen_unless_told_otherwise():
+    model = tiny_model(context="none")
+    encoder = model.speech_encoder.backbone
+    model.freeze_feature_encoder()
+    changed = model.with_changes(context="ema").speech_encoder.backbone
+    assert trained_parts(changed) == trained_parts(encoder)
+    model.freeze_base_model()
+    assert not trained_parts(model.with_changes(context="ema").speech_encoder.backbone)
+    assert trained_parts(model.with_changes(freeze_speech_encoder=False).speech_encoder.backbone)
+
+
+def trained_parts(module):
+    return {name for name, parameter in module.named_parameters() if parameter.requires_grad}
+
+
+def test_as_many_labels_as_before_keep_their_names_and_ranges():
+    config = tiny_config(label_ranges={"valence": (1, 7)}).with_changes(num_labels=2, dropout=0.3)
+    assert (config.labels, config.label_ranges) == (["valence", "arousal"], {"valence": [1, 7]})

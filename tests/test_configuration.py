@@ -89,6 +89,20 @@ def test_an_unknown_pooling_is_an_error_that_lists_the_known_ones():
         ("id2label", {0: "valence", 2: "arousal"}),
         ("id2label", {0: "valence", 1: "valence"}),
         ("speech_encoder_config", "microsoft/wavlm-large"),
+        ("speech_encoder_pooling", ["mean"]),
+        ("context", None),
+        ("label_ranges", [1, 7]),
+        ("label_ranges", {"valence": 7}),
+        ("label_ranges", {"valence": "17"}),
+        ("loss_label_weights", [1, 2]),
+        ("interval_radii", [0.1]),
+        ("interval_radii", {"valence": 0.1, "arousal": 0.1}),
+        ("id2label", ["valence", "arousal"]),
+        ("id2label", {"valence": 0}),
+        ("label2id", {0: "valence"}),
+        ("num_labels", "3"),
+        ("num_labels", 0),
+        ("problem_type", "single_label_classification"),
     ],
 )
 def test_a_value_outside_its_range_is_named_with_what_is_allowed(field, value):
@@ -99,6 +113,49 @@ def test_a_value_outside_its_range_is_named_with_what_is_allowed(field, value):
 def test_encoder_sizes_are_bounded():
     with pytest.raises(ValueError, match=r"speech_encoder_config.hidden_size is 1000000000; allowed are .* to 4096"):
         MambaEMAConfig(speech_encoder_config={"hidden_size": 10**9})
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("layer_norm_eps", -1.0),
+        ("layerdrop", 1.5),
+        ("hidden_dropout", 1.0),
+        ("attention_dropout", -0.1),
+        ("mask_time_prob", 2.0),
+    ],
+)
+def test_numbers_of_the_encoder_are_bounded(field, value):
+    with pytest.raises(ValueError, match=rf"speech_encoder_config.{field} is {value}; allowed are numbers from"):
+        tiny_config(speech_encoder_config={field: value})
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"speech_encoder_poolling": "mean"}, "no field 'speech_encoder_poolling'; did you mean 'speech_encoder_pool"),
+        ({"label_range": {"valence": [1, 7]}}, "did you mean 'label_ranges'"),
+        ({"num_label": 3}, "did you mean 'num_labels'"),
+        ({"speech_encoder_config": {"hiden_dropout": 0.1}}, "hiden_dropout is no field of WavLMConfig; did you mean"),
+        ({"speech_encoder_config": {"pooling": "mean"}}, "speech_encoder_config.pooling is no field of WavLMConfig"),
+        ({"id2label": {0: "valence"}, "label2id": {"arousal": 0}}, "id2label is .*, but label2id is"),
+        ({"num_labels": 3, "label2id": {"arousal": 0}}, "num_labels is 3, but 1 labels are named"),
+    ],
+)
+def test_a_name_that_is_almost_a_field_and_maps_that_contradict_each_other_are_refused(fields, match):
+    with pytest.raises(ValueError, match=match):
+        tiny_config(**fields)
+
+
+def test_other_names_are_kept_as_transformers_does_and_a_saved_file_of_another_version_loads(tmp_path):
+    extras = {"note": "pilot", "torch_dtype": "float32", "architectures": ["MambaEMAForRegression"]}
+    assert tiny_config(**extras).note == "pilot"
+    tiny_config(speech_encoder_config={"torch_dtype": "float32"}).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    saved["speech_encoder_poolings"] = ["mean"]
+    saved["speech_encoder_config"]["layer_drop"] = 0.0
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    assert AutoConfig.from_pretrained(tmp_path).speech_encoder_poolings == ["mean"]
 
 
 @pytest.mark.parametrize(

@@ -258,6 +258,9 @@ def test_a_forgotten_speaker_begins_anew_and_the_others_stay():
         assert torch.equal(model(turn, speaker_ids=torch.tensor([0]), conversation_state=forgotten).logits, first)
         one, two = (model(turn, speaker_ids=torch.tensor([1]), conversation_state=s).logits for s in (state, forgotten))
     assert torch.equal(one, two)
+    for speaker in (-2, 2):
+        with pytest.raises(ValueError, match=f"speaker is {speaker}; allowed are 0 to 1, and -1 for unknown"):
+            state.forget_speaker(speaker)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import copy
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -293,6 +294,28 @@ def test_states_of_different_models_are_not_stacked():
         ConversationState.stack(states)
     with pytest.raises(ValueError, match="empty list"):
         ConversationState.stack([])
+    with pytest.raises(ValueError, match="state 1 is None, no ConversationState"):
+        ConversationState.stack([states[0], None])
+
+
+@pytest.mark.parametrize(
+    "index", [np.int64(1), np.array([1]), torch.tensor(1), torch.tensor([1], dtype=torch.uint8), -1]
+)
+def test_rows_are_chosen_by_numbers_of_any_kind(index):
+    _, state = whole(make_encoder(), make_observations(2, 3))
+    assert_states_equal(state.select(index), state.select([1]))
+
+
+def test_an_empty_choice_is_an_empty_batch():
+    _, state = whole(make_encoder(), make_observations(2, 3))
+    assert state.select([]).batch_size == 0
+
+
+@pytest.mark.parametrize("index", [2, -3, [0, 2], 0.5, np.array([True, False])])
+def test_rows_that_are_not_there_are_refused(index):
+    _, state = whole(make_encoder(), make_observations(2, 3))
+    with pytest.raises(IndexError, match="rows to select are .*; allowed are whole numbers below 2"):
+        state.select(index)
 
 
 @pytest.mark.parametrize("change", ["drop", "add"])

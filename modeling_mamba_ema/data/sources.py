@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import json
 import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -103,7 +104,7 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
         if not line.strip():
             continue
         try:
-            rows.append(json.loads(line))
+            rows.append(json.loads(line, object_pairs_hook=_without_repetition))
         except json.JSONDecodeError as error:
             raise ValueError(f"line {number}: {error}") from error
         if not isinstance(rows[-1], dict):
@@ -114,6 +115,8 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
 def _read_csv(path: Path) -> pd.DataFrame:
     """Every value as its text, so that a name such as 007 stays what it is; empty ones are missing."""
     text = read_text(path)
+    header: list[str] = next(csv.reader(io.StringIO(text), delimiter=delimiter_of(text)), [])
+    _without_repetition((name, None) for name in header if name)  # pandas would add a number to the second
     with warnings.catch_warnings():
         warnings.simplefilter("error", pd.errors.ParserWarning)  # rows with more values than there are columns
         return pd.read_csv(
@@ -127,7 +130,21 @@ def _read_csv(path: Path) -> pd.DataFrame:
 
 
 def _read_json(path: Path) -> pd.DataFrame:
-    return pd.DataFrame(json.loads(read_text(path)))
+    return pd.DataFrame(json.loads(read_text(path), object_pairs_hook=_without_repetition))
+
+
+def _without_repetition(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
+    """A dictionary of pairs.
+
+    Raises:
+        ValueError: two of one name, of which a dictionary would keep the last.
+    """
+    found: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in found:
+            raise ValueError(f"it has the column {name!r} twice")
+        found[name] = value
+    return found
 
 
 _READERS: dict[str, Callable[[Path], pd.DataFrame]] = {

@@ -13,7 +13,8 @@ from typing import Any
 
 _MARKS = {codecs.BOM_UTF8: "utf-8-sig", codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 # As pandas ("0 days 00:00:00.5"), Python ("1 day, 0:00:01"), players and subtitles ("1:23", "00:00:01,5") write times.
-_CLOCK = re.compile(r"(?:(\d+) days?,? ?)?(?:(?:(\d+):)?(\d+):(\d+(?:[.,]\d*)?))?")
+# Minutes and seconds stay below 60, but minutes that begin the clock, as in "75:30".
+_CLOCK = re.compile(r"(?:(\d+) days?,? ?)?(?:(?:(\d+):([0-5]?\d)|(\d+)):([0-5]?\d(?:[.,]\d*)?))?")
 
 
 def read_text(path: Path) -> str:
@@ -62,8 +63,9 @@ def _seconds_of_text(text: str) -> float:
     """NaN where it is no time."""
     clock = _CLOCK.fullmatch(text)
     if text and clock:
-        days, hours, minutes, seconds = clock.groups(default="0")
-        return 86_400 * int(days) + 3_600 * int(hours) + 60 * int(minutes) + float(seconds.replace(",", "."))
+        *whole, seconds = clock.groups(default="0")
+        days, hours, minutes, first_minutes = map(int, whole)
+        return 86_400 * days + 3_600 * hours + 60 * (minutes + first_minutes) + float(seconds.replace(",", "."))
     try:
         return float(text) if "_" not in text else math.nan
     except ValueError:

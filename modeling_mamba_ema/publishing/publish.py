@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import HfApi, ModelCard
 
 from ..feature_extraction_mamba_ema import MambaEMAFeatureExtractor
-from ..modeling_mamba_ema import MambaEMAForRegression
+from ..modeling_mamba_ema import MambaEMAForRegression, has_adapters
 from ..pipeline_mamba_ema import MambaEMAPipeline
 from ..sample import FOLDER as SAMPLE_FOLDER
 from .checksums import SUMS, damaged_files, sha256, write_checksums
@@ -165,10 +165,10 @@ def push_model(
         The address of the commit.
 
     Raises:
-        ValueError: a model with LoRA adapters that are not merged.
+        ValueError: a model with adapters that are not merged.
     """
-    if getattr(model.config, "lora", None) is not None:
-        raise ValueError("the model has LoRA adapters; merge them first (modeling_mamba_ema.training.merge_lora)")
+    if has_adapters(model):
+        raise ValueError("the model has adapters; merge them first (modeling_mamba_ema.training.merge_lora)")
     hub = HfApi(token=token)
     repository = hub.create_repo(repository, private=private, exist_ok=True).repo_id
     if revision is not None and not create_pr:

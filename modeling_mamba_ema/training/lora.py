@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..configuration_mamba_ema import MambaEMAConfig
-from ..modeling_mamba_ema import MambaEMAForRegression, pretrained_backbone
+from ..modeling_mamba_ema import MambaEMAForRegression, has_adapters, pretrained_backbone
 from ..publishing.checksums import weights_sha256
 
 # Names for what LoRA goes into; WavLM, wav2vec 2.0 and HuBERT call these layers alike.
@@ -56,8 +56,11 @@ def add_lora(model: MambaEMAForRegression, options: Mapping[str, Any], base: str
 
     Raises:
         ImportError: peft is not installed.
-        ValueError: an encoder that is not trained or is to stay as it is, or values that are not allowed.
+        ValueError: an encoder that is not trained or is to stay as it is, a model that has adapters, or options that
+            are not allowed.
     """
+    if has_adapters(model):
+        raise ValueError("the model has adapters already; merge_lora adds them to its weights")
     if base is None:
         raise ValueError(
             "training.lora adapts a speech encoder that is trained: name model.pretrained_speech_encoder or "
@@ -80,16 +83,22 @@ def add_lora(model: MambaEMAForRegression, options: Mapping[str, Any], base: str
 
 
 def merge_lora(model: MambaEMAForRegression) -> None:
-    """Add the adapters to the weights, in place: an ordinary model with the same numbers."""
+    """Add the adapters to the weights, in place: an ordinary model with the same numbers.
+
+    Args:
+        model: with the adapters of [`add_lora`] or of transformers' `model.add_adapter`.
+    """
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    backbone = model.speech_encoder.backbone
-    for name, layer in list(backbone.named_modules()):
+    for name, layer in list(model.named_modules()):
         if isinstance(layer, BaseTunerLayer):
             layer.merge(safe_merge=True)  # refuses NaN
             parent, _, child = name.rpartition(".")
-            setattr(backbone.get_submodule(parent), child, layer.get_base_layer())
-    del backbone.peft_config, model.config.lora
+            setattr(model.get_submodule(parent), child, layer.get_base_layer())
+    for part in (model, model.speech_encoder.backbone):
+        vars(part).pop("peft_config", None)
+    vars(model.config).pop("lora", None)
+    model._hf_peft_config_loaded = False
     model._keys_to_ignore_on_save = set()
 
 
@@ -140,11 +149,6 @@ def require_same_base(folder: Path, model: MambaEMAForRegression) -> None:
         )
 
 
-def has_lora(model: nn.Module) -> bool:
-    """Whether [`add_lora`] was called on the model, and [`merge_lora`] not yet."""
-    return getattr(model.config, "lora", None) is not None
-
-
 def _peft() -> Any:
     try:
         import peft
@@ -162,8 +166,10 @@ def _with_defaults(model: MambaEMAForRegression, options: Mapping[str, Any]) -> 
     """The options with names resolved and defaults filled in.
 
     Raises:
-        ValueError: a linear layer, or a layer of the encoder, that the model does not read.
+        ValueError: no dict of [`FIELDS`]; a linear layer, or a layer of the encoder, that the model does not read.
     """
+    if not isinstance(options, Mapping) or not options.keys() <= {*FIELDS}:
+        raise ValueError(f"training.lora is {options!r}; allowed is a dict of {', '.join(FIELDS)}")
     backbone, read = model.speech_encoder.backbone, max(model.speech_encoder.layers)
     given = {name: value for name, value in options.items() if value is not None}
     options = {"layers_to_transform": list(range(read)), **DEFAULTS[backbone.config.model_type], **given}

@@ -27,6 +27,7 @@ from transformers.trainer_utils import HubStrategy, TrainOutput, seed_worker
 from ..ccc_loss import MISSING_LABEL, check_labels
 from ..data.augmentation import mixed_conversations
 from ..data.dataset import ConversationDataset
+from ..modeling_mamba_ema import has_adapters
 from ..publishing import TrainingFacts, push_model
 from ..publishing.checksums import SUMS
 from ..publishing.model_card import model_card
@@ -36,7 +37,7 @@ from .batches import AudioSecondsBatchSampler, seconds_of_turns
 from .callbacks import EvaluationLog, Progress, SealCheckpoints, SetEpoch
 from .checkpoints import checkpoints_in, require_space_for_checkpoints
 from .evaluation import ccc_of_predictions, predict_in_chunks, start_from_context
-from .lora import has_lora, merge_lora, require_same_base
+from .lora import merge_lora, require_same_base
 from .optimizer import check_parameter_groups, parameter_groups, require_finite_gradient
 
 logger = logging.getLogger(__name__)
@@ -334,7 +335,7 @@ class MambaEMATrainer(Trainer):
         if not self.is_world_process_zero():
             return None
         model: Any = self.model
-        if has_lora(model):
+        if has_adapters(model):
             model = copy.deepcopy(model)
             merge_lora(model)
         return push_model(

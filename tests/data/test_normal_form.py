@@ -70,6 +70,36 @@ def test_times_as_audformat_and_pandas_write_them_are_seconds(tmp_path, start, e
         assert read_segments(tmp_path / "a.csv") == [Segment(0.5, 1.25)]
 
 
+@pytest.mark.parametrize(("text", "seconds"), [("75:30", 4_530.0), ("1:05:00", 3_900.0), ("2 days 0:00:01", 172_801.0)])
+def test_clocks_may_begin_with_many_minutes_hours_or_days(tmp_path, text, seconds):
+    rows = loaded(written(tmp_path, [{**ROW, "start": text, "end": 200_000}]))["train"]
+    assert rows["start"][:] == [seconds]
+
+
+@pytest.mark.parametrize("text", ["0:61:99", "1:60:00", "0:99", "3:75.5"])
+def test_clocks_with_more_than_59_minutes_or_seconds_are_refused(tmp_path, text):
+    with pytest.raises(ValueError, match=f"has '{re.escape(text)}' as start in row 1"):
+        loaded(written(tmp_path, [{**ROW, "start": text, "end": 200_000}]))
+    (tmp_path / "a.csv").write_text(f"start\tend\n0\t{text}\n")
+    with pytest.raises(ValueError, match=f"line 2 of a.csv has '{re.escape(text)}' where seconds"):
+        read_segments(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "file_name,valence,valence\na.wav,0.1,0.2\n"),
+        ("a.csv", "file_name;valence;valence\na.wav;0,1;0,2\n"),
+        ("a.jsonl", '{"file_name": "a.wav", "valence": 0.1, "valence": 0.2}'),
+        ("a.json", '[{"file_name": "a.wav", "valence": 0.1, "valence": 0.2}]'),
+    ],
+)
+def test_two_columns_of_one_name_are_refused(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match="has the column 'valence' twice"):
+        loaded(tmp_path / name)
+
+
 def test_conversations_may_be_numbered_anew_in_each_split(tmp_path):
     rows = [{**ROW, "conversation_id": 1, "turn": turn, "split": split} for split in ("train", "test") for turn in (0, 1)]
     splits = loaded(written(tmp_path, rows))

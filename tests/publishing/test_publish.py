@@ -10,6 +10,7 @@ import json
 import pickle
 import shutil
 
+import peft
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard, constants
@@ -17,9 +18,9 @@ from safetensors.torch import load
 
 from modeling_mamba_ema import MambaEMAForRegression
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
+from modeling_mamba_ema.modeling_mamba_ema import has_adapters
 from modeling_mamba_ema.publishing import files_to_publish
 from modeling_mamba_ema.training import add_lora, merge_lora
-from modeling_mamba_ema.training.lora import has_lora
 from tests.support.local_hub import hub_that_takes_a_model
 from tests.support.models import tiny_model
 from tests.support.programs import call_command, call_program
@@ -214,13 +215,26 @@ def test_the_trainer_publishes_a_release_of_the_merged_model_and_never_a_checkpo
     assert (result.dataset_name, result.metric_value) == ("MSP-Podcast", round(evaluations[-1], 4))
     published = load(files["model.safetensors"])
     assert not any("lora" in name for name in published)
-    assert has_lora(trained.model)  # the trainer's own model stays as it was
+    assert has_adapters(trained.model)  # the trainer's own model stays as it was
     with pytest.raises(ValueError, match="merge them first"):
         trained.model.push_to_hub("me/emotions")
     with pytest.raises(ValueError, match="blocking=False"):
         trained.push_to_hub(blocking=False)
     merge_lora(trained.model)
     assert all(torch.equal(weight, published[name]) for name, weight in trained.model.state_dict().items())
+
+
+def test_transformers_own_adapters_are_merged_before_they_are_published(hub):
+    model, speech = tiny_model(), torch.randn(1, 4_000, generator=torch.Generator().manual_seed(0))
+    model.add_adapter(peft.LoraConfig(target_modules=["q_proj", "out_proj"], init_lora_weights=False))
+    with pytest.raises(ValueError, match=r"the model has adapters; merge them first \(.*merge_lora\)"):
+        model.push_to_hub("me/emotions")
+    with torch.no_grad():
+        adapted = model(speech).logits
+        merge_lora(model)
+        torch.testing.assert_close(model(speech).logits, adapted, atol=1e-5, rtol=0)
+    model.push_to_hub("me/emotions")
+    assert load(committed(hub)["model.safetensors"]).keys() == tiny_model().state_dict().keys()
 
 
 @pytest.mark.parametrize(

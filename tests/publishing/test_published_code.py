@@ -31,6 +31,7 @@ ALLOWED_MODULES = {
         "collections.abc",
         "contextlib",
         "dataclasses",
+        "difflib",
         "functools",
         "hashlib",
         "inspect",
@@ -44,6 +45,7 @@ ALLOWED_MODULES = {
 }
 # Only inside try / except ImportError: the model runs without them.
 GUARDED_MODULES = {
+    "modeling_mamba_ema.adoption.changes",
     "modeling_mamba_ema.publishing",
     "mamba_ssm.ops.triton.ssd_combined",
     "soundfile",
@@ -60,7 +62,7 @@ FORBIDDEN_ATTRIBUTES = {
 # Where a published file reads or writes a file, and why.
 ALLOWED_CALLS = {
     ("fast_speech_encoder.py", "torch.jit"),  # asks whether it is being traced
-    ("modeling_mamba_ema.py", "torch.jit"),  # the same
+    ("speech_encoder.py", "torch.jit"),  # the same
     ("audio_files.py", "path.open"),  # audio: the path that the caller gave
     ("audio_files.py", "source.open"),  # audio: the bytes or the path that the caller gave
     ("audio_files.py", "wave.open"),  # the same, where soundfile is not installed
@@ -154,8 +156,8 @@ def test_the_scan_sees(source):
 def test_published_code_is_flat_and_short_enough_to_be_read(folder, record_property):
     lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in folder.glob("*.py")}
     record_property("figure", f"{len(lines)} files, {sum(lines.values())} lines, the longest {max(lines.values())}")
-    assert sum(lines.values()) < 6_000
-    assert max(lines.values()) < 900
+    assert sum(lines.values()) < 5_850
+    assert max(lines.values()) < 840
 
 
 @pytest.mark.promise("E-12")

@@ -99,6 +99,22 @@ def test_what_cannot_be_meant_is_refused_before_training(configure, lora, overri
         build_model(configure(*overrides, lora=lora))
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["q_proj"], r"training.lora is \['q_proj'\]; allowed is a dict of r, lora_alpha"),
+        ({"rank": 4}, r"training.lora is \{'rank': 4\}; allowed is a dict of r, lora_alpha"),
+    ],
+)
+def test_adapters_are_added_once_and_by_options_that_are_known(options, message):
+    model = tiny_model()
+    with pytest.raises(ValueError, match=message):
+        add_lora(model, options, "base", "main")
+    add_lora(model, {"r": 2}, "base", "main")
+    with pytest.raises(ValueError, match="the model has adapters already"):
+        add_lora(model, {"r": 2}, "base", "main")
+
+
 # The same numbers on every path
 
 
