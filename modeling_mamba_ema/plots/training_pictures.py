@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from ..metrics import concordance_cc
 from .style import COLOURS, GREY, STYLES, unit_limits
 
 
@@ -42,25 +43,26 @@ def plot_learning_curve(
     axes.set_xlabel("epoch")
     axes.set_ylabel("CCC, loss")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=9)
+    figure.legend(loc="outside right upper", fontsize=9, frameon=False)
     return figure
 
 
 def plot_predictions(table: pd.DataFrame) -> Figure:
-    """Predicted against true, one panel a label, with the identity line.
+    """Predicted against true, one panel a label, with the identity line and the CCC.
 
     Args:
         table: of `prediction_table`.
     """
     labels = list(dict.fromkeys(table["label"]))
-    figure = Figure(figsize=(4.2 * len(labels), 4.2), layout="constrained")
+    figure = Figure(figsize=(4.2 * len(labels), 4.4), layout="constrained")
     for axes, colour, label in zip(np.atleast_1d(figure.subplots(1, len(labels))), COLOURS, labels):
         rows = table[(table["label"] == label) & table["reference"].notna()]
         axes.plot([0, 1], [0, 1], color="black", linewidth=1, label="identity")
         axes.plot(rows["reference"], rows["prediction"], ".", color=colour, alpha=0.6)
         axes.set_xlabel(f"true {label}")
         axes.set_ylabel(f"predicted {label}")
-        axes.set_title(f"{label}, {len(rows)} turns", fontsize=12)
+        ccc = f"CCC {concordance_cc(rows['prediction'], rows['reference']):.3f}, " if len(rows) > 1 else ""
+        axes.set_title(f"{label}: {ccc}{len(rows)} turns", fontsize=12)
         axes.set_xlim(-0.02, 1.02)
         axes.set_ylim(*unit_limits(rows["prediction"]))
         axes.set_aspect("equal")
@@ -111,4 +113,5 @@ def plot_risk_against_coverage(table: pd.DataFrame) -> Figure:
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
     axes.legend(fontsize=9)
+    figure.suptitle("Errors of the turns that are kept, the surest first", fontsize=12)
     return figure

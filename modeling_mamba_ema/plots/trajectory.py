@@ -5,6 +5,7 @@ The functions take predictions on the unit scale as arrays and return a matplotl
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from .style import COLOURS, GREY, SPEAKER_MARKERS, STYLES, as_array, short_name, unit_limits
+from .style import COLOURS, GREY, SPEAKER_MARKERS, as_array, short_name, unit_limits
 
 # Words of the four corners, after the circumplex of Russell 1980: (valence, arousal), word.
 CORNERS = (
@@ -30,11 +31,11 @@ def plot_trajectory(
     title: str = "",
     intervals: Mapping[str, Any] | None = None,
 ) -> Figure:
-    """Predicted emotion over the turns of a conversation.
+    """Predicted emotion over the turns of a conversation, one panel a label.
 
     Args:
         predictions: for each label (turns,) on the unit scale; NaN leaves a gap.
-        speakers: one name a turn; each speaker gets a line with markers of its own.
+        speakers: one name a turn; each speaker gets a colour, a marker and a line.
         references: true values of some labels, drawn dashed.
         title: above the picture.
         intervals: for some labels (turns, 2), lower and upper ends, drawn as bars.
@@ -52,30 +53,28 @@ def plot_trajectory(
         _check_turns(values, count, label)
     names = _speaker_names(speakers, count)
 
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    axes = figure.subplots()
+    figure = Figure(figsize=(9, 1.0 + 2.4 * len(rows)), layout="constrained")
+    panels = figure.subplots(len(rows), 1, sharex=True, squeeze=False)[:, 0]
     turns = np.arange(1, count + 1)
-    for index, (label, values) in enumerate(rows.items()):
-        colour = COLOURS[index % len(COLOURS)]
-        style = STYLES[index % 3]
-        axes.plot([], [], style, color=colour, linewidth=2, label=label)
-        if label in ends:
-            axes.vlines(turns + 0.04 * index, *ends[label].T, color=colour, linewidth=5, alpha=0.2)
-        for marker, name in _markers(names or [""]):
+    for axes, (label, values) in zip(panels, rows.items()):
+        for colour, marker, name in _looks(names or [""]):
             own = [turn for turn in range(count) if not names or (speakers or [])[turn] == name]
-            axes.plot(turns[own], values[own], style, color=colour, linewidth=2, marker=marker, markersize=8)
+            shown = short_name(name) or "prediction"
+            axes.plot(turns[own], values[own], f"-{marker}", color=colour, linewidth=2, markersize=7, label=shown)
+            if label in ends:
+                axes.vlines(turns[own], *ends[label][own].T, color=colour, linewidth=5, alpha=0.2)
         if label in truth:
-            axes.plot(turns, truth[label], "--", color=colour, linewidth=1.2, label=f"{label}, label of the corpus")
-    for marker, name in _markers(names):
-        axes.plot([], [], marker, color="black", label=short_name(name))
-    axes.set_xlabel("turn")
-    axes.set_ylabel("0 = low, 1 = high")
-    axes.set_xticks(turns[:: 1 + (count - 1) // 20])
-    axes.set_xlim(0.5, count + 0.5)
-    axes.set_ylim(*unit_limits(*rows.values(), *truth.values(), *ends.values()))
-    axes.grid(alpha=0.3)
-    axes.set_title(title, fontsize=12)
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9, frameon=False)
+            axes.plot(turns, truth[label], "--", color="black", linewidth=1.2, label="label of the corpus")
+        axes.set_ylabel(f"{label}\n0 = low, 1 = high")
+        axes.set_ylim(*unit_limits(values, truth.get(label, []), ends.get(label, [])))
+        axes.grid(alpha=0.3)
+    most = max(panels, key=lambda axes: len(axes.get_lines()))  # not every label may have that of the corpus
+    if names or truth:
+        figure.legend(*most.get_legend_handles_labels(), loc="outside right upper", fontsize=9, frameon=False)
+    panels[0].set_title(title, fontsize=12)
+    panels[-1].set_xlabel("turn")
+    panels[-1].set_xticks(turns[:: 1 + (count - 1) // 20])
+    panels[-1].set_xlim(0.5, count + 0.5)
     return figure
 
 
@@ -100,8 +99,7 @@ def plot_circumplex(valence: Any, arousal: Any, speakers: Sequence[str] | None =
     axes.axvline(0.5, color=GREY, linewidth=1)
     for (x, y), word in CORNERS:
         axes.text(x, y, word, color="#666666", ha="left" if x < 0.5 else "right", va="center", style="italic")
-    for index, (marker, name) in enumerate(_markers(names)):
-        colour = COLOURS[index % len(COLOURS)]
+    for colour, marker, name in _looks(names):
         own = [turn for turn in range(len(valence)) if name == "" or (speakers or [])[turn] == name]
         x, y = valence[own], arousal[own]
         axes.plot(x, y, marker, color=colour, markersize=8, label=short_name(name) or None, zorder=3)
@@ -141,5 +139,6 @@ def _speaker_names(speakers: Sequence[str] | None, count: int) -> list[str]:
     return list(dict.fromkeys(speakers or []))
 
 
-def _markers(names: Sequence[str]) -> list[tuple[str, str]]:
-    return [(SPEAKER_MARKERS[index % len(SPEAKER_MARKERS)], name) for index, name in enumerate(names)]
+def _looks(names: Sequence[str]) -> list[tuple[str, str, str]]:
+    """(colour, marker, name) of each speaker."""
+    return list(zip(itertools.cycle(COLOURS), itertools.cycle(SPEAKER_MARKERS), names))

@@ -3,17 +3,21 @@
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.image import imread
+from matplotlib.legend import Legend
 
 from modeling_mamba_ema import MambaEMAFeatureExtractor
 from modeling_mamba_ema.plots import (
     plot_attention,
     plot_circumplex,
+    plot_learning_curve,
     plot_poolings,
+    plot_predictions,
     plot_timeline,
     plot_trajectory,
     write_picture,
@@ -133,21 +137,62 @@ def test_the_trajectory_shows_values_speakers_and_labels():
         {"valence": [0.2, 0.2, 0.2]},
         title="call",
     )
-    (axes,) = figure.axes
-    drawn = {
-        label: [other for other in axes.lines if other.get_color() == line(axes, label).get_color()]
-        for label in ("valence", "arousal")
-    }
-    # A line a speaker, beside the one in the legend.
-    for anna, ben, label in (([0.1, 0.9], [np.nan], "valence"), ([0.3, 0.5], [0.4], "arousal")):
-        np.testing.assert_allclose(drawn[label][1].get_ydata(), anna)
-        np.testing.assert_array_equal(drawn[label][1].get_xdata(), [1, 3])
-        np.testing.assert_allclose(drawn[label][2].get_ydata(), ben)
-    np.testing.assert_allclose(line(axes, "valence, label of the corpus").get_ydata(), 0.2)
-    legend = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert "anna" in legend
-    assert any("ben" in name for name in legend)
-    assert axes.get_xlabel() == "turn"
+    valence, arousal = figure.axes
+    for axes, anna, ben in ((valence, [0.1, 0.9], [np.nan]), (arousal, [0.3, 0.5], [0.4])):
+        of_anna, of_ben = axes.lines[:2]
+        np.testing.assert_allclose(of_anna.get_ydata(), anna)
+        np.testing.assert_array_equal(of_anna.get_xdata(), [1, 3])
+        np.testing.assert_allclose(of_ben.get_ydata(), ben)
+    np.testing.assert_allclose(line(valence, "label of the corpus").get_ydata(), 0.2)
+    anna, ben, truth = (text.get_text() for text in figure.legends[0].get_texts())
+    assert (anna, truth) == ("anna", "label of the corpus")
+    assert "ben" in ben
+    assert valence.get_ylabel().startswith("valence")
+    assert arousal.get_xlabel() == "turn"
+
+
+LABELS = ("valence", "arousal", "dominance")
+LOG = [
+    {"epoch": epoch, "step": epoch, "loss": 1 / epoch, "eval_ccc": 0.5} | {f"eval_ccc_{label}": 0.6 for label in LABELS}
+    for epoch in range(1, 5)
+]
+TABLE = pd.DataFrame(
+    [{"label": label, "reference": turn / 9, "prediction": 0.9 * turn / 9} for label in LABELS for turn in range(10)]
+)
+PATHS = {label: RANDOM.uniform(size=10) for label in LABELS}
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: plot_learning_curve(LOG, LABELS, best_step=3),
+        lambda: plot_predictions(TABLE),
+        lambda: plot_predictions(TABLE[TABLE["label"] == "valence"]),
+        lambda: plot_trajectory(PATHS, ["anna", "ben"] * 5, PATHS, title="call"),
+    ],
+    ids=["learning curve", "predictions", "predictions of one label", "trajectory"],
+)
+def test_all_words_are_inside_the_picture(draw):
+    figure = draw()
+    figure.draw_without_rendering()
+    for axes in figure.axes:  # with titles and the words at their edges
+        box = axes.get_tightbbox()
+        assert min(box.x0, box.y0, figure.bbox.x1 - box.x1, figure.bbox.y1 - box.y1) >= 2
+
+
+@pytest.mark.parametrize(
+    "draw", [lambda: plot_learning_curve(LOG, LABELS), lambda: plot_trajectory(PATHS, ["anna", "ben"] * 5, PATHS)]
+)
+def test_legends_are_beside_the_lines(draw):
+    figure = draw()
+    figure.draw_without_rendering()
+    legends = [legend for legend in figure.findobj(Legend) if legend.get_texts()]
+    assert len(legends) == 1
+    assert not any(legends[0].get_window_extent().overlaps(axes.bbox) for axes in figure.axes)
+
+
+def test_predictions_are_drawn_with_their_ccc():
+    assert "valence: CCC 0.981, 10 turns" in words(plot_predictions(TABLE))
 
 
 def test_values_outside_the_unit_scale_are_inside_the_picture():
