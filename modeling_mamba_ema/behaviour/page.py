@@ -12,6 +12,7 @@ from typing import Any
 
 from ..data.atomic_write import atomic_write
 from ..plots import plot_by_row
+from ..publishing.checksums import SUMS, write_checksums
 from .measures import MIN_TURNS, MOVED, PERMUTATIONS
 
 STYLE = (
@@ -19,6 +20,8 @@ STYLE = (
     "table{border-collapse:collapse}td{padding:.2rem .7rem;border-bottom:1px solid #ccc;text-align:right}"
     "td:first-child{text-align:left}tr:first-child{font-weight:bold}"
 )
+MOVED_MEANS = f"Moved: the share of turns whose value changes by more than {MOVED} on a scale from 0 to 1."
+CARD_BEGIN, CARD_END = "<!-- mamba-ema report -->", "<!-- end of mamba-ema report -->"
 LEAK = 0.2  # a correlation of a label with the recording above which a model can learn the recording
 
 
@@ -48,7 +51,7 @@ def write_report(folder: Path, content: dict[str, Any]) -> Path:
         parts += [f"## By {column}", f"![CCC by {column}]({name})", *_groups(found)]
     plot_by_row(changes, "difference", "change of CCC", origin=True).savefig(folder / "report_changes.png", dpi=110)
     parts += ["## Worse recordings", "![change of CCC](report_changes.png)", _changes(changes)]
-    parts.append(f"Moved: the share of turns whose value changes by more than {MOVED} on a scale from 0 to 1.")
+    parts.append(MOVED_MEANS)
     sounds = ([name, *(f"{value:.3f}" for value in values.values())] for name, values in content["no_speech"].items())
     parts += ["## What is no speech", _table(["sound", *content["labels"]], sounds)]
     parts.append("A model answers everything: its values for these say nothing, and show where it rests.")
@@ -58,6 +61,26 @@ def write_report(folder: Path, content: dict[str, Any]) -> Path:
         with atomic_write(folder / f"report.{kind}") as unfinished:
             unfinished.write_text(f"{text}\n", encoding="utf-8")
     return folder / "report.html"
+
+
+def add_to_card(folder: Path, content: dict[str, Any]) -> None:
+    """Put groups and worse recordings into the card of a model, in the place of those of an earlier report.
+
+    Args:
+        folder: of a saved model with README.md; its checksums, if there are any, are written anew.
+        content: as of [`write_report`].
+    """
+    parts = [CARD_BEGIN, "## Behaviour", f"{content['title']}, made by `{content['command']}`."]
+    for column, found in content["groups"].items():
+        parts += [f"### By {column}", *_groups(found)]
+    parts += ["### Worse recordings", _changes(content["changes"]), MOVED_MEANS, CARD_END]
+    section, card = "\n\n".join(parts), folder / "README.md"
+    before, begin, rest = card.read_text(encoding="utf-8").partition(CARD_BEGIN)
+    after = rest.partition(CARD_END)[2] if begin else ""
+    with atomic_write(card) as unfinished:
+        unfinished.write_text(f"{before.rstrip()}\n\n{section}\n{after}", encoding="utf-8")
+    if (folder / SUMS).is_file():
+        write_checksums(folder)
 
 
 def _html(part: str, folder: Path) -> str:

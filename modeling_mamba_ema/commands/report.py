@@ -5,7 +5,8 @@
 Writes report.html, report.md and report.json: CCC, bias and spread of each group of a column, the gap between groups
 with a permutation test; what noise, telephone, MP3, rooms, clipping, speed and silence change; what silence, noise,
 tones and music get; and whether labels and errors go with noise, level, length or speaker of a recording. Predictions
-of each condition are kept: started again, the command goes on with those that are missing.
+of each condition are kept: started again, the command goes on with those that are missing. With --card the tables of
+groups and worse recordings also stand in the model's card, in the place of those of an earlier report.
 """
 
 from __future__ import annotations
@@ -32,6 +33,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--by", nargs="+", default=[], metavar="COLUMN", help="columns of the corpus that make groups")
     parser.add_argument("--split", default="test", help="default: %(default)s")
     parser.add_argument("--output", type=Path, required=True, help="folder to write")
+    parser.add_argument(
+        "--card", action="store_true", help="put groups and worse recordings into the model's README.md"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -45,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
         CONDITIONS,
         NO_SPEECH,
         RECORDING,
+        add_to_card,
         correlations,
         measure,
         measure_changes,
@@ -55,6 +60,11 @@ def run(options: argparse.Namespace) -> int:
     from ..data.frame_cache import utterances_of
     from ..feature_extraction_mamba_ema import SAMPLING_RATE
     from ..training import DataSection, check_labels_vary, load_splits
+
+    if options.card and not Path(options.model, "README.md").is_file():
+        raise ValueError(
+            f"--card: {options.model} is no folder with a README.md; `mamba-ema publish --dry-run` makes one"
+        )
 
     # 1. corpus and model
     tracker = load_tracker(options)
@@ -99,6 +109,8 @@ def run(options: argparse.Namespace) -> int:
         "correlations": correlations(clean, references, turns, labels),
     }
     print(write_report(options.output, content))
+    if options.card:
+        add_to_card(Path(options.model), content)
     return 0
 
 

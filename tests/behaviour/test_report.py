@@ -12,6 +12,8 @@ from modeling_mamba_ema.behaviour import CONDITIONS, NO_SPEECH, correlations, me
 from modeling_mamba_ema.data.recording_conditions import level_of_speech
 from modeling_mamba_ema.inference import EmotionTracker
 from modeling_mamba_ema.metrics import concordance_cc
+from modeling_mamba_ema.publishing import prepare_release
+from modeling_mamba_ema.publishing.checksums import damaged_files
 from modeling_mamba_ema.sample import load_sample_conversation
 from tests.support.models import tiny_model
 from tests.support.tiny_corpus import write_corpus
@@ -158,3 +160,17 @@ def test_the_command_writes_a_page_and_goes_on_where_it_stopped(tmp_path, monkey
     capsys.readouterr()
     assert main([*command, "--by", "age"]) == 1
     assert "--by names age, which" in capsys.readouterr().err
+
+    assert main([*command, "--card"]) == 1
+    assert "model is no folder with a README.md" in capsys.readouterr().err
+    prepare_release(tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    for _ in range(2):
+        assert main([*command, "--by", "sex", "--card"]) == 0
+    text = (tmp_path / "model" / "README.md").read_text()
+    lines = text.splitlines()
+    table = [row for row in markdown.splitlines() if row.startswith("| valence: f |")]
+    assert [row for row in lines if row.startswith("| valence: f |")] == table
+    assert len([row for row in lines if row.startswith("| white noise, 30 dB |")]) == 1
+    assert text.startswith(card.rstrip())
+    assert damaged_files(tmp_path / "model") == []
