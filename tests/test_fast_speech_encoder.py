@@ -8,11 +8,14 @@ from transformers import HubertConfig, HubertModel, Wav2Vec2Config, Wav2Vec2Mode
 
 from modeling_mamba_ema import (
     MambaEMAConfig,
+    MambaEMAFeatureExtractor,
     MambaEMAForRegression,
     fast_speech_encoder,
     speech_encoder,
+    tiny_wavlm,
 )
 from modeling_mamba_ema.fast_speech_encoder import fast_hidden_states, is_untouched
+from modeling_mamba_ema.sample import load_sample_conversation
 from modeling_mamba_ema.speech_encoder import hidden_states_one_by_one, num_frames
 
 from .support.models import tiny_model
@@ -96,6 +99,19 @@ def test_every_hidden_state_is_the_one_of_the_model_run_alone(kind, norm, dtype,
     with torch.set_grad_enabled(grad):
         states = fast_hidden_states(model, waveforms, lengths, range(4))
     assert largest_difference(states, alone(model, waveforms, lengths)) < tolerance
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 5e-5)])
+def test_a_pretrained_encoder_hears_speech_as_when_run_alone(dtype, tolerance):
+    """Unlike random weights, trained ones have activations of very different sizes."""
+    model = WavLMModel.from_pretrained(tiny_wavlm.FOLDER, dtype=torch.float32).eval().to(dtype)
+    inputs = MambaEMAFeatureExtractor()(
+        [turn["waveform"] for turn in load_sample_conversation()], sampling_rate=16_000, return_tensors="pt"
+    )
+    waveforms, lengths = inputs["input_values"].to(dtype), inputs["attention_mask"].sum(dim=1)
+    with torch.no_grad():
+        states = fast_hidden_states(model, waveforms, lengths, range(model.config.num_hidden_layers + 1))
+        assert largest_difference(states, alone(model, waveforms, lengths)) < tolerance
 
 
 @pytest.mark.parametrize("norm", NORMS)

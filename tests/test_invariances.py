@@ -14,7 +14,7 @@ from modeling_mamba_ema import ConversationState, InvalidAudioError, speech_enco
 from modeling_mamba_ema.conversation_encoder import CONTEXTS
 from modeling_mamba_ema.pooling import POOLINGS
 from tests.support.audio_cases import noise
-from tests.support.models import features, predict, tiny_model
+from tests.support.models import features, predict, pretrained_model, tiny_model
 
 PRECISIONS = {torch.float64: 1e-12, torch.float32: 2e-5}
 IN_PIECES = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -22,6 +22,7 @@ IN_PIECES = {torch.float64: 1e-12, torch.float32: 1e-5}
 KINDS = [
     *((norm, pooling, "mamba_ema") for norm, pooling in itertools.product(("group", "layer"), POOLINGS)),
     *(("layer", "attention", context) for context in CONTEXTS if context != "mamba_ema"),
+    *(("pretrained", pooling, "mamba_ema") for pooling in ("attention", "attentive_statistics")),
 ]
 kinds = pytest.mark.parametrize(("norm", "pooling", "context"), KINDS)
 norms = pytest.mark.parametrize("norm", ["group", "layer"])
@@ -31,7 +32,8 @@ precisions = pytest.mark.parametrize("dtype", PRECISIONS, ids=["float64", "float
 
 @functools.cache
 def make_model(norm="layer", pooling="attention", context="mamba_ema", dtype=torch.float32):
-    return tiny_model(norm=norm, dtype=dtype, speech_encoder_pooling=pooling, context=context)
+    fields = {"dtype": dtype, "speech_encoder_pooling": pooling, "context": context}
+    return pretrained_model(**fields) if norm == "pretrained" else tiny_model(norm=norm, **fields)
 
 
 def assert_same(found, expected, dtype, tolerances=PRECISIONS):

@@ -15,7 +15,7 @@ from modeling_mamba_ema.metrics import concordance_cc
 from modeling_mamba_ema.publishing import prepare_release
 from modeling_mamba_ema.publishing.checksums import damaged_files
 from modeling_mamba_ema.sample import load_sample_conversation
-from tests.support.models import tiny_model
+from tests.support.models import predict, pretrained_model, tiny_model
 from tests.support.tiny_corpus import write_corpus
 
 RATE = 16_000
@@ -58,6 +58,19 @@ def test_other_conditions_do_what_they_are_named_after(speech):
         assert np.isfinite(changed).all(), name
     for name, sound in NO_SPEECH.items():
         assert sound.shape == (3 * RATE,), name
+
+
+@pytest.mark.parametrize("kind", ["white", "pink", "speech-shaped"])
+def test_more_noise_moves_what_a_pretrained_encoder_hears_farther(kind):
+    speech = [turn["waveform"] for turn in load_sample_conversation()]
+    model = pretrained_model(speech_encoder_pooling="attention")
+    clean = predict(model, speech).pooled_output
+    moved = [
+        (predict(model, [under(f"{kind} noise, {db} dB", turn) for turn in speech]).pooled_output - clean).norm()
+        for db in (30, 20, 10)
+    ]
+    assert moved == sorted(moved)
+    assert moved[0] < (clean - clean.roll(1, dims=0)).norm() / 2  # one turn lies farther from another
 
 
 def turns_of(groups, speakers=None):

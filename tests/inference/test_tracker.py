@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 from modeling_mamba_ema import InvalidAudioError, MambaEMAFeatureExtractor
 from modeling_mamba_ema.inference import EmotionTracker
-from tests.support.models import tiny_model
+from modeling_mamba_ema.sample import load_sample_conversation
+from tests.support.models import pretrained_model, tiny_model
 
 RATE = 16_000
 
@@ -34,8 +35,8 @@ def numbers(results) -> np.ndarray:
 @pytest.mark.promise("B-19")
 @pytest.mark.parametrize("context", ["none", "ema", "mamba", "mamba_ema"])
 def test_turn_by_turn_gives_the_numbers_and_attention_of_the_whole_conversation(context):
-    live = tracker(context=context)
-    turns = speech(0, 6)
+    live = EmotionTracker(pretrained_model(context=context), MambaEMAFeatureExtractor())
+    turns = [turn["waveform"] for turn in load_sample_conversation()][:6]
     results = [live.update(turn, RATE) for turn in turns]
     with torch.inference_mode():
         whole = live.model(**live.feature_extractor([turns], sampling_rate=16_000, return_tensors="pt"))

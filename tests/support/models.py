@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import BatchFeature
 
-from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression
+from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression, tiny_wavlm
 
 # WavLM's real front end (receptive field 400, hop 320) made narrow; kept as small as heads and groups allow.
 TINY_ENCODER: dict[str, Any] = {
@@ -18,6 +18,8 @@ TINY_ENCODER: dict[str, Any] = {
     "num_conv_pos_embedding_groups": 2,
 }
 
+TINY_SIZES: dict[str, Any] = {"hidden_size": 32, "head_dim": 16, "state_size": 16, "dropout": 0.0}
+
 
 def tiny_config(norm: str = "layer", **fields: Any) -> MambaEMAConfig:
     """A configuration with a tiny WavLM; `norm` is "group" (as WavLM-base) or "layer" (as WavLM-large)."""
@@ -25,8 +27,7 @@ def tiny_config(norm: str = "layer", **fields: Any) -> MambaEMAConfig:
     given = fields.pop("speech_encoder_config", {})
     if isinstance(given, dict):
         given = {**TINY_ENCODER, **style, **given}
-    sizes = {"hidden_size": 32, "head_dim": 16, "state_size": 16, "dropout": 0.0}
-    return MambaEMAConfig(speech_encoder_config=given, **{**sizes, **fields})
+    return MambaEMAConfig(speech_encoder_config=given, **{**TINY_SIZES, **fields})
 
 
 def tiny_model(norm: str = "layer", dtype: torch.dtype = torch.float32, seed: int = 0, **fields: Any):
@@ -35,14 +36,24 @@ def tiny_model(norm: str = "layer", dtype: torch.dtype = torch.float32, seed: in
     With the usual initialisation all predictions lie near 0.5, and a test on them could hardly fail.
     """
     torch.manual_seed(seed)
-    model = MambaEMAForRegression(tiny_config(norm, **fields)).eval()
+    return _sensitive(MambaEMAForRegression(tiny_config(norm, **fields))).to(dtype)
+
+
+def pretrained_model(dtype: torch.dtype = torch.float32, **fields: Any):
+    """As `tiny_model`, on the pretrained WavLM that ships with the package, whose frames tell speech apart."""
+    torch.manual_seed(0)
+    model = MambaEMAForRegression.from_pretrained_speech_encoder(tiny_wavlm.FOLDER, **{**TINY_SIZES, **fields})
+    return _sensitive(model).to(dtype)
+
+
+def _sensitive(model: MambaEMAForRegression) -> MambaEMAForRegression:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() == 2 and "wavlm" not in name and "conv1d" not in name:
                 parameter.normal_(0, 2.0 / parameter.shape[-1] ** 0.5)
             elif name.endswith("encoder.attention.weight"):
                 parameter.normal_(0, 1.0)
-    return model.to(dtype)
+    return model.eval()
 
 
 def features(speech: Any) -> BatchFeature:
