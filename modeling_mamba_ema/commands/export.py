@@ -19,9 +19,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    import logging
+
     from ..inference.onnx_export import export_onnx
     from ..integrations.audonnx import export_audonnx
 
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # which warns of torchvision, that nothing here uses
     export = export_audonnx if options.audonnx else export_onnx
     for path in export(load_tracker(options).model, options.output):
         print(path)

@@ -214,8 +214,12 @@ def _widths(turns: list[Turn]) -> dict[str, int]:
 def _row(turn: Turn, heard: TurnEmotion, tracker: EmotionTracker, options: argparse.Namespace) -> dict[str, Any]:
     place = {} if turn.conversation is None else {"conversation": turn.conversation, "turn": turn.number}
     file = turn.file_name if options.json else Path(turn.file_name).name
-    labels = {f"{label}_label": None if value is None else round(value, 4) for label, value in turn.labels.items()}
     row = tracker.row(heard)
+    labels = {f"{label}_label": value for label, value in turn.labels.items()}
+    for label, value in turn.labels.items():
+        if f"{label}_value" in row:
+            low, high = tracker.model.config.label_range(label)
+            labels[f"{label}_label_value"] = None if value is None else low + value * (high - low)
     for label in tracker.labels:
         if not _is_sure(row, label, options):
             row.update({name: None for name in (label, f"{label}_value", f"{label}_difference") if name in row})
@@ -225,7 +229,7 @@ def _row(turn: Turn, heard: TurnEmotion, tracker: EmotionTracker, options: argpa
         "speaker": turn.speaker,
         "seconds": round(heard.seconds, 3),
         **row,
-        **labels,
+        **{name: None if value is None else round(value, 4) for name, value in labels.items()},
     }
 
 

@@ -42,6 +42,7 @@ STRINGS = {
     "rose": "{label} rose from {before:.2f} to {after:.2f} at {place}",
     "fell": "{label} fell from {before:.2f} to {after:.2f} at {place}",
     "nothing": "Nothing was scored.",
+    "silence": "Nothing but near silence.",
 }
 
 
@@ -101,7 +102,7 @@ def summarise(turns: Sequence[TurnEmotion], places: Sequence[str]) -> str:
     for name in dict.fromkeys((turn.speaker or "").strip() for turn, _ in spoken):
         own = [(turn, place) for turn, place in spoken if (turn.speaker or "").strip() == name]
         sentences += [f"{sentence}." for sentence in _about_speaker(name, own)]
-    return " ".join(sentences) or STRINGS["nothing"]
+    return " ".join(sentences) or STRINGS["silence" if turns else "nothing"]
 
 
 def _about_speaker(name: str, turns: Sequence[tuple[TurnEmotion, str]]) -> Iterator[str]:

@@ -249,6 +249,7 @@ def test_labels_on_another_scale_and_unrated_turns_do_not_stop_predictions(model
     else:
         assert captured.err == ""
         assert [(row["valence_label"], row["arousal_label"]) for row in found] == [(0.5, 0.0), (0.5, 1.0), (0.5, None)]
+        assert [row["valence_label_value"] for row in found] == [4.0] * 3  # as valence_value, on the corpus' own scale
         assert main(["predict", "--model", model, str(tmp_path)]) == 0
         assert "-100" not in capsys.readouterr().out
 
