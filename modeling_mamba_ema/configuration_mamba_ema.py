@@ -233,44 +233,15 @@ class MambaEMAConfig(PretrainedConfig):
         interval_level: float = 0.9,
         **kwargs: Any,
     ):
+        given = locals()
+        for name in _own_fields():
+            setattr(self, name, given[name])
         _refuse_remote_attention_kernels(kwargs)
         # A saved configuration says by which version; that of another may have names that this one does not.
         saved = "transformers_version" in kwargs
         if not saved:
             _refuse_misspelt(kwargs)
         self.speech_encoder_config = _as_speech_encoder_config(speech_encoder_config, saved)
-        self.speech_encoder_pooling = speech_encoder_pooling
-        self.speech_encoder_pooling_heads = speech_encoder_pooling_heads
-        self.speech_encoder_pooling_hidden_size = speech_encoder_pooling_hidden_size
-        self.speech_encoder_pooling_min_variance = speech_encoder_pooling_min_variance
-        self.speech_encoder_layers = speech_encoder_layers
-        self.freeze_speech_encoder = freeze_speech_encoder
-        self.context = context
-        self.context_scope = context_scope
-        self.max_speakers = max_speakers
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.state_size = state_size
-        self.conv_kernel = conv_kernel
-        self.expand = expand
-        self.head_dim = head_dim
-        self.ema_decay = ema_decay
-        self.ema_decay_learnable = ema_decay_learnable
-        self.dropout = dropout
-        self.pooled_dropout = pooled_dropout
-        self.projection_activation = projection_activation
-        self.head_hidden_layers = head_hidden_layers
-        self.head_activation = head_activation
-        self.activation_layer_norm = activation_layer_norm
-        self.bounded_predictions = bounded_predictions
-        self.do_normalize = do_normalize
-        self.waveform_mean = waveform_mean
-        self.waveform_std = waveform_std
-        self.label_ranges: dict[str, Any] | None = label_ranges
-        self.loss_label_weights = loss_label_weights
-        self.loss_mse_weight = loss_mse_weight
-        self.interval_radii = interval_radii
-        self.interval_level = interval_level
         kwargs.update(_as_labels(kwargs.get("id2label"), kwargs.get("label2id"), kwargs.get("num_labels")))
         # Without it, transformers' audio-classification pipeline would put a softmax on the scores.
         if kwargs.get("problem_type") is None:
@@ -278,7 +249,7 @@ class MambaEMAConfig(PretrainedConfig):
         super().__init__(**kwargs)
         self.validate()
         if label_ranges is not None:  # as JSON has them
-            self.label_ranges = {label: list(scale) for label, scale in label_ranges.items()}
+            self.label_ranges: Any = {label: list(scale) for label, scale in label_ranges.items()}
 
     @property
     def labels(self) -> list[str]:

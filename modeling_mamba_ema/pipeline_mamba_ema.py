@@ -140,26 +140,15 @@ class MambaEMAPipeline(Pipeline):
             raise ValueError("channel takes one channel, split_channels takes all; give one of them")
         if speakers is not None and (chunk_length_s or split_channels):
             raise ValueError("speakers name turns that are given; chunk_length_s and split_channels make them")
-        preprocess = {
-            "speakers": speakers,
-            "sampling_rate": sampling_rate,
-            "channel": channel,
-            "allow_paths": allow_paths,
-            "chunk_length_s": chunk_length_s,
-            "split_channels": split_channels,
-        }
         if return_intervals and self.model.config.interval_radii is None:
             raise ValueError("the model has no intervals (interval_radii in its config.json); see docs/confidence.md")
-        postprocess = {
-            "top_k": top_k,
-            "return_label_values": return_label_values,
-            "return_intervals": return_intervals,
-        }
-        return (
-            {name: value for name, value in preprocess.items() if value is not None},
-            {},
-            {name: value for name, value in postprocess.items() if value is not None},
+        preprocess: dict[str, Any] = {"speakers": speakers, "sampling_rate": sampling_rate, "channel": channel}
+        preprocess |= {"allow_paths": allow_paths, "chunk_length_s": chunk_length_s, "split_channels": split_channels}
+        postprocess = {"top_k": top_k, "return_label_values": return_label_values, "return_intervals": return_intervals}
+        before, after = (
+            {name: value for name, value in given.items() if value is not None} for given in (preprocess, postprocess)
         )
+        return before, {}, after
 
     def preprocess(  # type: ignore[override]
         self,
