@@ -171,13 +171,13 @@ def test_the_command_is_installed():
 def test_the_sample_is_one_line_to_a_first_result(model, expected, capsys):
     assert main(["predict", "--model", model, "--sample"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    columns = ["file", "speaker", "seconds", "valence", "arousal", "valence value", "valence label", "arousal label"]
-    assert lines[0].split() == " ".join([*columns, "reading"]).split()
+    columns = "file speaker seconds valence arousal valence value valence label arousal label valence label value reading"
+    assert lines[0].split() == columns.split()
     assert len(lines) == 10
     assert lines[-2].startswith("anna (4 turns, ")
     assert lines[-1] == "valence: 0 unpleasant, 1 pleasant; arousal: 0 calm, 1 excited"
     assert lines[1].split()[:2] == ["turn0_anna.wav", "anna"]
-    assert "0.150 0.700" in " ".join(lines[1].split())
+    assert "0.150 0.700 1.900" in " ".join(lines[1].split())
     for line, values in zip(lines[1:-2], expected[0], strict=True):
         assert [float(cell) for cell in line.split()[3:5]] == pytest.approx(list(values.values()), abs=6e-4)
 
