@@ -171,8 +171,9 @@ def test_the_command_is_installed():
 def test_the_sample_is_one_line_to_a_first_result(model, expected, capsys):
     assert main(["predict", "--model", model, "--sample"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    columns = "file speaker seconds valence arousal valence value valence label arousal label valence label value reading"
-    assert lines[0].split() == columns.split()
+    columns = ["file", "speaker", "seconds", "valence", "arousal", "valence value"]
+    columns += ["valence label", "arousal label", "valence label value", "reading"]
+    assert lines[0].split() == " ".join(columns).split()
     assert len(lines) == 10
     assert lines[-2].startswith("anna (4 turns, ")
     assert lines[-1] == "valence: 0 unpleasant, 1 pleasant; arousal: 0 calm, 1 excited"
