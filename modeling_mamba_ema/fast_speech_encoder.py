@@ -115,7 +115,8 @@ def fast_hidden_states(
     def encode(group: list[int]) -> list[tuple[torch.Tensor, ...]]:
         return _encode(backbone, [waveforms[index, : samples[index]] for index in group], layers, next_layer_reads)
 
-    groups, threaded_groups = [list(range(len(samples)))], []
+    groups = [list(range(len(samples)))]
+    threaded_groups: list[list[int]] = []
     if waveforms.device.type == "cpu" and next_layer_reads is None:
         groups, threaded_groups = _divide(samples, backbone.config)
     results = [encode(group) for group in groups]
@@ -621,11 +622,14 @@ class Int8Linear(nn.Module):
     "LLM.int8()", section 2.1 (vector-wise quantisation).
     """
 
+    weight: torch.Tensor  # (out, in), int8
+    scale: torch.Tensor  # (out,)
+
     def __init__(self, layer: nn.Linear):
         super().__init__()
         weight, scale = _rounded_to_8_bits(layer.weight.detach())
-        self.register_buffer("weight", weight)  # (out, in), int8
-        self.register_buffer("scale", scale[:, 0])  # (out,)
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale[:, 0])
         self.bias = layer.bias
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -670,7 +670,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         """
         if any("lora_" in name for name, _ in self.named_parameters()):
             raise ValueError("with_changes keeps weights by their names, which adapters change; merge them first")
-        self._refuse_8_bits("change the model")
+        self.refuse_8_bits("change the model")
         model: Any = type(self)(self.config.with_changes(**config_changes))
         model.to(device=self.device, dtype=self.dtype)
         _keep_what_fits(self, model)
@@ -701,7 +701,11 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         self.freeze_base_model()
         return self
 
-    def _refuse_8_bits(self, action: str) -> None:
+    def refuse_8_bits(self, action: str) -> None:
+        """
+        Raises:
+            ValueError: the speech encoder is in 8 bits, where `action` must come before.
+        """
         if any(isinstance(module, Int8Linear) for module in self.modules()):
             raise ValueError(f"the speech encoder is in 8 bits; {action} before quantize_speech_encoder()")
 
@@ -754,7 +758,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         # Not needed to run the model, so not imported with it; but transformers copies what is named here.
         from .pipeline_mamba_ema import CUSTOM_PIPELINES, MambaEMAPipeline
 
-        self._refuse_8_bits("save the model")
+        self.refuse_8_bits("save the model")
         self.config.validate()
         for name, value in self.config.of_the_architecture().items():
             if value != self._built_by[name]:

@@ -50,6 +50,6 @@ def load_tracker(options: argparse.Namespace) -> EmotionTracker:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     tracker = EmotionTracker.from_pretrained(options.model, options.revision, getattr(options, "device", "cpu"))
-    if getattr(options, "int8", False):
+    if "device" in options and options.int8:
         tracker.model.quantize_speech_encoder()
     return tracker
