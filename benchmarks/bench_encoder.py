@@ -11,6 +11,7 @@ the next.
 """
 
 import argparse
+import copy
 import sys
 import warnings
 from collections.abc import Callable
@@ -34,7 +35,7 @@ from measuring import (
 from torch import nn
 from transformers import WavLMConfig, WavLMForSequenceClassification, WavLMModel
 
-from modeling_mamba_ema.fast_speech_encoder import fast_hidden_states
+from modeling_mamba_ema.fast_speech_encoder import fast_hidden_states, quantize_linear_layers
 
 PADDED = "WavLMModel, padded batch"
 ALONE = "WavLMModel, one by one"
@@ -125,11 +126,12 @@ def interleaved_variants(
     waveforms: torch.Tensor,
     lengths: torch.Tensor,
 ) -> dict[str, Callable[[], Any]]:
-    """The variants of a model in each dtype, and each runtime one utterance at a time."""
+    """The variants of a model in each precision, and each runtime one utterance at a time."""
     functions = {
-        f"{name}, {dtype}": run
-        for dtype, model in models.items()
+        f"{name}, {precision}": run
+        for precision, model in models.items()
         for name, run in variants(model, waveforms, lengths).items()
+        if name == OURS or "int8" not in precision
     }
     utterances = [row[None, :length].numpy() for row, length in zip(waveforms, lengths.tolist())]
     for name, encode in runtimes.items():
@@ -161,6 +163,10 @@ def main() -> None:
     gflop = operations(config, lengths.tolist())
     model = WavLMModel(config).eval()
     models = {"float32": model, "bfloat16": WavLMModel(config).eval().bfloat16()}
+    for precision in list(models):
+        name = "int8" if precision == "float32" else f"int8 with {precision}"
+        models[name] = copy.deepcopy(models[precision])
+        quantize_linear_layers(models[name])
     runtimes = {}
     if arguments.runtimes:
         from other_runtimes import exported
@@ -177,14 +183,15 @@ def main() -> None:
     figures: dict[str, Any] = {"seconds_of_audio": seconds, "gflop": gflop, "peak_gflops": peaks, "variants": {}}
     rows = []
     for name, time in sorted(times.items(), key=lambda item: -item[1]):
-        share = gflop / time / peaks["bfloat16" if name.endswith("bfloat16") else "float32"]
+        peak = peaks.get(name.rpartition(", ")[2])  # there is none for integers: it is the processor's, not torch's
         figures["variants"][name] = {
             "audio_per_second": seconds / time,
             "ratio": padded / time,
             "ratio_to_one_by_one": alone / time,
-            "of_peak": share,
+            "of_peak": peak and gflop / time / peak,
         }
-        rows.append([name, f"{seconds / time:.1f}", f"{padded / time:.2f}x", f"{alone / time:.2f}x", f"{share:.0%}"])
+        share = f"{gflop / time / peak:.0%}" if peak else ""
+        rows.append([name, f"{seconds / time:.1f}", f"{padded / time:.2f}x", f"{alone / time:.2f}x", share])
     print(f"WavLM-{arguments.size}, {arguments.utterances} utterances, {seconds:.1f} s of audio; {machine()}")
     print("matrix-product peak: " + ", ".join(f"{name} {peak:.0f} GFLOP/s" for name, peak in peaks.items()) + "\n")
     header = ["inference", "audio seconds a second", "against the padded batch", "against one by one", "of the peak"]

@@ -4,13 +4,17 @@
 
 Forward, CCC loss, backward and AdamW on turns of realistic lengths, in float32, each with and without gradient
 checkpointing. The convolution front end is frozen in full fine-tuning too, as usual; LoRA is this package's default.
-The steps run in turn in one process. Memory is what a fresh process each takes for two steps beside the weights,
-gradients and the optimizer's moments included.
+Beside them `WavLMModel` with the same adapters, by peft, on the padded batch. The steps run in turn in one process.
+Memory is what a fresh process each takes for two steps beside the weights, gradients and the optimizer's moments
+included. At the end the same utterances are encoded with the adapters as they are and merged into the weights.
 """
 
 import argparse
+import copy
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import torch
 from measuring import (
@@ -27,20 +31,39 @@ from measuring import (
     table,
     wavlm_config,
 )
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import WavLMConfig, WavLMModel
 
 from modeling_mamba_ema import MambaEMAConfig, MambaEMAForRegression
-from modeling_mamba_ema.training import add_lora
+from modeling_mamba_ema.training import add_lora, merge_lora
 
-FULL, LORA = "full fine-tuning", "LoRA"
+FULL, LORA, PADDED = "full fine-tuning", "LoRA", "WavLMModel and peft's LoRA, padded batch"
 CHECKPOINTED = ", gradient checkpointing"
-VARIANTS = [variant + suffix for suffix in ("", CHECKPOINTED) for variant in (FULL, LORA)]
+VARIANTS = [PADDED, *(variant + suffix for suffix in ("", CHECKPOINTED) for variant in (FULL, LORA))]
 
 
-def step_of(variant: str, arguments: argparse.Namespace) -> tuple[Callable[[], None], int]:
-    """A training step of a new model, and the number of parameters that it trains."""
+class PaddedRegression(nn.Module):
+    """`WavLMModel` with the adapters of this package's default, and a linear head on the mean of its frames."""
+
+    def __init__(self, config: WavLMConfig):
+        super().__init__()
+        adapters = LoraConfig(r=16, lora_alpha=32, target_modules=["intermediate_dense", "output_dense"])
+        self.wavlm = get_peft_model(WavLMModel(config), adapters)
+        self.head = nn.Linear(config.hidden_size, 2)
+
+    def forward(self, waveforms: torch.Tensor, attention_mask: torch.Tensor, labels: torch.Tensor) -> SimpleNamespace:
+        frames = self.wavlm(waveforms, attention_mask=attention_mask).last_hidden_state
+        return SimpleNamespace(loss=(self.head(frames.mean(dim=1)) - labels).square().mean())
+
+
+def build(variant: str, arguments: argparse.Namespace) -> Any:
+    """A new model, ready for training."""
     torch.manual_seed(0)
     config = wavlm_config(arguments.size)
     config.num_hidden_layers = arguments.layers or config.num_hidden_layers
+    if variant == PADDED:
+        return PaddedRegression(config).train()
     model = MambaEMAForRegression(MambaEMAConfig(speech_encoder_config=config)).train()
     if variant.startswith(LORA):
         add_lora(model, {}, base="random weights", revision="main")
@@ -48,6 +71,12 @@ def step_of(variant: str, arguments: argparse.Namespace) -> tuple[Callable[[], N
         model.freeze_feature_encoder()
     if variant.endswith(CHECKPOINTED):
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    return model
+
+
+def step_of(variant: str, arguments: argparse.Namespace) -> tuple[Callable[[], None], int]:
+    """A training step of a new model, and the number of parameters that it trains."""
+    model = build(variant, arguments)
     model.to(arguments.device)
     waveforms, lengths = padded_batch(lengths_in_seconds(arguments.utterances))
     mask = (torch.arange(waveforms.shape[1]) < lengths.unsqueeze(1)).long()
@@ -64,6 +93,23 @@ def step_of(variant: str, arguments: argparse.Namespace) -> tuple[Callable[[], N
             torch.cuda.synchronize()
 
     return step, sum(parameter.numel() for parameter in trained)
+
+
+def merging_ratio(arguments: argparse.Namespace) -> float:
+    """Time of encoding with adapters against the same weights merged, without gradients."""
+    adapted = build(LORA, arguments).eval().to(arguments.device)
+    merged = copy.deepcopy(adapted)
+    merge_lora(merged)
+    waveforms, lengths = (tensor.to(arguments.device) for tensor in padded_batch(lengths_in_seconds(4)))
+
+    def encode(model: MambaEMAForRegression) -> None:
+        model.speech_encoder.hidden_states(waveforms, lengths, model.speech_encoder.layers)
+        if arguments.device == "cuda":
+            torch.cuda.synchronize()
+
+    with torch.inference_mode():
+        times = interleaved({LORA: lambda: encode(adapted), "merged": lambda: encode(merged)}, arguments.rounds)
+    return times[LORA] / times["merged"]
 
 
 def print_memory_of_two_steps(arguments: argparse.Namespace) -> None:
@@ -122,7 +168,9 @@ def main() -> None:
         "peak memory beside the weights, GiB",
     ]
     print(table(header, rows))
-    report(arguments, {"steps": figures})
+    ratio = merging_ratio(arguments)
+    print(f"\nencoding with the adapters takes {ratio:.2f} times as long as with merged weights")
+    report(arguments, {"steps": figures, "encoding_against_merged": ratio})
 
 
 if __name__ == "__main__":

@@ -4,8 +4,10 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import torch
 import transformers
 from transformers import WavLMConfig
 
-from modeling_mamba_ema.comparison.costs import interleaved
+from modeling_mamba_ema.comparison.costs import seconds_by_round
 from modeling_mamba_ema.configuration_mamba_ema import WAVLM_LARGE
 from modeling_mamba_ema.fast_speech_encoder import GROUP_FRAMES
 from modeling_mamba_ema.fast_speech_encoder import linear as fused_linear
@@ -21,6 +23,26 @@ from modeling_mamba_ema.fast_speech_encoder import linear as fused_linear
 SAMPLE_RATE = 16_000
 # "base" needs nothing: the defaults of WavLMConfig are microsoft/wavlm-base.
 SIZES: dict[str, dict[str, Any]] = {"large": WAVLM_LARGE, "base": {}}
+
+
+TRUSTED_SPREAD = 0.1  # of repeated rounds, relative to their median
+
+
+def interleaved(
+    functions: dict[str, Callable[[], Any]], rounds: int, warm_up: dict[str, Callable[[], Any]] | None = None
+) -> dict[str, float]:
+    """Median seconds of each function, run in turn; says so where the rounds differ too much to be trusted.
+
+    Their spread is that of the middle half of the rounds, of all of them where there are fewer than four.
+    """
+    medians = {}
+    for name, values in seconds_by_round(functions, rounds, warm_up).items():
+        values, median = sorted(values), statistics.median(values)
+        spread = (values[-1 - rounds // 4] - values[rounds // 4]) / median
+        if spread > TRUSTED_SPREAD:
+            print(f"the machine was too busy to trust this: rounds of {name!r} differed by {spread:.0%}", flush=True)
+        medians[name] = median
+    return medians
 
 
 def wavlm_config(size: str, **changes: Any) -> WavLMConfig:

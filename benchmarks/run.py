@@ -18,7 +18,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
-BENCHMARKS = ["encoder", "turn", "training", "lora", "updater", "frame_cache", "checks", "import"]
+BENCHMARKS = ["encoder", "busy", "precision", "turn", "training", "lora", "updater", "frame_cache", "checks", "import"]
 
 
 def draw(figures: dict, path: Path) -> None:
@@ -48,7 +48,7 @@ def main() -> None:
     has_runtimes = all(importlib.util.find_spec(name) for name in ("onnxruntime", "openvino", "onnxscript"))
     for name in BENCHMARKS:
         command = [sys.executable, str(HERE / f"bench_{name}.py"), "--json", str(arguments.output / f"{name}.json")]
-        if name == "encoder" and not arguments.skip_runtimes:
+        if name in ("encoder", "busy") and not arguments.skip_runtimes:
             if has_runtimes:
                 command.append("--runtimes")
             else:

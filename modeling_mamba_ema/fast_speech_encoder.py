@@ -17,8 +17,13 @@ Reference: Chen et al. 2022, "WavLM: Large-Scale Self-Supervised Pre-Training fo
 
 from __future__ import annotations
 
+import functools
+import itertools
+import math
+import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import torch
@@ -35,6 +40,8 @@ except AttributeError:
 # On a CPU utterances are encoded in groups of about this many frames (20 s): enough rows to keep the products busy, few
 # enough that memory does not grow with the batch and the allocator can hand out the same blocks again and again.
 GROUP_FRAMES = 1000
+# Narrower encoders spend their time in Python, which one thread runs at a time.
+THREADED_WIDTH = 512
 # Values that a convolution computes at a time (8 MB in float32, 1.3 s of a published WavLM's first one), so that they
 # are still in the processor's cache when the next operation reads them.
 PIECE_VALUES = 2**21
@@ -104,29 +111,93 @@ def fast_hidden_states(
         One (batch, frames, hidden) tensor for each of `layers`, zero past an utterance's end.
     """
     samples = lengths.tolist()
-    groups: Any = [list(range(len(samples)))]
+
+    def encode(group: list[int]) -> list[tuple[torch.Tensor, ...]]:
+        return _encode(backbone, [waveforms[index, : samples[index]] for index in group], layers, next_layer_reads)
+
+    groups = [list(range(len(samples)))]
+    threaded_groups: list[list[int]] = []
     if waveforms.device.type == "cpu" and next_layer_reads is None:
-        groups = _groups(samples, backbone.config)
-    rows: list[list[torch.Tensor]] = [[] for _ in layers]
-    for group in groups:
-        utterances = [waveforms[index, : samples[index]] for index in group]
-        for states, row in zip(_encode(backbone, utterances, layers, next_layer_reads), rows):
-            row.extend(states)
+        groups, threaded_groups = _divide(samples, backbone.config)
+    results = [encode(group) for group in groups]
+    if threaded_groups:
+        results += _in_single_threads(encode, threaded_groups)
+    order = [index for group in groups + threaded_groups for index in group]
+    rows: list[list[torch.Tensor]] = []
+    for states in zip(*results):
+        by_index = dict(zip(order, itertools.chain.from_iterable(states)))
+        rows.append([by_index[index] for index in range(len(samples))])
     return [nn.utils.rnn.pad_sequence(row, batch_first=True) for row in rows]
 
 
-def _groups(samples: list[int], config: Any) -> Iterator[list[int]]:
-    """Indices of consecutive utterances with about `GROUP_FRAMES` frames together."""
-    hop = 1
-    for stride in config.conv_stride:
-        hop *= stride
+def _divide(samples: list[int], config: Any) -> tuple[list[list[int]], list[list[int]]]:
+    """Groups of indices of utterances: those that all threads compute together, and those that one thread each does.
+
+    Threads that share each product wait for one another after each, thousands of times, and all wait for one that is
+    interrupted. So every thread gets utterances of its own, but for the longest of a batch, which would keep one thread
+    busy when the others have nothing left.
+    """
+    threads = torch.get_num_threads()
+    longest_first = sorted(range(len(samples)), key=lambda index: -samples[index])
+    left, together = sum(samples), 0
+    # Gradients, autocast and compilation belong to the thread they were begun in.
+    alone = threads > 1 and not (
+        torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or config.hidden_size < THREADED_WIDTH
+    )
+    while together < len(samples) and (not alone or samples[longest_first[together]] * threads > left):
+        left -= samples[longest_first[together]]
+        together += 1
+    limit = GROUP_FRAMES * math.prod(config.conv_stride)
+    threaded = longest_first[together:]
+    return (
+        list(_groups(sorted(longest_first[:together]), samples, limit)),
+        list(_groups(threaded, samples, min(limit, left // (2 * threads)))),
+    )
+
+
+def _groups(indices: list[int], samples: list[int], limit: int) -> Iterator[list[int]]:
+    """Consecutive indices of utterances that have no more than `limit` samples together, or of one that has more."""
     group: list[int] = []
-    for index, length in enumerate(samples):
-        if group and sum(samples[other] for other in group) + length > GROUP_FRAMES * hop:
+    for index in indices:
+        if group and sum(samples[other] for other in group) + samples[index] > limit:
             yield group
             group = []
         group.append(index)
-    yield group
+    if group:
+        yield group
+
+
+def _in_single_threads(function: Callable[[list[int]], Any], groups: list[list[int]]) -> list[Any]:
+    """The function of each group, computed without gradients by threads with one core each."""
+    inference = torch.is_inference_mode_enabled()
+
+    def call(group: list[int]) -> Any:
+        with torch.inference_mode() if inference else torch.no_grad():
+            return function(group)
+
+    return list(_single_threads(torch.get_num_threads()).map(call, groups))
+
+
+@functools.lru_cache(maxsize=1)
+def _single_threads(count: int) -> ThreadPoolExecutor:
+    """Threads in each of which torch computes with one thread; they live as long as the process."""
+    started = threading.Barrier(count + 1)
+
+    def start() -> None:
+        torch.get_num_threads()  # when first asked in a thread torch takes the process' number, which would undo ours
+        torch.set_num_threads(1)
+        started.wait()
+
+    threads = ThreadPoolExecutor(count, thread_name_prefix="speech-encoder", initializer=start)
+    for _ in range(count):
+        threads.submit(int)
+    started.wait()
+    torch.set_num_threads(count)  # also the number for threads to come, which `start` has changed
+    return threads
+
+
+if hasattr(os, "register_at_fork"):  # threads do not live on in a forked process
+    os.register_at_fork(after_in_child=_single_threads.cache_clear)
 
 
 def _encode(
@@ -186,7 +257,7 @@ def _keep(
 def _checkpointed(layer: Any, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
     """The function, whose activations are computed again for the gradient where the layer says so."""
     if getattr(layer, "gradient_checkpointing", False) and layer.training and torch.is_grad_enabled():
-        return partial(layer._gradient_checkpointing_func, function)
+        return functools.partial(layer._gradient_checkpointing_func, function)
     return function
 
 
@@ -209,47 +280,70 @@ def _convolve_all(layers: list[Any], weights: list[torch.Tensor], features: torc
     """All convolutions of one utterance, (samples, 1) -> (frames, channels), in pieces of time.
 
     A frame depends on its receptive field alone, so that each piece is computed from the samples of its own frames and
-    everything between stays in the processor's cache. Base-sized encoders normalise their first convolution over the
-    whole utterance; there the pieces begin after it.
+    everything between stays in the processor's cache. What depends on the whole utterance, the group norm of base-sized
+    encoders, is taken into the first convolution's weights beforehand.
     """
-    whole = 1 if isinstance(getattr(layers[0], "layer_norm", None), nn.GroupNorm) else 0
-    for layer, weight in zip(layers[:whole], weights):
-        features = _convolve(layer, weight, features)
-    layers, weights = layers[whole:], weights[whole:]
-    if not layers:
-        return features
-    field = hop = 1  # steps of `features` that a frame sees, and from one frame to the next
+    biases, norms = [layer.conv.bias for layer in layers], [getattr(layer, "layer_norm", None) for layer in layers]
+    if isinstance(norms[0], nn.GroupNorm):
+        first, biases[0] = _with_norm_over_time(layers[0].conv, norms[0], weights[0], features[:, 0])
+        weights, norms[0] = [first, *weights[1:]], None
+    field = hop = 1  # samples that a frame sees, and from one frame to the next
     for layer in reversed(layers):
         field = (field - 1) * layer.conv.stride[0] + layer.conv.kernel_size[0]
         hop *= layer.conv.stride[0]
     frames = (len(features) - field) // hop + 1
     # A GPU would wait for the start of small kernels, and where gradients are wanted all of it is kept in any case.
     size = frames
-    if features.device.type == "cpu" and not features.requires_grad:
-        first = layers[0].conv
-        size = max(1, PIECE_VALUES // (hop // first.stride[0] * first.out_channels))
+    kept = features.requires_grad or any(weight.requires_grad for weight in weights)
+    if features.device.type == "cpu" and not kept:
+        conv = layers[0].conv
+        size = max(1, PIECE_VALUES // (hop // conv.stride[0] * conv.out_channels))
     pieces = []
     for start in range(0, frames, size):
         last = min(start + size, frames) - 1
         piece = features[start * hop : last * hop + field]
-        for layer, weight in zip(layers, weights):
-            piece = _convolve(layer, weight, piece)
+        for layer, weight, bias, norm in zip(layers, weights, biases, norms):
+            piece = _convolve(layer, weight, bias, norm, piece)
         pieces.append(piece)
     return torch.cat(pieces)
 
 
-def _convolve(layer: Any, weight: torch.Tensor, features: torch.Tensor) -> torch.Tensor:
+def _convolve(
+    layer: Any, weight: torch.Tensor, bias: torch.Tensor | None, norm: nn.LayerNorm | None, features: torch.Tensor
+) -> torch.Tensor:
     """A strided convolution with its norm and activation, (time, channels) -> (new time, new channels)"""
-    conv, norm = layer.conv, getattr(layer, "layer_norm", None)
-    windows = features.unfold(0, conv.kernel_size[0], conv.stride[0]).transpose(1, 2)  # (new time, kernel, channels)
-    features = product(windows.flatten(1), weight, conv.bias, layer.activation if norm is None else None)
+    windows = features.unfold(0, layer.conv.kernel_size[0], layer.conv.stride[0])  # (new time, channels, kernel)
+    windows = windows.transpose(1, 2).flatten(1)
     if norm is None:
-        return features
-    if isinstance(norm, nn.GroupNorm):  # one group a channel: moments over time
-        channels_first = features.t().unsqueeze(0)
-        normed = F.instance_norm(channels_first, weight=norm.weight, bias=norm.bias, eps=norm.eps)
-        return layer.activation(normed.squeeze(0).t().contiguous())
-    return layer.activation(_norm(norm, features))
+        return product(windows, weight, bias, layer.activation)
+    return layer.activation(_norm(norm, product(windows, weight, bias)))
+
+
+def _with_norm_over_time(
+    conv: nn.Conv1d, norm: nn.GroupNorm, weight: torch.Tensor, samples: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of a convolution of one channel that give its outputs normalised over the utterance.
+
+    With the windows' mean m and covariance C, an output channel of weight w has the mean w·m and the variance w·C·w, so
+    that the norm is an affine map of the weight, known before anything is convolved. Neighbouring samples are nearly
+    equal and high-pass weights cancel them: hence float64.
+
+    Args:
+        conv: (out, 1, kernel); its bias cancels.
+        norm: one group for each channel.
+        weight: (out, kernel).
+        samples: (samples,) of one utterance.
+    """
+    device = torch.device("cpu") if samples.device.type == "mps" else samples.device  # Apple's GPUs have no float64
+    values, wide, gain, offset = (
+        tensor.to(device, torch.float64) for tensor in (samples, weight, norm.weight, norm.bias)
+    )
+    windows = values.unfold(0, conv.kernel_size[0], conv.stride[0])  # (time, kernel)
+    mean = windows.mean(dim=0)
+    centred = windows - mean
+    variance = (wide @ (centred.t() @ centred / len(windows)) * wide).sum(dim=1)
+    scale = gain / (variance + norm.eps).sqrt()  # (out,)
+    return (wide * scale.unsqueeze(1)).to(weight), (offset - scale * (wide @ mean)).to(weight)
 
 
 def _positions(embedding: Any, hidden: torch.Tensor, frames: list[int]) -> torch.Tensor:
@@ -518,3 +612,68 @@ def add_linear(residual: torch.Tensor, hidden: torch.Tensor, layer: Any, dropout
 
 def _at_least_float32(values: torch.Tensor) -> torch.Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+class Int8Linear(nn.Module):
+    """A linear layer whose products are of 8-bit integers, for inference on a CPU.
+
+    Each output's weights are divided by their largest magnitude / 127 and rounded, once; each input row likewise, as it
+    comes. The product of integers is exact, so that rounding is the only difference. Reference: Dettmers et al. 2022,
+    "LLM.int8()", section 2.1 (vector-wise quantisation).
+    """
+
+    weight: torch.Tensor  # (out, in), int8
+    scale: torch.Tensor  # (out,)
+
+    def __init__(self, layer: nn.Linear):
+        super().__init__()
+        weight, scale = _rounded_to_8_bits(layer.weight.detach())
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale[:, 0])
+        self.bias = layer.bias
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """(..., in) -> (..., out), in the dtype of `hidden`
+
+        Raises:
+            RuntimeError: a gradient is wanted, or the layer is not on a CPU.
+        """
+        if hidden.device.type != "cpu":
+            raise RuntimeError(f"a speech encoder in 8 bits runs on a CPU, not on {hidden.device}")
+        if torch.is_grad_enabled() and hidden.requires_grad:
+            raise RuntimeError("a speech encoder in 8 bits gives no gradient: train the model, then quantise it")
+        rows, scale = _rounded_to_8_bits(hidden.flatten(0, -2))
+        products = torch._int_mm(rows, self.weight.t()).to(torch.float32)  # (rows, out)
+        output = products.mul_(scale).mul_(self.scale)
+        if self.bias is not None:
+            output += self.bias
+        return output.to(hidden.dtype).unflatten(0, hidden.shape[:-1])
+
+
+def _rounded_to_8_bits(rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(rows, values) -> integers from -127 to 127 of the same shape, and (rows, 1) by which they are multiplied"""
+    rows = rows.float()
+    scale = torch.linalg.vector_norm(rows, torch.inf, dim=-1, keepdim=True).clamp_min(1e-30) / 127
+    return (rows / scale).round_().to(torch.int8), scale
+
+
+def quantize_linear_layers(backbone: nn.Module) -> None:
+    """Put an [`Int8Linear`] in the place of each linear layer of the transformer but WavLM's gates, which are tiny.
+
+    Raises:
+        ValueError: a linear layer is more than a weight and a bias (an adapter, say), or not on a CPU.
+    """
+    layers = {
+        name: layer
+        for name, layer in backbone.get_submodule("encoder").named_modules()
+        if name.rpartition(".")[2] in _LINEAR_LAYERS - {"gru_rel_pos_linear"}
+    }
+    for name, layer in layers.items():
+        if not _is_plain(layer) or layer.weight.device.type != "cpu":
+            raise ValueError(
+                f"{name} of the speech encoder is {type(layer).__name__}, on {next(layer.parameters()).device}; plain "
+                "linear layers on a CPU can be quantised: merge adapters first"
+            )
+    for name, layer in layers.items():
+        parent, _, own = name.rpartition(".")
+        setattr(backbone.get_submodule(f"encoder.{parent}"), own, Int8Linear(layer))

@@ -26,6 +26,7 @@ from .conversation_encoder import (
     SpeakerEncoder,
     check_state,
 )
+from .fast_speech_encoder import Int8Linear, quantize_linear_layers
 from .feature_extraction_mamba_ema import NORMALIZATION, MambaEMAFeatureExtractor
 from .mamba2 import GatedRMSNorm
 from .pooling import values_are_known
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     # For a model in a local folder, transformers before 5.9 copies only the files that an entry file itself names.
     from .audio_containers import Part  # noqa: F401
     from .audio_files import AudioFileError  # noqa: F401
-    from .fast_speech_encoder import fast_hidden_states  # noqa: F401
 
 logger = logging.get_logger(__name__)
 ModelType = TypeVar("ModelType", bound="MambaEMAPreTrainedModel")
@@ -651,7 +651,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
 
         Raises:
             ImportError: this package is not installed, as where the model was loaded by remote code.
-            ValueError: a name that is no field, a value outside its range, or a model with adapters.
+            ValueError: a name that is no field, a value outside its range, or a model with adapters or in 8 bits.
 
         Example:
 
@@ -673,6 +673,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
             ) from error
         if has_adapters(self):
             raise ValueError("with_changes keeps weights by their names, which adapters change; merge them first")
+        self.refuse_8_bits("change the model")
         model: Any = type(self)(self.config.with_changes(**config_changes))
         model.to(device=self.device, dtype=self.dtype)
         keep_what_fits(self, model)
@@ -691,6 +692,30 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         """Keep the whole speech encoder as it is; pooling and everything after it is trained."""
         self.speech_encoder.backbone.requires_grad_(False)
         self.speech_encoder.train(self.training)
+
+    def quantize_speech_encoder(self) -> MambaEMAForRegression:
+        """Keep the speech encoder's linear layers in 8 bits: a quarter of their memory, for inference on a CPU.
+
+        Everything else (convolutions, norms, pooling, updater, head) stays as it is. The result cannot be saved or
+        trained further; the saved model is quantised after loading.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            ValueError: a linear layer of the speech encoder has an adapter, is quantised already, or is not on a CPU.
+        """
+        quantize_linear_layers(self.speech_encoder.backbone)
+        self.freeze_base_model()
+        return self
+
+    def refuse_8_bits(self, action: str) -> None:
+        """
+        Raises:
+            ValueError: the speech encoder is in 8 bits, where `action` must come before.
+        """
+        if any(isinstance(module, Int8Linear) for module in self.modules()):
+            raise ValueError(f"the speech encoder is in 8 bits; {action} before quantize_speech_encoder()")
 
     @classmethod
     def from_pretrained_speech_encoder(
@@ -733,16 +758,17 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         installed. A `preprocessor_config.json` that is there already is kept.
 
         Raises:
-            ValueError: a value of the configuration is outside its range or no longer that of the weights, the feature
-                extractor in the folder
-                normalises otherwise than the configuration says, or `push_to_hub=True`, which would upload before all
-                files are there; `model.push_to_hub(name)` uploads the whole folder.
+            ValueError: the speech encoder is in 8 bits, a value of the configuration is outside its range or no longer
+                that of the weights, the feature extractor in the folder normalises otherwise than the configuration
+                says, or `push_to_hub=True`, which would upload before all files are there; `model.push_to_hub(name)`
+                uploads the whole folder.
         """
         if kwargs.get("push_to_hub"):
             raise ValueError("save_pretrained(push_to_hub=True) would leave files out; call model.push_to_hub(name)")
         # Not needed to run the model, so not imported with it; but transformers copies what is named here.
         from .pipeline_mamba_ema import CUSTOM_PIPELINES, MambaEMAPipeline
 
+        self.refuse_8_bits("save the model")
         self.config.validate()
         for name, value in self.config.of_the_architecture().items():
             if value != self._built_by[name]:

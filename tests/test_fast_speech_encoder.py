@@ -1,6 +1,7 @@
 """The unpadded encoder against transformers' own models, run alone on each utterance."""
 
 import copy
+import os
 
 import pytest
 import torch
@@ -172,6 +173,81 @@ def test_how_the_work_is_divided_changes_no_number(monkeypatch, norm, module, na
         monkeypatch.setattr(module, "_attend_one_by_one", fast_speech_encoder._attend_together)
     for state, reference in zip(fast_hidden_states(model, waveforms, lengths, range(4)), expected):
         torch.testing.assert_close(state, reference, rtol=0, atol=1e-12)
+
+
+@pytest.fixture
+def two_threads(monkeypatch):
+    """As on a machine of two cores, with an encoder as narrow as those here; the tests run with one thread."""
+    monkeypatch.setattr(fast_speech_encoder, "THREADED_WIDTH", 0)
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("inference", [True, False])
+@pytest.mark.parametrize("samples", [SAMPLES, [16_000, 16_000], [48_000, 400, 719], [8000] * 9, [5000]])
+def test_threads_that_share_the_utterances_change_no_number(two_threads, samples, inference):
+    model = wavlm("layer").double()
+    waveforms, lengths = batch(samples, torch.float64)
+    with torch.inference_mode() if inference else torch.no_grad():
+        states = fast_hidden_states(model, waveforms, lengths, range(4))
+        assert largest_difference(states, alone(model, waveforms, lengths)) < 1e-12
+    assert all(state.is_inference() == inference for state in states)
+
+
+@pytest.mark.parametrize(
+    ("samples", "together", "threaded"),
+    [
+        ([5000], [[0]], []),
+        ([16_000, 16_000], [], [[0], [1]]),
+        ([400, 48_000, 719], [[0, 1, 2]], []),  # the second is longer than the others together, so is the third then
+        ([8000, 160_000, 8000], [[1]], [[0], [2]]),
+        ([4000, 8000, 4000, 8000, 4000, 4000], [], [[1], [3], [0, 2], [4, 5]]),
+    ],
+)
+def test_each_thread_gets_utterances_of_its_own_but_for_those_longer_than_its_share(
+    two_threads, samples, together, threaded
+):
+    with torch.no_grad():
+        assert fast_speech_encoder._divide(samples, wavlm("layer").config) == (together, threaded)
+
+
+def test_each_of_the_threads_computes_with_one_core_and_the_caller_keeps_its_own(two_threads):
+    numbers = fast_speech_encoder._in_single_threads(lambda _: torch.get_num_threads(), [[0], [1], [2]])
+    assert numbers == [1, 1, 1]
+    assert torch.get_num_threads() == 2
+
+
+def test_an_error_in_one_of_the_threads_reaches_the_caller(two_threads):
+    def refuse(*_):
+        raise RuntimeError("out of memory, say")
+
+    model = wavlm("layer")
+    model.encoder.layers[1].attention.k_proj.register_forward_hook(refuse)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="out of memory, say"):
+        fast_hidden_states(model, *batch([16_000, 16_000]), [3])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_has_no_threads_of_its_parent(two_threads):
+    fast_speech_encoder._single_threads(2)
+    child = os.fork()
+    if child == 0:
+        os._exit(fast_speech_encoder._single_threads.cache_info().currsize)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_the_norm_over_time_is_right_where_neighbouring_samples_are_nearly_equal():
+    model = wavlm("group")
+    waveform = (torch.arange(16_000.0) * 0.01).sin() + 1e-3 * torch.randn(16_000, generator=torch.manual_seed(0))
+    with torch.no_grad():
+        model.feature_extractor.conv_layers[0].conv.weight.copy_(
+            torch.randn(24, 1, 10).diff(dim=2, append=torch.zeros(24, 1, 1))
+        )
+        (features,) = fast_speech_encoder._front_end(model.feature_extractor, [waveform])
+        reference = model.double().feature_extractor(waveform[None].double())[0].t()
+    torch.testing.assert_close(features.double(), reference, rtol=0, atol=1e-5 * reference.abs().max().item())
 
 
 @pytest.mark.parametrize("norm", NORMS)

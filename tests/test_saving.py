@@ -91,7 +91,7 @@ def test_models_saved_before_the_files_were_merged_give_the_numbers_they_gave(na
     with torch.inference_mode():
         logits = model(**extractor([turns, turns[1:3]], sampling_rate=16_000, return_tensors="pt")).logits
     before = torch.from_numpy(np.load(folder / "logits.npy"))
-    torch.testing.assert_close(logits, before, atol=1e-6, rtol=0, equal_nan=True)
+    torch.testing.assert_close(logits, before, atol=2e-6, rtol=0, equal_nan=True)
 
 
 def test_a_model_alone_writes_its_feature_extractor_too(tmp_path):

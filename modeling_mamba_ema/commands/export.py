@@ -15,7 +15,9 @@ HELP = "write a model for onnxruntime"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser, device=False)
     parser.add_argument("output", type=Path, help="folder to write; files of an earlier export are replaced")
-    parser.add_argument("--audonnx", action="store_true", help="a folder for audonnx.load: utterances by themselves")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--audonnx", action="store_true", help="a folder for audonnx.load: utterances by themselves")
+    form.add_argument("--int8", action="store_true", help="the speech encoder's products in 8 bits")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -25,7 +27,11 @@ def run(options: argparse.Namespace) -> int:
     from ..integrations.audonnx import export_audonnx
 
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # which warns of torchvision, that nothing here uses
-    export = export_audonnx if options.audonnx else export_onnx
-    for path in export(load_tracker(options).model, options.output):
+    model = load_tracker(options).model
+    if options.audonnx:
+        paths = export_audonnx(model, options.output)
+    else:
+        paths = export_onnx(model, options.output, options.int8)
+    for path in paths:
         print(path)
     return 0

@@ -27,6 +27,7 @@ def add_model_options(parser: argparse.ArgumentParser, device: bool = True) -> N
     parser.add_argument("--revision", default="main", help="commit, tag or branch of a model on the Hub")
     if device:
         parser.add_argument("--device", default="cpu", help="where the model runs, e.g. cuda")
+        parser.add_argument("--int8", action="store_true", help="the speech encoder in 8 bits: faster on a CPU")
 
 
 def add_channel_option(parser: argparse.ArgumentParser, split: bool = True) -> None:
@@ -48,4 +49,7 @@ def load_tracker(options: argparse.Namespace) -> EmotionTracker:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    return EmotionTracker.from_pretrained(options.model, options.revision, getattr(options, "device", "cpu"))
+    tracker = EmotionTracker.from_pretrained(options.model, options.revision, getattr(options, "device", "cpu"))
+    if "device" in options and options.int8:
+        tracker.model.quantize_speech_encoder()
+    return tracker

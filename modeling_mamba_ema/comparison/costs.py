@@ -83,7 +83,14 @@ def encoder_cost(model: MambaEMAForRegression, seconds: float, repeats: int = 3)
 def interleaved(
     functions: dict[str, Callable[[], Any]], rounds: int, warm_up: dict[str, Callable[[], Any]] | None = None
 ) -> dict[str, float]:
-    """Median seconds of each function, run in turn (A B C A B C ...), after one round of `warm_up` or of themselves."""
+    """Median seconds of each function, see [`seconds_by_round`]."""
+    return {name: statistics.median(values) for name, values in seconds_by_round(functions, rounds, warm_up).items()}
+
+
+def seconds_by_round(
+    functions: dict[str, Callable[[], Any]], rounds: int, warm_up: dict[str, Callable[[], Any]] | None = None
+) -> dict[str, list[float]]:
+    """Seconds of each function, run in turn (A B C A B C ...), after one round of `warm_up` or of themselves."""
     warm_up = functions if warm_up is None else warm_up
     for name in functions:
         warm_up[name]()
@@ -93,7 +100,7 @@ def interleaved(
             started = time.perf_counter()
             function()
             times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
 
 
 def _without_wavlm(config: MambaEMAConfig, pooling: str, layers: int) -> SpeechEncoder:

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from modeling_mamba_ema import MambaEMAFeatureExtractor
+from modeling_mamba_ema import MambaEMAFeatureExtractor, MambaEMAForRegression, tiny_wavlm
 from modeling_mamba_ema.__main__ import main
 from modeling_mamba_ema.inference import EmotionTracker
 from modeling_mamba_ema.inference.onnx_export import export_onnx
+from modeling_mamba_ema.sample import load_sample_conversation
 from tests.support.models import tiny_model
 from tests.support.programs import environment
 
@@ -160,3 +161,24 @@ def test_a_model_that_cannot_be_exported_is_refused(tmp_path):
     for model in (tiny_model().train(), tiny_model().double(), tiny_model().bfloat16()):
         with pytest.raises(ValueError, match=r"model.float\(\).cpu\(\).eval\(\)"):
             export_onnx(model, tmp_path)
+    with pytest.raises(ValueError, match="8 bits; export the model before"):
+        export_onnx(tiny_model().quantize_speech_encoder(), tmp_path)
+
+
+def test_products_in_8_bits_stay_near_the_trackers_numbers_in_a_smaller_file(tmp_path, monkeypatch):
+    model = MambaEMAForRegression.from_pretrained_speech_encoder(tiny_wavlm.FOLDER).eval()
+    model.save_pretrained(tmp_path / "model")
+    assert main(["export", "--model", str(tmp_path / "model"), str(tmp_path / "onnx"), "--int8"]) == 0
+    weights = sum(p.numel() * p.element_size() for p in model.speech_encoder.parameters())
+    assert (tmp_path / "onnx" / "encoder.onnx").stat().st_size < 0.6 * weights
+    monkeypatch.syspath_prepend(tmp_path / "onnx")
+    monkeypatch.delitem(sys.modules, "mamba_ema_onnx", raising=False)
+    from mamba_ema_onnx import OnnxEmotionTracker
+
+    live, exported = EmotionTracker.from_pretrained(tmp_path / "model"), OnnxEmotionTracker(tmp_path / "onnx")
+    differences = []
+    for turn in load_sample_conversation()[:3]:
+        wanted = live.update(turn["waveform"], 16_000).values
+        got = exported.update(turn["waveform"])["values"]
+        differences += [abs(got[label] - value) for label, value in wanted.items()]
+    assert 0 < max(differences) < 0.03
