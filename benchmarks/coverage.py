@@ -3,11 +3,11 @@
     mamba-ema prepare synthetic --output data/demo
     python benchmarks/coverage.py configuration/demo.yaml --splits 20
 
-Each split is one training as run_finetune.py does it, with the encoder frozen and its frames computed once: the
-validation split chooses the epoch and makes the intervals, the test split is held by them or not. `--splits` draws
-conversations at random, as many for each split as the corpus has there; `--folds` takes columns of the corpus that name
-the split of each row, such as those with speakers left out. With `model.params.predict_spread=true`, intervals scaled
-by the spread stand beside those that are not, and over all splits together what the spread is worth.
+Each split is one training as run_finetune.py does it, the frames of a frozen encoder computed once: the validation
+split chooses the epoch and makes the intervals, the test split is held by them or not. `--splits` draws conversations
+at random, as many for each split as the corpus has there; `--folds` takes columns of the corpus that name the split of
+each row, such as those with speakers left out. With `model.params.predict_spread=true`, intervals scaled by the spread
+stand beside those that are not, and over all splits together what the spread is worth.
 """
 
 import argparse
@@ -17,6 +17,7 @@ import logging
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pandas as pd
 import transformers
@@ -55,6 +56,7 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING)
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
+    datasets.disable_progress_bars()
 
     run = load_run_configuration(options.configuration, options.overrides)
     arguments = run.training_arguments()
@@ -63,15 +65,14 @@ def main() -> int:
     model, extractor = build_model(run)
     config = model.config
     folds = [load_splits(run_of_fold(run, fold).data, config, output) for fold in options.folds or [None]]
-    cache = cache_frames(
-        model, extractor, [r for splits in folds for r in splits.values()], run.data.cache_folder, arguments
-    )
+    everything = [rows for splits in folds for rows in splits.values()]
+    frozen = config.freeze_speech_encoder
+    cache = cache_frames(model, extractor, everything, run.data.cache_folder, arguments) if frozen else None
     if options.splits:
         folds = [random_split(folds[0], seed) for seed in range(options.splits)]
 
-    kinds = (
-        {"scaled by the spread": True, "of one length": False} if config.predict_spread else {"of one length": False}
-    )
+    kinds = {"scaled by the spread": True} if config.predict_spread else {}
+    kinds["of one length"] = False
     rows, tables = [], []
     for number, splits in enumerate(folds):
         seed = arguments.seed + (number if options.splits else 0)
@@ -82,6 +83,8 @@ def main() -> int:
             measured = copy.deepcopy(config)
             measured.predict_spread = scaled
             calibrate(measured, predicted[str(run.data.validation_split)])
+            if measured.interval_radii is None:
+                raise ValueError("the validation split has too few conversations for model.params.interval_level")
             table = add_intervals(tables[-1], measured)
             held = coverage(table, measured)
             for label in config.labels:

@@ -15,6 +15,7 @@ from modeling_mamba_ema.ccc_loss import MISSING_LABEL
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
 from modeling_mamba_ema.data.normal_form import LabelError
 from modeling_mamba_ema.inference import EmotionTracker
+from modeling_mamba_ema.metrics.confidence import spread_metrics
 from modeling_mamba_ema.training import prediction_table
 from modeling_mamba_ema.training.evaluation import predict_in_chunks
 from tests.support.models import features, predict, tiny_config, tiny_model
@@ -175,7 +176,26 @@ def test_chunks_give_the_same_as_whole_conversations(tmp_path, spread_split):
     assert truth.abs().max() < 1e-3
 
 
-def test_a_run_learns_it_measures_it_and_every_door_shows_it(corpus, saved_model, tmp_path, capsys):
+def test_training_learns_it_beside_the_values(tmp_path, spread_split):
+    model = MambaEMAForRegression(tiny_config(predict_spread=True, context="none"))
+    before = spread_metrics(table_of_predictions(tmp_path, spread_split, model), model.config)
+    arguments = {
+        "max_steps": 60,
+        "learning_rate": 5e-3,
+        "max_seconds_per_batch": 100.0,
+        "lr_scheduler_type": "constant",
+    }
+    make_trainer(tmp_path, spread_split, model, **arguments).train()
+    after = spread_metrics(table_of_predictions(tmp_path, spread_split, model), model.config)
+    assert after["spread_ccc_arousal"] > 0.5 > before["spread_ccc_arousal"]
+
+
+def table_of_predictions(tmp_path, dataset, model):
+    predictions = make_trainer(tmp_path, dataset, model).predict(dataset).predictions
+    return prediction_table(predictions, dataset, model.config)
+
+
+def test_a_run_measures_it_and_every_door_shows_it(corpus, saved_model, tmp_path, capsys):
     run = write_run(tmp_path / "run.yaml", corpus, tmp_path / "run")
     options = ["model.params.predict_spread=true", "model.params.interval_level=0.8", "training.num_train_epochs=1"]
     assert call_program(FINETUNE, run, *options) == 0

@@ -1,6 +1,7 @@
 """Intervals: what they promise over conversations, and what is left where only confident predictions are kept."""
 
 import json
+import re
 
 import audmetric
 import numpy as np
@@ -233,6 +234,20 @@ def test_a_run_measures_intervals_which_evaluation_prediction_and_card_show(corp
             assert (row[name] is not None) is kept
         assert row["valence_confidence"] is not None
         assert kept or row["reading"] == ""
+
+
+def test_the_program_measures_coverage_over_random_splits_of_conversations(corpus, tmp_path, capsys):
+    run = write_run(tmp_path / "run.yaml", corpus, tmp_path / "run")
+    options = ["training.num_train_epochs=1", "model.params.interval_level=0.8", "model.params.predict_spread=true"]
+    assert call_program("benchmarks/coverage.py", run, *options, "--splits", "2") == 0
+    printed = capsys.readouterr().out
+    singles = re.findall(r"split \d, (.*): valence held ([\d.]+)%", printed)
+    assert [kind for kind, _ in singles] == ["scaled by the spread", "of one length"] * 2
+    mean = np.mean([float(held) for kind, held in singles if kind == "of one length"])
+    found = re.search(r"intervals of one length, valence: held ([\d.]+)% on average", printed)
+    assert float(found[1]) == pytest.approx(mean, abs=0.11)
+    assert "asked for 80%, over 2 splits" in printed
+    assert "error_with_spread_arousal" in printed
 
 
 def test_a_model_without_intervals_cannot_be_filtered_by_them(saved_model, tmp_path, capsys):
