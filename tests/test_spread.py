@@ -69,7 +69,7 @@ def test_it_is_kept_by_saving_and_added_to_a_trained_model_without_changing_its_
 
 @pytest.mark.parametrize("scope", ["conversation", "both"])
 def test_turn_by_turn_is_as_the_whole_conversation_on_the_scale_of_the_labels(scope):
-    model = tiny_model(predict_spread=True, context_scope=scope, label_ranges={"valence": (0, 100)})
+    model = tiny_model(predict_spread=True, context_scope=scope, label_ranges={"valence": (20, 120)})
     turns = waveforms(8_000, 4_000, 12_000)
     whole = predict(model, [turns], speaker_ids=torch.tensor([[0, 1, 0]])).spread[0]
     tracker = EmotionTracker(model, MambaEMAFeatureExtractor())
