@@ -25,6 +25,7 @@ from datasets import DatasetDict, concatenate_datasets
 from transformers import set_seed
 
 from modeling_mamba_ema.comparison.runs import run_of_fold, train_and_predict
+from modeling_mamba_ema.comparison.statistics import cell_ccc
 from modeling_mamba_ema.metrics.confidence import add_intervals, calibrate, coverage, spread_metrics
 from modeling_mamba_ema.training import build_model, cache_frames, load_run_configuration, load_splits
 
@@ -100,7 +101,10 @@ def main() -> int:
             f"  intervals {kind}, {label}: held {held.mean():.1%} on average, {held.min():.0%} to {held.max():.0%} in "
             f"single splits (standard deviation {100 * held.std():.1f} points); mean length {part['length'].mean():.3f}"
         )
-    worth = spread_metrics(pd.concat(tables, ignore_index=True), config)
+    table = pd.concat(tables, ignore_index=True)
+    ccc = cell_ccc(table, config.labels)
+    print(f"  CCC over all test turns: {', '.join(f'{label} {ccc[label]:.3f}' for label in config.labels)}")
+    worth = spread_metrics(table, config)
     for name in (name for name in worth if not name.endswith(("_low", "_high"))):
         print(f"  {name} {worth[name]:.3f} (95 % interval {worth[f'{name}_low']:.3f} to {worth[f'{name}_high']:.3f})")
     return 0
