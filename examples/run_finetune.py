@@ -72,7 +72,7 @@ def main() -> int:
     with failing_together():
         model, extractor = build_model(run)
         splits = load_splits(run.data, model.config, output)
-        parts = build_datasets(run.data, splits, model.config.labels)
+        parts = build_datasets(run.data, splits, model.config)
         train, validation = parts[run.data.train_split], parts[run.data.validation_split]
 
     # 3. trainer, and the checkpoint of this run that it goes on from

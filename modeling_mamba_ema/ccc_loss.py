@@ -1,4 +1,4 @@
-"""The CCC loss, the same on one process and on many.
+"""The CCC loss, and that of the raters' spread, the same on one process and on many.
 
 The concordance correlation coefficient of a batch is no mean over its parts: the CCC of a shard is not a shard of the
 CCC. So the predictions of all processes are gathered before the moments are taken.
@@ -16,6 +16,7 @@ from .pooling import values_are_known
 
 MISSING_LABEL = -100.0
 SCALE_TOLERANCE = 1e-4  # rounding of rescaled labels
+MIN_SPREAD = 0.01  # of raters, on the unit scale: less than the step between two neighbours of any scale in use
 
 
 def ccc_loss(
@@ -69,13 +70,8 @@ def ccc_loss(
         )
     dtype = torch.promote_types(predictions.dtype, torch.float32)
     with torch.autocast(device_type=predictions.device.type, enabled=False):
-        own_predictions = predictions = predictions.to(dtype)
-        labels = labels.to(dtype)
-        world_size = 1
-        if torch.is_grad_enabled() and dist.is_available() and dist.is_initialized():
-            world_size = dist.get_world_size()
-        if world_size > 1:
-            predictions, labels = _gather_turns(predictions, labels, world_size)
+        own_predictions = predictions.to(dtype)
+        predictions, labels, world_size = _of_all_processes(own_predictions, labels.to(dtype))
         known = values_are_known(predictions)
         if known:
             _require_finite(predictions, labels)
@@ -96,12 +92,59 @@ def ccc_loss(
             )
             mse = (weights * squared).sum() / weights.sum().clamp_min(torch.finfo(dtype).tiny)
             loss = (1.0 - mse_weight) * loss + mse_weight * mse
-        if world_size == 1:
-            return loss
-        # DistributedDataParallel averages gradients over processes, while each process holds only its own turns' share
-        # of the gradient of the global loss. The value that is logged stays the loss itself. The last term, always 0,
-        # gives a process without turns a gradient of zeros, for which the others wait.
-        return loss.detach() + world_size * (loss - loss.detach()) + 0.0 * own_predictions.sum()
+        return _for_averaged_gradients(loss, own_predictions, world_size)
+
+
+def spread_loss(spreads: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    r"""Divergence of the raters' normal distribution from the predicted one around the same mean.
+
+    .. math:: \mathrm{KL}\big(N(t, s^2 + \epsilon^2) \,\|\, N(t, \sigma^2 + \epsilon^2)\big)
+              = \frac{1}{2}\left(q - 1 - \log q\right), \quad q = \frac{s^2 + \epsilon^2}{\sigma^2 + \epsilon^2}
+
+    averaged over labels, and over the turns of the global batch where s is given. The spread as a second task beside
+    the value is that of Han et al. 2017, "From Hard to Soft: Towards more Human-like Emotion Recognition by Modelling
+    the Perception Uncertainty"; a divergence between the ratings' distribution and the predicted one as its loss that
+    of Raj Prabhu et al. 2022, "End-to-End Label Uncertainty Modeling in Speech Emotion Recognition using Bayesian
+    Neural Networks and Label Distribution Learning". With two means in it, :math:`\sigma` would grow with the model's
+    own error, too. With one, the best prediction is the mean variance of the raters: :math:`\sigma^2 = E[s^2]`.
+
+    Several processes call it as [`ccc_loss`].
+
+    Args:
+        spreads: (turns, labels), predicted standard deviations :math:`\sigma` on the unit scale.
+        labels: (turns, labels), the raters' s, -100 where missing. :math:`\epsilon`, 0.01, keeps the quotient finite
+            where all raters agree.
+
+    Returns:
+        Scalar in float32 (float64 for float64 predictions); 0 where every spread is right, and where none is given.
+    """
+    dtype = torch.promote_types(spreads.dtype, torch.float32)
+    with torch.autocast(device_type=spreads.device.type, enabled=False):
+        own = spreads.to(dtype)
+        spreads, labels, world_size = _of_all_processes(own, labels.to(dtype))
+        given = labels != MISSING_LABEL
+        quotient = (labels.square() + MIN_SPREAD**2) / (spreads.square() + MIN_SPREAD**2)
+        divergence = 0.5 * (quotient - 1.0 - quotient.log())  # (turns, labels)
+        count = given.sum(dim=0)  # (labels,)
+        by_label = divergence.masked_fill(~given, 0.0).sum(dim=0) / count.clamp_min(1)
+        loss = by_label.sum() / (count > 0).sum().clamp_min(1)
+        return _for_averaged_gradients(loss, own, world_size)
+
+
+def _of_all_processes(predictions: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """The turns of the global batch while gradients are recorded, else of this process, and how many processes."""
+    if not (torch.is_grad_enabled() and dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return predictions, labels, 1
+    return *_gather_turns(predictions, labels, dist.get_world_size()), dist.get_world_size()
+
+
+def _for_averaged_gradients(loss: torch.Tensor, own_predictions: torch.Tensor, world_size: int) -> torch.Tensor:
+    """DistributedDataParallel averages gradients over processes, while each process holds only its own turns' share of
+    the gradient of the global loss. The value that is logged stays the loss itself. The last term, always 0, gives a
+    process without turns a gradient of zeros, for which the others wait."""
+    if world_size == 1:
+        return loss
+    return loss.detach() + world_size * (loss - loss.detach()) + 0.0 * own_predictions.sum()
 
 
 def check_labels(labels: torch.Tensor, expected_shape: tuple[int, ...], names: list[str]) -> None:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from transformers import AutoConfig, HubertConfig, PretrainedConfig, Wav2Vec2Config, WavLMConfig
 from transformers.utils import logging
 
+from .ccc_loss import MIN_SPREAD
 from .conversation_encoder import CONTEXTS, SCOPES, check_ema_decay
 from .feature_extraction_mamba_ema import validate_normalization
 from .mamba2 import check_head_dim
@@ -60,7 +61,10 @@ _NUMBER_BOUNDS = {
     "loss_mse_weight": (0.0, 1.0),
     "interval_level": (0.0, 1.0),
 }
-_FLAGS = ("activation_layer_norm", "bounded_predictions", "ema_decay_learnable", "freeze_speech_encoder")
+_FLAGS = (
+    *("activation_layer_norm", "bounded_predictions", "ema_decay_learnable", "freeze_speech_encoder"),
+    *("predict_spread", "scaled_intervals"),
+)
 _SPEECH_ENCODER_BOUNDS = {
     "hidden_size": (1, 4096),
     "num_hidden_layers": (1, 48),
@@ -85,6 +89,7 @@ _ARCHITECTURE = (
     *("speech_encoder_pooling_min_variance", "speech_encoder_layers", "context", "context_scope", "hidden_size"),
     *("num_hidden_layers", "state_size", "conv_kernel", "expand", "head_dim", "ema_decay", "ema_decay_learnable"),
     *("projection_activation", "head_hidden_layers", "head_activation", "activation_layer_norm", "bounded_predictions"),
+    "predict_spread",
 )
 _LABEL_FIELDS = ("id2label", "label2id", "num_labels")
 # Of the convolution front end: (lowest, highest) of each layer's value. Published encoders have 7 layers.
@@ -148,6 +153,9 @@ class MambaEMAConfig(PretrainedConfig):
             A layer norm before each activation of projection and head.
         bounded_predictions (`bool`, *optional*, defaults to `True`):
             Keep predictions on the unit scale by a sigmoid. Without it they may leave it.
+        predict_spread (`bool`, *optional*, defaults to `False`):
+            Predict beside each value the standard deviation of its raters (`outputs.spread`), learned from the columns
+            `valence_sd` and so on of a corpus.
         do_normalize (`bool`, *optional*, defaults to `True`):
             Whether the speech encoder was trained on waveforms of zero mean and unit variance each (WavLM-large: yes).
             The feature extractor saved with the model has the same value.
@@ -164,6 +172,8 @@ class MambaEMAConfig(PretrainedConfig):
         interval_radii (`dict[str, dict[str, float]]`, *optional*):
             What was measured after training (see `docs/confidence.md`): by label name, for the share of turns that an
             interval is to hold, such as `"0.9"`, how far it reaches on either side of a prediction on the unit scale.
+        scaled_intervals (`bool`, *optional*, defaults to `False`):
+            `interval_radii` are multiples of the predicted spread, which counts as at least 0.01.
         interval_level (`float`, *optional*, defaults to 0.9): The share of `outputs.intervals`, one of those measured.
 
     Other names are kept as attributes, as in every configuration of transformers.
@@ -186,7 +196,7 @@ class MambaEMAConfig(PretrainedConfig):
 
     model_type = "mamba_ema"
     sub_configs: ClassVar[dict[str, type]] = {"speech_encoder_config": AutoConfig}
-    # What a Trainer need not gather over an evaluation: only logits are predictions.
+    # What a Trainer need not gather over an evaluation: predictions are logits, and the spread where there is one.
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         "pooled_output",
         "pooling_attentions",
@@ -223,6 +233,7 @@ class MambaEMAConfig(PretrainedConfig):
         head_activation: str = "gelu",
         activation_layer_norm: bool = False,
         bounded_predictions: bool = True,
+        predict_spread: bool = False,
         do_normalize: bool = True,
         waveform_mean: float | None = None,
         waveform_std: float | None = None,
@@ -230,6 +241,7 @@ class MambaEMAConfig(PretrainedConfig):
         loss_label_weights: dict[str, float] | None = None,
         loss_mse_weight: float = 0.0,
         interval_radii: dict[str, dict[str, float]] | None = None,
+        scaled_intervals: bool = False,
         interval_level: float = 0.9,
         **kwargs: Any,
     ):
@@ -256,6 +268,12 @@ class MambaEMAConfig(PretrainedConfig):
         """Label names in the order of the model's outputs."""
         names = {int(index): str(name) for index, name in (self.id2label or {}).items()}  # JSON has strings as keys
         return [names[index] for index in sorted(names)]
+
+    @property
+    def target_columns(self) -> list[str]:
+        """Columns of a corpus that the model learns from: the labels, and for a model that predicts the spread of the
+        raters their standard deviations, such as `valence_sd`."""
+        return [*self.labels, *(f"{label}_sd" for label in self.labels if self.predict_spread)]
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -292,7 +310,7 @@ class MambaEMAConfig(PretrainedConfig):
         """
         for name in changes:
             _require_choice("a field to change", name, sorted({*_own_fields(), *_LABEL_FIELDS}))
-        own = {**self.to_dict(), "interval_radii": None}
+        own = {**self.to_dict(), "interval_radii": None, "scaled_intervals": False}
         labels = {name: changes.pop(name) for name in _LABEL_FIELDS if name in changes}
         if labels and labels != {"num_labels": len(self.labels)}:
             own = {name: value for name, value in own.items() if name not in _LABEL_FIELDS}
@@ -328,14 +346,21 @@ class MambaEMAConfig(PretrainedConfig):
 
     def interval_radius(self, label: str, level: float | None = None) -> float | None:
         """How far the interval of a level (None: `interval_level`) reaches on either side of a prediction, on the unit
-        scale; None where it was not measured."""
+        scale or, with `scaled_intervals`, in multiples of the spread; None where it was not measured."""
         return (self.interval_radii or {}).get(label, {}).get(f"{self.interval_level if level is None else level:g}")
 
-    def confidence(self, label: str, value: float) -> float:
+    def confidence(self, label: str, value: float, spread: float | None = None) -> float:
         """That a turn's label lies on the same side of 0.5, the middle of the scale, as the prediction: the largest
-        level whose interval does not hold 0.5; 0 where there is none. It is wrong in at most 1 - level of all turns."""
+        level whose interval does not hold 0.5; 0 where there is none. It is wrong in at most 1 - level of all turns.
+
+        Args:
+            label: its name.
+            value, spread: predictions on the unit scale; the spread of a model with `scaled_intervals`.
+        """
         radii = (self.interval_radii or {}).get(label, {})
-        return max((float(level) for level, radius in radii.items() if radius < abs(value - NEUTRAL)), default=0.0)
+        unit = max(spread, MIN_SPREAD) if self.scaled_intervals and spread is not None else 1.0
+        reached = abs(value - NEUTRAL) / unit
+        return max((float(level) for level, radius in radii.items() if radius < reached), default=0.0)
 
     def validate(self) -> None:
         """Check every value, as when the configuration was made.
@@ -445,6 +470,8 @@ class MambaEMAConfig(PretrainedConfig):
     def _validate_intervals(self) -> None:
         if self.interval_radii is None:
             return
+        if self.scaled_intervals and not self.predict_spread:
+            raise ValueError("scaled_intervals are multiples of the spread, which needs predict_spread")
         level = f"{self.interval_level:g}"
         for label in self.labels:
             radii = self.interval_radii.get(label, {})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import reprlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -175,6 +176,25 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
             kwargs: other arguments, such as `max_seconds`.
         """
         return cls(**{name: getattr(config, name) for name in NORMALIZATION}, **kwargs)
+
+    @classmethod
+    def in_folder(cls, folder: Path, config: Any) -> MambaEMAFeatureExtractor:
+        """The feature extractor of a model's folder, or a new one where there is none.
+
+        Raises:
+            ValueError: it normalises otherwise than the model's configuration says: the numbers would be wrong without
+                a sign.
+        """
+        if not (folder / "preprocessor_config.json").is_file():
+            return cls.for_model(config)
+        extractor = cls.from_pretrained(folder)
+        for name in NORMALIZATION:
+            if getattr(config, name) != getattr(extractor, name):
+                raise ValueError(
+                    f"{name} is {getattr(config, name)} in config.json and {getattr(extractor, name)} in "
+                    "preprocessor_config.json; both must say what the speech encoder was trained with"
+                )
+        return extractor
 
     @classmethod
     def from_speech_encoder(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> MambaEMAFeatureExtractor:

@@ -15,7 +15,7 @@ from transformers.activations import ACT2FN
 from transformers.dynamic_module_utils import custom_object_save
 from transformers.utils import ModelOutput, logging
 
-from .ccc_loss import ccc_loss, check_labels
+from .ccc_loss import MIN_SPREAD, MISSING_LABEL, ccc_loss, check_labels, spread_loss
 from .configuration_mamba_ema import SPEECH_ENCODER_DEFAULTS, MambaEMAConfig, check_speech_encoder_fields
 from .conversation_encoder import (
     CONTEXTS,
@@ -93,6 +93,8 @@ class MambaEMARegressionOutput(ModelOutput):
         intervals: (batch, turns, num_labels, 2), lower and upper end of the interval that holds the label of
             `config.interval_level` of all turns (see `docs/confidence.md`), on the unit scale; None for a model whose
             errors were not measured (`config.interval_radii`).
+        spread: (batch, turns, num_labels), predicted standard deviation of the raters on the unit scale, float32; NaN
+            likewise. None without `config.predict_spread`.
     """
 
     loss: torch.Tensor | None = None
@@ -103,6 +105,7 @@ class MambaEMARegressionOutput(ModelOutput):
     conversation_state: ConversationState | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     intervals: torch.Tensor | None = None
+    spread: torch.Tensor | None = None
 
 
 class Activation(nn.Module):
@@ -140,13 +143,14 @@ class RegressionHead(nn.Module):
     Args:
         config: gives sizes, activation and dropout.
         num_contexts: of width `config.hidden_size` each, which stand behind the observation.
+        bounded: whether s is the sigmoid.
     """
 
-    def __init__(self, config: MambaEMAConfig, num_contexts: int):
+    def __init__(self, config: MambaEMAConfig, num_contexts: int, bounded: bool):
         super().__init__()
         size, num_labels = config.hidden_size, len(config.labels)
         self.observation_size = size
-        self.bounded = config.bounded_predictions
+        self.bounded = bounded
         self.dropout = nn.Dropout(config.dropout)
         self.dense = None
         self.context_proj = None
@@ -526,7 +530,9 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
     def __init__(self, config: MambaEMAConfig):
         super().__init__(config)
         self.mamba_ema = MambaEMAModel(config)
-        self.head = RegressionHead(config, len(self.mamba_ema.contexts))
+        contexts = len(self.mamba_ema.contexts)
+        self.head = RegressionHead(config, contexts, config.bounded_predictions)
+        self.spread_head = RegressionHead(config, contexts, bounded=True) if config.predict_spread else None
         self._built_by = config.of_the_architecture()
         self.post_init()
 
@@ -553,7 +559,8 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         Args:
             labels: (batch, num_labels) or (batch, turns, num_labels) on the unit scale, -100 where missing; a single
                 label may go without the last dimension. The loss is `1 - mean CCC` over all turns of the global batch
-                (see `ccc_loss`).
+                (see `ccc_loss`). With `config.predict_spread`, 2 num_labels: the raters' standard deviations on the
+                unit scale follow the values, and their loss (see `spread_loss`) is added.
             input_values, attention_mask, turn_mask, speaker_ids, conversation_state, use_conversation_state,
             frame_values, frame_mask, output_hidden_states, output_attentions, return_dict: as in
                 [`MambaEMAModel.forward`].
@@ -575,19 +582,19 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
             output_attentions=output_attentions,
             return_dict=True,
         )
-        logits = self.head(outputs.last_hidden_state)  # (batch, [turns,] num_labels)
-        loss = None
-        present = outputs.turn_mask.bool()
+        predictions = [self.head(outputs.last_hidden_state)]  # (batch, [turns,] num_labels) each
+        if self.spread_head is not None:
+            predictions.append(self.spread_head(outputs.last_hidden_state))
+        loss, present = None, outputs.turn_mask.bool()
         if labels is not None:
-            if len(self.config.labels) == 1 and labels.dim() == logits.dim() - 1:
-                labels = labels.unsqueeze(-1)  # one label may be given without a dimension of its own
-            check_labels(labels, tuple(logits.shape), self.config.labels)
-            loss = self.loss(logits[present], labels[present].to(logits.dtype))
-        logits = logits.masked_fill(~present.unsqueeze(-1), torch.nan)
+            side_by_side = torch.cat(predictions, dim=-1)
+            loss = self.loss(side_by_side[present], self.checked_targets(labels, side_by_side)[present])
+        logits, *spread = (part.masked_fill(~present.unsqueeze(-1), torch.nan) for part in predictions)
         output = MambaEMARegressionOutput(
             loss=loss,
             logits=logits,
-            intervals=self.intervals(logits),
+            intervals=self.intervals(logits, *spread),
+            spread=spread[0] if spread else None,
             pooled_output=outputs.pooled_output,
             pooling_attentions=outputs.pooling_attentions,
             turn_mask=outputs.turn_mask,
@@ -600,41 +607,62 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         """The configuration's loss, see `ccc_loss`.
 
         Args:
-            predictions, labels: (turns, num_labels) on the unit scale, -100 where a label is missing.
+            predictions, labels: (turns, num_labels) on the unit scale, -100 where a label is missing; with
+                `config.predict_spread` (turns, 2 num_labels), the spreads behind the values.
         """
-        weights = self.config.loss_label_weights
-        return ccc_loss(
-            predictions,
-            labels,
+        weights, num_labels = self.config.loss_label_weights, len(self.config.labels)
+        loss = ccc_loss(
+            predictions[:, :num_labels],
+            labels[:, :num_labels],
             label_weights=None if weights is None else [weights.get(name, 1.0) for name in self.config.labels],
             mse_weight=self.config.loss_mse_weight,
         )
+        if self.config.predict_spread:
+            loss = loss + spread_loss(predictions[:, num_labels:], labels[:, num_labels:])
+        return loss
 
-    def intervals(self, logits: torch.Tensor) -> torch.Tensor | None:
+    def checked_targets(self, labels: torch.Tensor, predictions: torch.Tensor) -> torch.Tensor:
+        """Labels as [`MambaEMAForRegression.forward`] takes them -> as `loss` does, in the shape of predictions.
+
+        Raises:
+            ValueError: see `check_labels`.
+        """
+        names = self.config.labels
+        if len(names) == 1 and labels.dim() == predictions.dim() - 1:
+            labels = labels.unsqueeze(-1)  # one label may be given without a dimension of its own
+        if self.config.predict_spread and labels.shape[-1] == len(names):
+            labels = torch.cat([labels, torch.full_like(labels, MISSING_LABEL)], dim=-1)
+        check_labels(labels, tuple(predictions.shape), self.config.target_columns)
+        return labels.to(predictions.dtype)
+
+    def intervals(self, logits: torch.Tensor, spread: torch.Tensor | None = None) -> torch.Tensor | None:
         """Predictions on the unit scale -> (..., num_labels, 2), see [`MambaEMARegressionOutput`].
 
         Args:
             logits: (..., num_labels).
+            spread: the same, of a model with `config.scaled_intervals`.
         """
-        reaches = []  # a tensor each, filled on the device
-        for label in self.config.labels:
-            radius = self.config.interval_radius(label)
-            if radius is None:
-                return None
-            reaches.append(logits.new_full((), radius))
-        reach = torch.stack(reaches)  # (num_labels,)
+        radii: list[Any] = [self.config.interval_radius(label) for label in self.config.labels]
+        if None in radii:
+            return None
+        reach = torch.stack([logits.new_full((), radius) for radius in radii])  # (num_labels,), filled on the device
+        if self.config.scaled_intervals:
+            if spread is None:
+                raise ValueError("the intervals of this model are multiples of its spread: give outputs.spread, too")
+            reach = reach * spread.clamp_min(MIN_SPREAD)
         ends = torch.stack([logits - reach, logits + reach], dim=-1)
         return ends.clamp(0.0, 1.0) if self.config.bounded_predictions else ends
 
-    def to_label_ranges(self, logits: torch.Tensor) -> torch.Tensor:
+    def to_label_ranges(self, logits: torch.Tensor, differences: bool = False) -> torch.Tensor:
         """Predictions on the unit scale -> the labels' own scale (`config.label_ranges`).
 
         Args:
             logits: (..., num_labels).
+            differences: they are no values but distances between values, such as `outputs.spread`.
         """
         ranges = [self.config.label_range(name) for name in self.config.labels]
         low, high = logits.new_tensor(ranges).unbind(dim=1)
-        return low + logits * (high - low)
+        return logits * (high - low) if differences else low + logits * (high - low)
 
     def with_changes(self, **config_changes: Any) -> MambaEMAForRegression:
         """A new model with another configuration that starts from this model's weights.
@@ -759,9 +787,8 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
 
         Raises:
             ValueError: the speech encoder is in 8 bits, a value of the configuration is outside its range or no longer
-                that of the weights, the feature extractor in the folder normalises otherwise than the configuration
-                says, or `push_to_hub=True`, which would upload before all files are there; `model.push_to_hub(name)`
-                uploads the whole folder.
+                that of the weights, the feature extractor in the folder normalises otherwise, or `push_to_hub=True`,
+                which would upload before all files are there; `model.push_to_hub(name)` uploads the whole folder.
         """
         if kwargs.get("push_to_hub"):
             raise ValueError("save_pretrained(push_to_hub=True) would leave files out; call model.push_to_hub(name)")
@@ -776,7 +803,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
                     f"{name} of the configuration was {self._built_by[name]!r} when the model was built, is {value!r} "
                     f"now, which changes no weight; model.with_changes(...) gives a model with another {name}"
                 )
-        extractor = _feature_extractor_for(self.config, Path(save_directory))
+        extractor = MambaEMAFeatureExtractor.in_folder(Path(save_directory), self.config)
         self.config.auto_map = dict(AUTO_MAP)
         self.config.custom_pipelines = {task: dict(info) for task, info in CUSTOM_PIPELINES.items()}
         super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
@@ -809,32 +836,6 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
 def has_adapters(model: nn.Module) -> bool:
     """Whether peft has put modules into a model, by whatever function, that are not merged yet."""
     return any(type(module).__module__.startswith("peft.") for module in model.modules())
-
-
-def _feature_extractor_for(config: MambaEMAConfig, folder: Path) -> MambaEMAFeatureExtractor:
-    """The feature extractor in a folder, or a new one where there is none.
-
-    Raises:
-        ValueError: it normalises otherwise than the configuration says.
-    """
-    if not (folder / "preprocessor_config.json").is_file():
-        return MambaEMAFeatureExtractor.for_model(config)
-    extractor = MambaEMAFeatureExtractor.from_pretrained(folder)
-    check_normalization(config, extractor)
-    return extractor
-
-
-def check_normalization(config: MambaEMAConfig, extractor: MambaEMAFeatureExtractor) -> None:
-    """
-    Raises:
-        ValueError: model and feature extractor disagree on normalisation: the numbers would be wrong without a sign.
-    """
-    for name in NORMALIZATION:
-        if getattr(config, name) != getattr(extractor, name):
-            raise ValueError(
-                f"{name} is {getattr(config, name)} in config.json and {getattr(extractor, name)} in "
-                "preprocessor_config.json; both must say what the speech encoder was trained with"
-            )
 
 
 def pretrained_backbone(name: str | os.PathLike[str], revision: str) -> Any:

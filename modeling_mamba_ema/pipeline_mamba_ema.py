@@ -59,6 +59,8 @@ class MambaEMAPipeline(Pipeline):
         return_label_values: add `"value"`, on the label's own scale (`config.label_ranges`).
         return_intervals: add `"interval"`, lower and upper end on the unit scale (`outputs.intervals`), and
             `"confidence"` (`config.confidence`), of a model with intervals.
+        return_spread: add `"spread"`, the predicted standard deviation of raters on the unit scale (`outputs.spread`),
+            and with return_label_values `"value_spread"`, of a model that predicts it.
         sampling_rate: of bare waveforms, in Hz.
         channel: of files with several, counted from 1; None for their average.
         chunk_length_s: seconds, from 1 to the longest utterance; longer audio is cut into chunks of this length, which
@@ -119,6 +121,7 @@ class MambaEMAPipeline(Pipeline):
         top_k: int | None = None,
         return_label_values: bool | None = None,
         return_intervals: bool | None = None,
+        return_spread: bool | None = None,
         function_to_apply: str | None = None,
         speakers: Sequence[str | None] | None = None,
         sampling_rate: int | None = None,
@@ -142,9 +145,12 @@ class MambaEMAPipeline(Pipeline):
             raise ValueError("speakers name turns that are given; chunk_length_s and split_channels make them")
         if return_intervals and self.model.config.interval_radii is None:
             raise ValueError("the model has no intervals (interval_radii in its config.json); see docs/confidence.md")
+        if return_spread and not self.model.config.predict_spread:
+            raise ValueError("the model predicts no spread of its raters (predict_spread); see docs/confidence.md")
         preprocess: dict[str, Any] = {"speakers": speakers, "sampling_rate": sampling_rate, "channel": channel}
         preprocess |= {"allow_paths": allow_paths, "chunk_length_s": chunk_length_s, "split_channels": split_channels}
-        postprocess = {"top_k": top_k, "return_label_values": return_label_values, "return_intervals": return_intervals}
+        postprocess = {"top_k": top_k, "return_label_values": return_label_values}
+        postprocess |= {"return_intervals": return_intervals, "return_spread": return_spread}
         before, after = (
             {name: value for name, value in given.items() if value is not None} for given in (preprocess, postprocess)
         )
@@ -225,39 +231,55 @@ class MambaEMAPipeline(Pipeline):
 
     def _forward(self, input_tensors: dict[str, Any], **forward_parameters: Any) -> Any:
         if "turns" not in input_tensors:
-            return {"logits": self.model(**input_tensors).logits}  # (batch, num_labels)
-        state, logits, places = None, [], []
+            outputs = self.model(**input_tensors)
+            return {"logits": outputs.logits, "spread": outputs.spread}  # (batch, num_labels) each
+        state, places = None, []
+        predicted: dict[str, list[Any]] = {"logits": [], "spread": []}
         for place, speaker, features in input_tensors["turns"]:
             given = {**features, "speaker_ids": torch.tensor([speaker])}
             inputs = self._ensure_tensor_on_device(given, device=self.device)
             outputs = self.model(**inputs, conversation_state=state, use_conversation_state=True)
             state = outputs.conversation_state
-            logits.append(outputs.logits)
             places.append(place)
-        return {"logits": torch.cat(logits), "places": places}  # (turns, num_labels)
+            for name, parts in predicted.items():
+                parts.append(outputs.get(name))
+        # (turns, num_labels) each
+        return {name: None if None in parts else torch.cat(parts) for name, parts in predicted.items()} | {
+            "places": places
+        }
 
     def postprocess(self, model_outputs: dict[str, Any], **wanted: Any) -> list[dict[str, Any]]:
-        places, logits = model_outputs.get("places"), model_outputs["logits"]
-        if places is None:
-            return self._rows(logits[0], **wanted)
-        return [{**place, "scores": self._rows(scores, **wanted)} for place, scores in zip(places, logits)]
+        places, logits, spreads = (model_outputs.get(name) for name in ("places", "logits", "spread"))
+        rows = [
+            self._rows(scores, None if spreads is None else spreads[turn], **wanted)
+            for turn, scores in enumerate(cast(Any, logits))
+        ]
+        return rows[0] if places is None else [{**place, "scores": row} for place, row in zip(places, rows)]
 
     def _rows(
         self,
         scores: torch.Tensor,
+        spread: torch.Tensor | None,
         top_k: int | None = None,
         return_label_values: bool = False,
         return_intervals: bool = False,
+        return_spread: bool = False,
     ) -> list[dict[str, Any]]:
-        """The labels of (num_labels,) scores, highest first."""
+        """The labels of (num_labels,) scores and spreads, highest first."""
         labels = self.model.config.labels
         rows: list[dict[str, Any]] = [{"label": label, "score": score} for label, score in zip(labels, scores.tolist())]
         if return_label_values:
             for row, value in zip(rows, self.model.to_label_ranges(scores).tolist()):
                 row["value"] = value
         if return_intervals:
-            for row, ends in zip(rows, self.model.intervals(scores).tolist()):
-                row.update(interval=ends, confidence=self.model.config.confidence(row["label"], row["score"]))
+            spreads = [None] * len(rows) if spread is None else spread.tolist()
+            for row, ends, own in zip(rows, self.model.intervals(scores, spread).tolist(), spreads):
+                row.update(interval=ends, confidence=self.model.config.confidence(row["label"], row["score"], own))
+        if return_spread:
+            assert spread is not None  # refused before, for other models
+            on_own_scale = self.model.to_label_ranges(spread, differences=True).tolist()
+            for row, value, value_spread in zip(rows, spread.tolist(), on_own_scale):
+                row.update(spread=value, **({"value_spread": value_spread} if return_label_values else {}))
         return sorted(rows, key=lambda row: row["score"], reverse=True)[:top_k]
 
 

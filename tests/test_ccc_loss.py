@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from modeling_mamba_ema.ccc_loss import MISSING_LABEL, ccc_loss
+from modeling_mamba_ema.ccc_loss import MIN_SPREAD, MISSING_LABEL, ccc_loss, spread_loss
 
 
 def turns(count, seed=0, dtype=torch.float64):
@@ -174,6 +174,35 @@ def test_neither_the_order_of_turns_nor_of_labels_changes_the_loss(turns, order)
     torch.testing.assert_close(shuffled, loss, atol=1e-12, rtol=0)
 
 
+def test_the_loss_of_the_spread_is_the_divergence_of_two_normal_distributions_around_one_mean():
+    spreads, labels = (values.abs().clamp(0.02, 0.7) for values in turns(40))
+    normal = torch.distributions.Normal
+    divergence = torch.distributions.kl_divergence(
+        normal(0.3, (labels**2 + MIN_SPREAD**2).sqrt()), normal(0.3, (spreads**2 + MIN_SPREAD**2).sqrt())
+    )
+    assert float(spread_loss(spreads, labels)) == pytest.approx(float(divergence.mean()), abs=1e-12)
+    labels[3:, 0] = MISSING_LABEL
+    expected = (divergence[:3, 0].mean() + divergence[:, 1].mean()) / 2
+    assert float(spread_loss(spreads, labels)) == pytest.approx(float(expected), abs=1e-12)
+    labels[:, 0] = MISSING_LABEL
+    assert float(spread_loss(spreads, labels)) == pytest.approx(float(divergence[:, 1].mean()), abs=1e-12)
+    assert torch.autograd.gradcheck(lambda s: spread_loss(s, labels), spreads.requires_grad_(True))
+
+
+def test_the_best_spread_is_the_mean_variance_and_none_given_costs_nothing():
+    labels = torch.tensor([[0.1], [0.3], [0.0]], dtype=torch.float64)
+    best = float((labels**2).mean().sqrt())
+    losses = {s: float(spread_loss(torch.full_like(labels, s), labels)) for s in (best - 0.01, best, best + 0.01)}
+    assert min(losses, key=losses.get) == best
+    assert float(spread_loss(labels, labels)) == pytest.approx(0.0, abs=1e-15)
+    spreads = torch.full((2, 1), 0.2, requires_grad=True)
+    for missing in (torch.full((2, 1), MISSING_LABEL), torch.zeros(0, 1)):
+        loss = spread_loss(spreads[: len(missing)], missing)
+        loss.backward()
+        assert float(loss.detach()) == 0
+        assert not spreads.grad.any()
+
+
 # --- several processes ------------------------------------------------------------------------------------------------
 
 FEATURES = 5
@@ -195,13 +224,13 @@ def model():
 SPLITS = {"4+4": ((0, 4), (4, 8)), "5+3": ((0, 5), (5, 8)), "8+0": ((0, 8), (8, 8))}
 
 
-def loss_of_a_shard(shard, poison=False):
+def loss_of_a_shard(shard, poison=False, loss_of=ccc_loss):
     features, labels = whole_batch()
     if poison:
         labels[0, 0] = float("nan")  # on rank 0
     wrapped = DistributedDataParallel(model())
     try:
-        loss = ccc_loss(wrapped(features[slice(*shard)]), labels[slice(*shard)])
+        loss = loss_of(wrapped(features[slice(*shard)]), labels[slice(*shard)])
         loss.backward()
     except ValueError as error:
         return {"error": str(error)}
@@ -218,6 +247,7 @@ def one_of_two_processes(rank, folder):
         timeout=datetime.timedelta(seconds=120),
     )
     results = {name: loss_of_a_shard(shards[rank]) for name, shards in SPLITS.items()}
+    results |= {f"spread {name}": loss_of_a_shard(s[rank], loss_of=spread_loss) for name, s in SPLITS.items()}
     results["poison"] = loss_of_a_shard(SPLITS["4+4"][rank], poison=True)
     torch.save(results, Path(folder) / f"rank{rank}.pt")
     dist.barrier()
@@ -236,15 +266,17 @@ def two_processes(tmp_path_factory):
 @pytest.mark.promise(
     "B-15", "two processes have the loss and gradient of one, and train its weights", "1e-12 loss, 1e-5 weights"
 )
+@pytest.mark.parametrize(("prefix", "loss_of"), [("", ccc_loss), ("spread ", spread_loss)])
 @pytest.mark.parametrize("splits", SPLITS)
-def test_two_processes_have_the_loss_and_gradient_of_one(two_processes, splits):
+def test_two_processes_have_the_loss_and_gradient_of_one(two_processes, splits, prefix, loss_of):
     features, labels = whole_batch()
     alone = model()
-    loss = ccc_loss(alone(features), labels)
+    loss = loss_of(alone(features), labels)
     loss.backward()
     for results in two_processes:
-        torch.testing.assert_close(results[splits]["loss"], loss.detach(), atol=1e-12, rtol=0)
-        torch.testing.assert_close(results[splits]["gradient"], alone.weight.grad, atol=1e-12, rtol=0)
+        found = results[prefix + splits]
+        torch.testing.assert_close(found["loss"], loss.detach(), atol=1e-12, rtol=1e-12)
+        torch.testing.assert_close(found["gradient"], alone.weight.grad, atol=1e-12, rtol=1e-12)
 
 
 def test_a_bad_label_on_one_process_stops_both(two_processes):

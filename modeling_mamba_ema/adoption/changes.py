@@ -20,7 +20,7 @@ def keep_what_fits(old: MambaEMAForRegression, new: MambaEMAForRegression) -> No
     parts, new_parts = _parts_of_weights(old), _parts_of_weights(new)
     # Weights that may have the same shape and yet another meaning.
     same_meaning = {
-        "head.": old.config.head_hidden_layers == new.config.head_hidden_layers,
+        **dict.fromkeys(("head.", "spread_head."), old.config.head_hidden_layers == new.config.head_hidden_layers),
         "mamba_ema.speech_encoder.layer_weights": old.speech_encoder.layers == new.speech_encoder.layers,
     }
     kept: set[str] = set()
@@ -50,13 +50,14 @@ def _parts_of_weights(model: MambaEMAForRegression) -> dict[str, tuple[list[str]
     config = model.config
     labels, contexts = config.labels, model.mamba_ema.contexts
     moments = ["mean", "deviation"] if POOLINGS[config.speech_encoder_pooling].deviation else ["mean"]
-    return {
-        "mamba_ema.projection.weight": (["all"], moments),
-        "head.dense.weight": (["all"], ["observation", *contexts]),
-        "head.context_proj.weight": (labels, contexts),
-        "head.out_proj.weight": (labels, ["all"]),
-        "head.out_proj.bias": (labels, ["all"]),
+    of_head = {
+        "dense.weight": (["all"], ["observation", *contexts]),
+        "context_proj.weight": (labels, contexts),
+        "out_proj.weight": (labels, ["all"]),
+        "out_proj.bias": (labels, ["all"]),
     }
+    heads = {f"{head}.{name}": parts for head in ("head", "spread_head") for name, parts in of_head.items()}
+    return {"mamba_ema.projection.weight": (["all"], moments), **heads}
 
 
 def _copy_parts(

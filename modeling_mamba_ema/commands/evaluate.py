@@ -85,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
     if options.cache_frames:
         cache = cache_frames(model, extractor, splits.values(), options.cache_folder, arguments)
     trainer = MambaEMATrainer(model, arguments, data_collator=ConversationCollator(extractor))
-    (dataset,) = build_datasets(data, splits, model.config.labels, cache).values()
+    (dataset,) = build_datasets(data, splits, model.config, cache).values()
     metrics, table = measure(trainer, dataset, model.config)
     if trainer.is_world_process_zero():
         save_predictions(table, options.output / f"predictions.{options.format}")

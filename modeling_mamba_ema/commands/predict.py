@@ -1,16 +1,17 @@
 """Emotion of utterances, values from 0 to 1: of audio files, or of the turns of a corpus beside its labels.
 
-A label whose own scale is another has a second column, such as valence_value. A model with intervals gives valence_low
-and valence_high, and with --json valence_confidence: how surely the value is on its side of 0.5, the middle. With
---json, valence_difference is the value minus the speaker's own slow average of baseline_turns turns. Near silence is
-below -70 dBFS, where the values say nothing about a voice.
+A label whose own scale is another has a second column, such as valence_value, and that of the corpus is on the same
+scale: valence_value_label, else valence_label. A model with intervals gives valence_low and valence_high, and with
+--json valence_confidence: how surely the value is on its side of 0.5, the middle. One that predicts how far raters
+would differ gives valence_spread, a standard deviation. With --json, valence_difference is the value minus the
+speaker's own slow average of baseline_turns turns. Near silence is below -70 dBFS, where the values say nothing about
+a voice.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,8 +109,9 @@ def run(options: argparse.Namespace) -> int:
                 code = 1
                 continue
             heard = tracker.update(waveform, SAMPLING_RATE, turn.speaker)
-            table.print(_row(turn, heard, tracker, options))
-            said.append(heard.without_attention())
+            shown = heard.only([label for label in tracker.labels if _is_sure(heard, label, options)])
+            table.print(_row(turn, heard, tracker.row(shown), tracker, options))
+            said.append(shown.without_attention())
             if pictures:
                 drawn.append((turn, heard))
     if not options.json:
@@ -211,18 +213,20 @@ def _widths(turns: list[Turn]) -> dict[str, int]:
     return {name: max(len(text or "") for text in column) for name, column in texts.items()}
 
 
-def _row(turn: Turn, heard: TurnEmotion, tracker: EmotionTracker, options: argparse.Namespace) -> dict[str, Any]:
+def _row(
+    turn: Turn, heard: TurnEmotion, row: dict[str, Any], tracker: EmotionTracker, options: argparse.Namespace
+) -> dict[str, Any]:
+    """A turn as it is printed; `row` has what is shown of it, and labels of the corpus come on the scale of the values
+    beside them."""
     place = {} if turn.conversation is None else {"conversation": turn.conversation, "turn": turn.number}
     file = turn.file_name if options.json else Path(turn.file_name).name
-    row = tracker.row(heard)
-    labels = {f"{label}_label": value for label, value in turn.labels.items()}
+    labels: dict[str, float | None] = {}
     for label, value in turn.labels.items():
-        if f"{label}_value" in row:
-            low, high = tracker.model.config.label_range(label)
-            labels[f"{label}_label_value"] = None if value is None else low + value * (high - low)
-    for label in tracker.labels:
-        if not _is_sure(row, label, options):
-            row.update({name: None for name in (label, f"{label}_value", f"{label}_difference") if name in row})
+        low, high = tracker.model.config.label_range(label)
+        name = f"{label}_value_label" if label in tracker.labels_with_own_scale else f"{label}_label"
+        labels[name] = None if value is None else round(low + (high - low) * value, 4)
+    if heard.confidence is not None:  # also of what is left out, to say why
+        row |= {f"{label}_confidence": value for label, value in heard.confidence.items()}
     return {
         **place,
         "file": file,
@@ -233,11 +237,14 @@ def _row(turn: Turn, heard: TurnEmotion, tracker: EmotionTracker, options: argpa
     }
 
 
-def _is_sure(row: Mapping[str, Any], label: str, options: argparse.Namespace) -> bool:
+def _is_sure(heard: TurnEmotion, label: str, options: argparse.Namespace) -> bool:
     """Whether a value is one of those that were asked for."""
-    if options.min_confidence is not None and row[f"{label}_confidence"] < options.min_confidence:
+    if heard.confidence is None or heard.intervals is None:
+        return True
+    if options.min_confidence is not None and heard.confidence[label] < options.min_confidence:
         return False
-    return options.max_width is None or row[f"{label}_high"] - row[f"{label}_low"] <= options.max_width
+    low, high = heard.intervals[label]
+    return options.max_width is None or high - low <= options.max_width
 
 
 def _draw(drawn: list[tuple[Turn, TurnEmotion]], trajectory: Path, attention: Path, channel: int | None) -> None:

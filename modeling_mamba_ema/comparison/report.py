@@ -116,9 +116,12 @@ def comparison_page(
     labels = list(results[0].ccc)
     titles = [name if name == MEAN else f"CCC {name}" for name in labels]
     sentences = [f"- {sentence}" for sentence in verdict(results, measured)]
-    scopes = any(result.scope_difference is not None for result in results)
-    differences = ["minus mean pooling", *([f"minus scope `{BASELINE_SCOPE}`"] if scopes else [])]
-    lines = ["# Poolings compared", "", f"From `{command}`.", "", *sentences, ""]
+    # To what each is compared; only one of the two where only poolings or only scopes are.
+    columns = {"difference": "minus mean pooling", "scope_difference": f"minus scope `{BASELINE_SCOPE}`"}
+    columns = {name: title for name, title in columns.items() if any(getattr(result, name) for result in results)}
+    differences = list(columns.values())
+    title = "Poolings" if "difference" in columns else "Scopes"
+    lines = [f"# {title} compared", "", f"From `{command}`.", "", *sentences, ""]
     for setting in dict.fromkeys(result.setting for result in results):
         lines += [
             f"## context {setting}",
@@ -129,7 +132,7 @@ def comparison_page(
         for result in results:
             if result.setting == setting:
                 cells = [_with_spread(result, name) for name in labels]
-                shown = (result.difference, result.scope_difference)[: len(differences)]
+                shown = [getattr(result, name) for name in columns]
                 cells += ["" if difference is None else _signed(difference[MEAN]) for difference in shown]
                 lines.append(f"| `{result.pooling}` | {' | '.join(cells)} |")
         lines.append("")

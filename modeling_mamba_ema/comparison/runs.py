@@ -174,7 +174,7 @@ def train_and_predict(
     )
     set_seed(arguments.seed)
     model, extractor = build_model(run)
-    datasets = build_datasets(run.data, splits, model.config.labels, frame_cache)
+    datasets = build_datasets(run.data, splits, model.config, frame_cache)
     train, validation = datasets[run.data.train_split], datasets[str(run.data.validation_split)]
     best = KeepBestWeights()
     trainer = build_trainer(run, model, extractor, train, validation, arguments, [best])

@@ -12,7 +12,7 @@ from datasets import Dataset, DatasetDict
 from ..audio_files import load_audio
 from ..feature_extraction_mamba_ema import SAMPLING_RATE
 from .frame_cache import FrameCache, utterances_of
-from .normal_form import in_normal_form, to_unit_scale
+from .normal_form import in_normal_form, spread_to_unit_scale, to_unit_scale
 from .sources import Source, read_label_ranges, read_table
 from .watched_reading import WatchedReading
 
@@ -23,6 +23,7 @@ def load_emotion_dataset(
     label_ranges: Mapping[str, Sequence[float]] | None = None,
     columns: Mapping[str, str] | None = None,
     labels_optional: bool = False,
+    with_spread: bool = False,
 ) -> DatasetDict:
     """Read a corpus; audio is not decoded.
 
@@ -35,6 +36,8 @@ def load_emotion_dataset(
             none.
         columns: what the corpus calls a column of the normal form or a label, such as `{"valence": "EmoVal"}`.
         labels_optional: labels for which the corpus has no column are missing, for predictions without a reference.
+        with_spread: also read the raters' standard deviations, such as `valence_sd`, which come out on the unit scale,
+            -100 where the corpus has none.
 
     Returns:
         Splits by name; rows ordered by conversation and turn, `file_name` made absolute. A corpus without the column
@@ -46,10 +49,13 @@ def load_emotion_dataset(
         ValueError: the source, a column or a value is not what it must be; the message names it, with its row.
     """
     table, name, folder = read_table(source)
-    table = in_normal_form(table, name, labels, columns or {}, labels_optional)
+    spreads = {f"{label}_sd": label for label in labels if with_spread}
+    table = in_normal_form(table, name, labels, columns or {}, labels_optional, list(spreads))
     scales = {**(label_ranges or {}), **read_label_ranges(source)}
     for label in labels:
         table[label] = to_unit_scale(table, label, scales.get(label, (0, 1)), name)
+    for column, label in spreads.items():
+        table[column] = spread_to_unit_scale(table, column, scales.get(label, (0, 1)), name)
     table["file_name"] = [str(folder.absolute() / file) for file in table["file_name"]]
     return DatasetDict(
         {
@@ -64,7 +70,7 @@ class ConversationDataset(torch.utils.data.Dataset):
 
     Args:
         rows: one split of [`load_emotion_dataset`].
-        labels: names of the label columns.
+        labels: names of the label columns, and of the raters' standard deviations behind them.
         turns_per_item: cut longer conversations into windows of this many turns; None: whole conversations.
         frame_cache: read frames from here instead of audio.
         context_turns: an item also holds up to this many turns before its window, from which the model only takes the

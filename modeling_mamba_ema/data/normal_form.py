@@ -43,6 +43,7 @@ def in_normal_form(
     labels: Sequence[str],
     columns: Mapping[str, str],
     labels_optional: bool = False,
+    spreads: Sequence[str] = (),
 ) -> pd.DataFrame:
     """Columns under their normal names with values of their types, rows in the order of split, conversation and turn.
 
@@ -52,6 +53,7 @@ def in_normal_form(
         labels: names of the label columns.
         columns: what the corpus calls a column of the normal form or a label.
         labels_optional: a label that the corpus lacks is missing (NaN) in every row, where it would be an error.
+        spreads: names of the columns of the raters' standard deviations, missing likewise where the corpus lacks them.
 
     Returns:
         The table with all of `COLUMNS` but `start`, `end`, `channel` and `speaker`, which are there where the corpus
@@ -61,7 +63,7 @@ def in_normal_form(
         LabelError: a label that is no number.
         ValueError: a column that is needed and not there, or a value that is none of its type.
     """
-    table = _with_normal_names(table, name, labels, columns, labels_optional)
+    table = _with_normal_names(table, name, labels, columns, labels_optional, spreads)
     read: dict[str, Callable[[pd.Series], list | np.ndarray]] = {
         "file_name": lambda column: _texts(column, name, needed=True, strip=False),
         "conversation_id": lambda column: _names(_texts(column, name, needed=True)),
@@ -70,7 +72,7 @@ def in_normal_form(
         "turn": lambda column: _whole_numbers(column, name, needed=True),
         "channel": lambda column: _whole_numbers(column, name, lowest=1),
         **dict.fromkeys(("start", "end"), lambda column: _times(column, name)),
-        **dict.fromkeys(labels, lambda column: _labels(column, name)),
+        **dict.fromkeys([*labels, *spreads], lambda column: _labels(column, name)),
     }
     values = {column: read[column](table[column]) for column in table.columns if column in read}
     others = {column: _storable(table[column]) for column in table.columns if column not in read}
@@ -102,20 +104,43 @@ def to_unit_scale(table: pd.DataFrame, label: str, scale: Sequence[float], name:
     return np.where(given, np.clip((values - low) / (high - low), 0, 1), MISSING_LABEL)
 
 
+def spread_to_unit_scale(table: pd.DataFrame, column: str, scale: Sequence[float], name: str) -> np.ndarray:
+    """Standard deviations of ratings on a scale (low, high) to those on [0, 1], -100 where there is none.
+
+    Raises:
+        LabelError: less than 0, or more than the scale is long.
+    """
+    values, length = table[column].to_numpy(float), float(scale[1]) - float(scale[0])
+    given = ~np.isnan(values)
+    wrong = given & ~((values >= 0) & (values <= length))
+    if wrong.any():
+        raise LabelError(
+            f"{column} is {values[wrong][0]:g} ({name}); allowed are standard deviations on the label's scale "
+            f"[{scale[0]:g}, {scale[1]:g}], from 0 to {length:g}"
+        )
+    return np.where(given, values / length, MISSING_LABEL)
+
+
 # which columns there are
 
 
 def _with_normal_names(
-    table: pd.DataFrame, name: str, labels: Sequence[str], columns: Mapping[str, str], labels_optional: bool
+    table: pd.DataFrame,
+    name: str,
+    labels: Sequence[str],
+    columns: Mapping[str, str],
+    labels_optional: bool,
+    spreads: Sequence[str],
 ) -> pd.DataFrame:
     table = table.rename(columns=str).reset_index(drop=True)
     if not len(table):
         raise ValueError(f"{name} has no rows")
     if table.columns.duplicated().any():
         raise ValueError(f"{name} has the column {table.columns[table.columns.duplicated()][0]!r} twice")
+    known = (*COLUMNS, *labels, *spreads)
     for normal, own in columns.items():
-        if normal not in (*COLUMNS, *labels):
-            raise ValueError(f"data.columns names {normal!r}{_nearest(normal, (*COLUMNS, *labels))}")
+        if normal not in known:
+            raise ValueError(f"data.columns names {normal!r}{_nearest(normal, known)}")
         if own not in table.columns:
             raise ValueError(f"{name} has no column {own!r} for {normal}{_nearest(own, table.columns)}")
     if labels and not any(label in columns or label in table.columns for label in labels):
@@ -128,6 +153,7 @@ def _with_normal_names(
                 nearest = _nearest(column, table.columns)
                 raise ValueError(f"{name} has no column {column!r}{nearest}; data.columns can name it")
             table[column] = np.nan
+    table = table.assign(**{column: np.nan for column in spreads if column not in table.columns})
     if "split" not in table.columns:
         table["split"] = "train"
     if "conversation_id" not in table.columns:

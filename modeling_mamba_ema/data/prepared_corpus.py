@@ -110,6 +110,22 @@ def describe_corpus(corpus: Corpus) -> str:
     return "\n".join([*lines, *corpus.remarks])
 
 
+def with_spread(rows: pd.DataFrame, names: Sequence[str], votes: pd.DataFrame) -> pd.DataFrame:
+    """Add how far the raters of an utterance differ: their standard deviation (with n - 1; none for one rater) as
+    `valence_sd` and so on, and their number as `raters`.
+
+    Args:
+        rows: of a corpus.
+        names: of the utterances in `rows`, as `votes` has them.
+        votes: one single rating a row: `name`, and those of `LABELS` that were rated (NaN: none). Empty: not delivered.
+    """
+    by_name = votes.groupby("name") if len(votes) else None
+    if by_name is None:
+        return rows
+    spreads = {f"{label}_sd": by_name[label].std().reindex(names).to_numpy() for label in LABELS if label in votes}
+    return rows.assign(**spreads, raters=by_name.size().reindex(names, fill_value=0).to_numpy())
+
+
 def leave_one_session_out(rows: pd.DataFrame, fold: int) -> pd.DataFrame:
     """Add a column of splits for each fold: test is the fold's session, validation the next one, train the others.
 

@@ -63,8 +63,8 @@ class OnnxEmotionTracker:
 
         Returns:
             `values` (unit scale) and `label_values` (labels' own scale) by label, `intervals` (lower and upper end by
-            label, unit scale; None for a model without), `attention` (heads, frames), and `low_level`, True below -70
-            dBFS RMS.
+            label, unit scale; None for a model without), `spread` (predicted standard deviation of raters by label,
+            unit scale; None likewise), `attention` (heads, frames), and `low_level`, True below -70 dBFS RMS.
 
         Raises:
             ValueError: a waveform that cannot be used; the state is then as it was.
@@ -73,15 +73,17 @@ class OnnxEmotionTracker:
         pooled, attention = self._encoder.run(["pooled", "attention"], {"input_values": samples[None]})
         name = (speaker or "").strip()
         own = self.speakers.get(name) or self._zeros(of_speaker=True)
-        logits, *after = self._step.run(None, {"pooled": pooled, **self.state, **own})
-        state = dict(zip(self.config["state"], after))
+        outputs = [output.name for output in self._step.get_outputs()]
+        answer = dict(zip(outputs, self._step.run(outputs, {"pooled": pooled, **self.state, **own})))
+        state = {key: answer[f"next.{key}"] for key in self.config["state"]}
         self.state = {key: state[key] for key in self.state}
         self.speakers.pop(name, None)
         known = [other for other in self.speakers if other]
         if name and len(known) == self.config["max_speakers"]:
             del self.speakers[known[0]]
         self.speakers[name] = {key: state[key] for key in own}
-        values = dict(zip(self.config["labels"], map(float, logits[0])))
+        values = dict(zip(self.config["labels"], map(float, answer["logits"][0])))
+        spread = dict(zip(values, map(float, answer["spread"][0]))) if "spread" in answer else None
         label_values = {}
         for name, value in values.items():
             low, high = self.config["label_ranges"][name]
@@ -89,15 +91,20 @@ class OnnxEmotionTracker:
         return {
             "values": values,
             "label_values": label_values,
-            "intervals": self._intervals(values),
+            "intervals": self._intervals(values, spread),
+            "spread": spread,
             "attention": attention[0],
             "low_level": low_level,
         }
 
-    def _intervals(self, values: dict[str, float]) -> dict[str, tuple[float, float]] | None:
-        radii = self.config["interval_radii"]
+    def _intervals(
+        self, values: dict[str, float], spread: dict[str, float] | None
+    ) -> dict[str, tuple[float, float]] | None:
+        radii, least = self.config["interval_radii"], self.config["min_spread"]
         if None in radii.values():
             return None
+        if spread is not None and least is not None:  # they are multiples of the spread
+            radii = {name: radius * max(spread[name], least) for name, radius in radii.items()}
         lowest, highest = (0.0, 1.0) if self.config["bounded_predictions"] else (-np.inf, np.inf)
         return {
             name: (max(value - radii[name], lowest), min(value + radii[name], highest))

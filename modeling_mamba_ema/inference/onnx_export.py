@@ -5,8 +5,8 @@ and `attention` (batch, heads, frames).
 
 `conversation_step.onnx`: `pooled` and, where the model keeps context, `num_turns` (batch,) int64 and the tensors of the
 state by the names of `ConversationState.state_dict`, zeros at the start -> `logits` (batch, num_labels) on the unit
-scale and the state after the turn, each name preceded by `next.`. Names that begin with `speakers.` are of the one
-speaker of the turn: whoever runs the step keeps them by speaker.
+scale, `spread` (the same) of a model that predicts it, and the state after the turn, each name preceded by `next.`.
+Names that begin with `speakers.` are of the one speaker of the turn: whoever runs the step keeps them by speaker.
 
 `onnx_config.json` holds labels, their scales, normalisation and the state's shapes; `mamba_ema_onnx.py` runs the three
 with numpy and onnxruntime alone.
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..ccc_loss import MIN_SPREAD
 from ..conversation_encoder import SPEAKERS, ConversationEncoder
 from ..feature_extraction_mamba_ema import (
     DEFAULT_MAX_SECONDS,
@@ -60,7 +61,7 @@ class ConversationStepForExport(nn.Module):
         encoders = {"": base.conversation_encoder, SPEAKERS: base.speaker_encoder}
         self.encoders: Any = nn.ModuleList(encoder for encoder in encoders.values() if encoder is not None)
         self.prefixes = [prefix for prefix, encoder in encoders.items() if encoder is not None]
-        self.head = model.head
+        self.heads: Any = nn.ModuleList(head for head in (model.head, model.spread_head) if head is not None)
 
     def initial_state(self, batch_size: int) -> dict[str, torch.Tensor]:
         """Tensors of conversations that have not begun, of a single speaker each; empty without context."""
@@ -72,7 +73,7 @@ class ConversationStepForExport(nn.Module):
         }
 
     def forward(self, pooled: torch.Tensor, state: dict[str, torch.Tensor] | None = None) -> tuple[torch.Tensor, ...]:
-        """pooled (batch, pooled_size) and the state's tensors -> logits (batch, num_labels) and the new tensors"""
+        """pooled (batch, pooled_size) and the state's tensors -> predictions (batch, num_labels) and the new tensors"""
         observation = self.observe(pooled)  # (batch, hidden_size)
         features, new = [observation], {}
         for prefix, encoder in zip(self.prefixes, self.encoders):
@@ -80,7 +81,8 @@ class ConversationStepForExport(nn.Module):
             context, after = _one_turn(encoder, observation, own)
             features.append(context)
             new.update({prefix + name: tensor for name, tensor in after.items()})
-        return (self.head(torch.cat(features, dim=-1)), *(new[name] for name in state or ()))
+        together = torch.cat(features, dim=-1)
+        return (*(head(together) for head in self.heads), *(new[name] for name in state or ()))
 
 
 def _one_turn(
@@ -147,7 +149,7 @@ def export_onnx(model: MambaEMAForRegression, folder: str | Path, int8: bool = F
         {"pooled": pooled, **({"state": state} if state else {})},
         folder / "conversation_step.onnx",
         ["pooled", *state],
-        ["logits", *(f"next.{name}" for name in state)],
+        ["logits", *(["spread"] if config.predict_spread else []), *(f"next.{name}" for name in state)],
         {"pooled": {0: batch}, **({"state": {name: {0: batch} for name in state}} if state else {})},
     )
 
@@ -161,6 +163,7 @@ def export_onnx(model: MambaEMAForRegression, folder: str | Path, int8: bool = F
         "low_level_dbfs": LOW_LEVEL_DBFS,
         **{name: getattr(config, name) for name in NORMALIZATION},
         "interval_radii": {label: config.interval_radius(label) for label in config.labels},
+        "min_spread": MIN_SPREAD if config.scaled_intervals else None,
         "bounded_predictions": config.bounded_predictions,
         "max_speakers": config.max_speakers,
         "state": {name: list(tensor.shape[1:]) for name, tensor in state.items()},

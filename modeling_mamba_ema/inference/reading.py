@@ -94,10 +94,10 @@ def summarise(turns: Sequence[TurnEmotion], places: Sequence[str]) -> str:
     """A call in a paragraph: each speaker's mean values, how many turns are surely on a side, and change points.
 
     Args:
-        turns: in their order; near silence is left out.
+        turns: in their order; near silence is left out, and so are labels that a turn has no value of.
         places: where each turn is, such as "2:31" or "turn 5".
     """
-    spoken = [(turn, place) for turn, place in zip(turns, places) if not turn.low_level]
+    spoken = [(turn, place) for turn, place in zip(turns, places) if turn.values and not turn.low_level]
     sentences = []
     for name in dict.fromkeys((turn.speaker or "").strip() for turn, _ in spoken):
         own = [(turn, place) for turn, place in spoken if (turn.speaker or "").strip() == name]
@@ -106,7 +106,9 @@ def summarise(turns: Sequence[TurnEmotion], places: Sequence[str]) -> str:
 
 
 def _about_speaker(name: str, turns: Sequence[tuple[TurnEmotion, str]]) -> Iterator[str]:
-    series = {label: [turn.values[label] for turn, _ in turns] for label in turns[0][0].values}
+    known = [(label, value, place) for turn, place in turns for label, value in turn.values.items()]
+    series = {label: [value for name, value, _ in known if name == label] for label, *_ in known}
+    places = {label: [place for name, _, place in known if name == label] for label in series}
     means = [STRINGS["mean"].format(label=label, value=np.mean(values)) for label, values in series.items()]
     sides = [_side(label, ends) for turn, _ in turns for label, ends in (turn.intervals or {}).items()]
     counts = {word: sides.count(word) for word in dict.fromkeys(sides) if word is not None}
@@ -127,7 +129,7 @@ def _about_speaker(name: str, turns: Sequence[tuple[TurnEmotion, str]]) -> Itera
         levels = [float(np.mean(values[start:end])) for start, end in itertools.pairwise(bounds)]
         for start, before, after in zip(bounds[1:], levels, levels[1:]):
             words = STRINGS["rose" if after > before else "fell"]
-            yield words.format(label=label.capitalize(), before=before, after=after, place=turns[start][1])
+            yield words.format(label=label.capitalize(), before=before, after=after, place=places[label][start])
 
 
 def clock(seconds: float) -> str:

@@ -72,6 +72,8 @@ class TurnEmotion:
         baseline_turns: turns behind that baseline.
         intervals: label -> lower and upper end of the interval that holds `config.interval_level` of all turns, on the
             unit scale; None for a model whose errors were not measured.
+        spread: label -> predicted standard deviation of raters on the unit scale; None for a model that predicts none.
+        label_spread: label -> the same on the label's own scale; None likewise.
         confidence: label -> level at which the value is on one side of 0.5, see `MambaEMAConfig.confidence`; None
             likewise.
         reading: in words what can be said of the turn, see `reading.py`; empty where nothing can.
@@ -89,10 +91,24 @@ class TurnEmotion:
     baseline_turns: int
     intervals: dict[str, tuple[float, float]] | None
     confidence: dict[str, float] | None
+    spread: dict[str, float] | None
+    label_spread: dict[str, float] | None
     reading: str
     attention: np.ndarray
     seconds: float
     low_level: bool
+
+    def only(self, labels: Sequence[str]) -> TurnEmotion:
+        """The same with these labels alone; if some are left out, the reading says nothing of them, nor of trends."""
+        if set(labels) == set(self.values):
+            return self
+        names = ("values", "label_values", "differences", "intervals", "confidence", "spread", "label_spread")
+        kept: dict[str, Any] = {
+            name: None if of_labels is None else {label: of_labels[label] for label in labels if label in of_labels}
+            for name, of_labels in ((name, getattr(self, name)) for name in names)
+        }
+        reading = read_turn(kept["values"], kept["intervals"]) if self.reading else ""
+        return replace(self, **kept, reading=reading)
 
     def without_attention(self) -> TurnEmotion:
         """The same, small enough to keep for every turn of a long call."""
@@ -176,6 +192,8 @@ class EmotionTracker:
             *(f"{label}_difference" for label in self.labels),
             "baseline_turns",
             *(f"{label}_{name}" for label in self.labels for name in _OF_INTERVALS if self._has_intervals),
+            *(f"{label}_spread" for label in self.labels if self.model.config.predict_spread),
+            *(f"{label}_value_spread" for label in self.labels_with_own_scale if self.model.config.predict_spread),
             *("low_level", "reading"),
         ]
 
@@ -186,7 +204,8 @@ class EmotionTracker:
     def row(self, heard: TurnEmotion | None) -> dict[str, Any]:
         """A turn as a row of a file, rounded to 4 digits: `valence` on the unit scale, `valence_value` on the label's
         own scale where that is another, `valence_difference` to the speaker's baseline; `valence_low`, `valence_high`
-        and `valence_confidence` of a model with intervals. None for a turn too short to answer for."""
+        and `valence_confidence` of a model with intervals; `valence_spread` and, on the label's own scale,
+        `valence_value_spread` of one that predicts the raters' spread. None for a turn too short to answer for."""
         if heard is None:
             return {**dict.fromkeys(self.columns), "low_level": False, "reading": ""}
         values = {
@@ -196,6 +215,8 @@ class EmotionTracker:
             **{f"{label}_low": ends[0] for label, ends in (heard.intervals or {}).items()},
             **{f"{label}_high": ends[1] for label, ends in (heard.intervals or {}).items()},
             **{f"{label}_confidence": value for label, value in (heard.confidence or {}).items()},
+            **{f"{label}_spread": value for label, value in (heard.spread or {}).items()},
+            **{f"{label}_value_spread": value for label, value in (heard.label_spread or {}).items()},
         }
         rounded = {name: round(value, 4) for name, value in values.items()}
         others = {"baseline_turns": heard.baseline_turns, "low_level": heard.low_level, "reading": heard.reading}
@@ -379,10 +400,11 @@ def _update(
         use_conversation_state=True,
     )
     values = outputs.logits.cpu()  # (batch, num_labels)
+    spread = None if outputs.spread is None else outputs.spread.cpu()  # (batch, num_labels)
     if not torch.isfinite(values).all():
         raise ValueError("the model gave numbers that are not finite; its weights are damaged")
     label_values = model.to_label_ranges(values)
-    intervals = model.intervals(values)  # (batch, num_labels, 2)
+    intervals = model.intervals(values, spread)  # (batch, num_labels, 2)
     samples = features["attention_mask"].sum(dim=-1)  # (batch,)
     frames = num_frames(samples, model.config.speech_encoder_config).tolist()
     attention = outputs.pooling_attentions.float().cpu()  # (batch, heads, frames)
@@ -397,9 +419,14 @@ def _update(
         if names[row] and not low_level[row]:
             known[row][names[row]] = before.hear(own)
         tracker._speakers = known[row]
-        ends, confidence = None, None
+        ends, confidence, spreads, label_spreads = None, None, None, None
+        if spread is not None:
+            spreads = dict(zip(own, spread[row].tolist()))
+            label_spreads = dict(zip(own, model.to_label_ranges(spread[row], differences=True).tolist()))
         if intervals is not None:
-            confidence = {label: model.config.confidence(label, value) for label, value in own.items()}
+            confidence = {
+                label: model.config.confidence(label, value, (spreads or {}).get(label)) for label, value in own.items()
+            }
             ends = {label: (low, high) for label, (low, high) in zip(own, intervals[row].tolist())}
         recent = known[row][names[row]].recent if names[row] else ()
         results.append(
@@ -412,6 +439,8 @@ def _update(
                 baseline_turns=before.num_turns,
                 intervals=ends,
                 confidence=confidence,
+                spread=spreads,
+                label_spread=label_spreads,
                 reading="" if low_level[row] else read_turn(own, ends, recent),
                 attention=attention[row, :, : frames[row]].numpy(),
                 seconds=int(samples[row]) / extractor.sampling_rate,

@@ -1,4 +1,5 @@
-"""How sure a model is: intervals by split-conformal calibration, what they hold, and risk against coverage.
+"""How sure a model is: intervals by split-conformal calibration, what they hold, risk against coverage, and whether
+errors grow with the predicted spread of the raters.
 
 Split-conformal prediction (Vovk et al. 2005; Lei et al. 2018) takes the quantile of absolute residuals on turns that
 the model has not learned from as the reach of its intervals. It asks for exchangeable turns, which those of one
@@ -11,26 +12,35 @@ with
 (Lee, Barber & Willett 2023, "Distribution-free inference with hierarchical data"; Dunn, Wasserman &
 Ramdas 2022 for the setting). A turn drawn from a new conversation is then held with a probability of at least q, and of
 at most q + 2 / (K + 1) where no two residuals are equal.
+
+Where the model predicts the spread s of the raters, residuals are |y - p| / max(s, 0.01), and r is a multiple of the
+spread (Papadopoulos, Gammerman & Vovk 2008, "Normalized nonconformity measures for regression Conformal Prediction";
+the locally weighted intervals of Lei et al. 2018). What is promised is the same, whatever the spread is worth: it is a
+function of the turn, as the prediction is.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from ..ccc_loss import MIN_SPREAD
 from ..configuration_mamba_ema import NEUTRAL, MambaEMAConfig
-from . import concordance_cc
+from . import bootstrap_intervals, concordance_cc
 
 logger = logging.getLogger(__name__)
 
 LEVELS = (*(round(0.05 * step, 2) for step in range(1, 20)), 0.99)
+RESAMPLES = 1000
 
 
 def calibrate(config: MambaEMAConfig, table: pd.DataFrame) -> None:
-    """Set `config.interval_radii` from predictions on conversations that the model has not learned from.
+    """Set `config.interval_radii`, in multiples of the spread where the model predicts one
+    (`config.scaled_intervals`), from predictions on conversations that the model has not learned from.
 
     Where there are too few conversations for `config.interval_level` (9 for 0.9), a warning is logged and the model has
     no intervals.
@@ -39,9 +49,9 @@ def calibrate(config: MambaEMAConfig, table: pd.DataFrame) -> None:
         config: of the model.
         table: of [`prediction_table`], with references.
     """
-    radii = {}
+    radii, config.scaled_intervals = {}, config.predict_spread
     for label, rows in _by_label(table, config.labels):
-        residuals = (rows["reference"] - rows["prediction"]).abs()
+        residuals = (rows["reference"] - rows["prediction"]).abs() / _units(rows, config)
         reach = {f"{level:g}": conformal_quantile(residuals, rows["conversation_id"], level) for level in LEVELS}
         radii[label] = {level: radius for level, radius in reach.items() if np.isfinite(radius)}
         count = rows["conversation_id"].nunique()
@@ -77,11 +87,12 @@ def add_intervals(table: pd.DataFrame, config: MambaEMAConfig) -> pd.DataFrame:
     `MambaEMAConfig.confidence`); as it is for a model without intervals."""
     if config.interval_radii is None:
         return table
-    reach = table["label"].map(config.interval_radius).to_numpy(dtype=np.float64)
+    reach = table["label"].map(config.interval_radius).to_numpy(dtype=np.float64) * _units(table, config)
     ends = {"low": table["prediction"] - reach, "high": table["prediction"] + reach}
     if config.bounded_predictions:
         ends = {name: end.clip(0, 1) for name, end in ends.items()}
-    confidence = [config.confidence(label, value) for label, value in zip(table["label"], table["prediction"])]
+    columns = [table["label"], table["prediction"], *([table["spread"]] if config.scaled_intervals else [])]
+    confidence = [config.confidence(*row) for row in zip(*columns)]
     return table.assign(**ends, confidence=confidence)
 
 
@@ -103,6 +114,67 @@ def coverage(table: pd.DataFrame, config: MambaEMAConfig) -> dict[str, float]:
         for label, known in _by_label(rows, config.labels)
         if len(known)
     }
+
+
+def spread_metrics(table: pd.DataFrame, config: MambaEMAConfig) -> dict[str, float]:
+    """What the predicted spread of the raters is worth.
+
+    Args:
+        table: of [`prediction_table`].
+
+    Returns:
+        For each label with references `spread_ccc_<label>`, the CCC of predicted and real standard deviations, where
+        the corpus has them, and `error_with_spread_<label>`, Spearman's rank correlation of absolute error and
+        predicted spread: above 0, errors grow with it. Each with 95 % intervals over conversations (`_low`, `_high`).
+        Empty for a model without spread.
+    """
+    metrics: dict[str, float] = {}
+    if "spread" not in table:
+        return metrics
+    for label, rows in _by_label(table, config.labels):
+        rated = rows[rows["reference_spread"].notna()]
+        if len(rated) > 1:
+            spreads = rated[["spread"]].to_numpy(), rated[["reference_spread"]].to_numpy()
+            (low, _), (high, _) = bootstrap_intervals(*spreads, rated["conversation_id"].tolist())
+            metrics |= _with_ends(f"spread_ccc_{label}", concordance_cc(*spreads), low, high)
+        if len(rows) > 1:
+            errors = (rows["reference"] - rows["prediction"]).abs().to_numpy()
+            metrics |= _with_ends(
+                f"error_with_spread_{label}", *rank_correlation(errors, rows["spread"], rows["conversation_id"])
+            )
+    return metrics
+
+
+def rank_correlation(
+    first: Sequence[float], second: Sequence[float], groups: Sequence[object]
+) -> tuple[float, float, float]:
+    """Spearman's rank correlation, and the ends of its 95 % interval from a bootstrap that draws whole groups.
+
+    Args:
+        first, second: (turns,).
+        groups: the conversation of each turn, (turns,).
+    """
+    pair = np.stack([np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)], axis=1)
+    # Numbered in the order of the rows, so that no interval depends on how conversations are called.
+    group, names = pd.factorize(np.asarray(groups))
+    members = np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
+    random = np.random.default_rng(0)
+    drawn = [
+        _spearman(pair[np.concatenate([members[one] for one in random.integers(len(names), size=len(names))])])
+        for _ in range(RESAMPLES if len(names) > 1 else 0)
+    ]
+    low, high = np.nanquantile(drawn, [0.025, 0.975]) if drawn else (np.nan, np.nan)
+    return _spearman(pair), float(low), float(high)
+
+
+def _spearman(pair: np.ndarray) -> float:
+    """Pearson's correlation of the ranks of (turns, 2); ties share their mean rank; NaN where one side is constant."""
+    ranks = pd.DataFrame(pair).rank()
+    return float(ranks[0].corr(ranks[1]))
+
+
+def _with_ends(name: str, value: float, low: float, high: float) -> dict[str, float]:
+    return {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
 
 
 def risk_against_coverage(table: pd.DataFrame, config: MambaEMAConfig) -> pd.DataFrame:
@@ -134,6 +206,11 @@ def risk_against_coverage(table: pd.DataFrame, config: MambaEMAConfig) -> pd.Dat
                 }
             )
     return pd.DataFrame(lines)
+
+
+def _units(rows: pd.DataFrame, config: MambaEMAConfig) -> Any:
+    """What `interval_radii` are multiples of: the spread of each row, or 1."""
+    return rows["spread"].clip(lower=MIN_SPREAD).to_numpy() if config.scaled_intervals else 1.0
 
 
 def _by_label(table: pd.DataFrame, labels: Sequence[str]) -> list[tuple[str, pd.DataFrame]]:

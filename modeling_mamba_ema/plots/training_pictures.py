@@ -103,6 +103,7 @@ def plot_risk_against_coverage(table: pd.DataFrame) -> Figure:
         table: of `risk_against_coverage`.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
+    figure.suptitle("Risk against coverage: what is left where only sure predictions are kept", fontsize=12)
     titles = {"wrong_side": "share on the wrong side of the middle", "mae": "mean absolute error"}
     for axes, (name, title) in zip(figure.subplots(1, 2), titles.items()):
         for colour, style, (label, rows) in zip(COLOURS, itertools.cycle(STYLES), table.groupby("label", sort=False)):

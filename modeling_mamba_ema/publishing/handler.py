@@ -10,7 +10,7 @@ from transformers import pipeline
 
 # The first two are those of the task "audio-classification" on Inference Endpoints.
 PARAMETERS = (
-    *("top_k", "function_to_apply", "return_label_values", "return_intervals"),
+    *("top_k", "function_to_apply", "return_label_values", "return_intervals", "return_spread"),
     *("sampling_rate", "speakers", "channel", "split_channels", "chunk_length_s"),
 )
 
@@ -29,8 +29,9 @@ class EndpointHandler:
         Args:
             data: `"inputs"`, the bytes of an audio file or, in a JSON request, their base64 text, or a list of samples,
                 or, with speakers, a list of such texts, the turns of a conversation; and, if wanted, `"parameters"`:
-                top_k, function_to_apply ("none"), return_label_values, return_intervals, sampling_rate, speakers (a
-                name or null a turn), channel, split_channels, chunk_length_s. Strings are never taken as paths or URLs.
+                top_k, function_to_apply ("none"), return_label_values, return_intervals, return_spread, sampling_rate,
+                speakers (a name or null a turn), channel, split_channels, chunk_length_s. Strings are never taken as
+                paths or URLs.
 
         Returns:
             `[{"label": "arousal", "score": 0.61}, ...]`, highest first, on the unit scale; what the pipeline gives for

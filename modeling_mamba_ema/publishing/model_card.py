@@ -178,7 +178,7 @@ waveform, rate = soundfile.read("speech.wav")  # mono
 
 outputs = model(**extractor(waveform, sampling_rate=rate, resample=True, return_tensors="pt"))
 outputs.logits  # (1, {config.num_labels}) on the unit scale, columns as below
-outputs.pooling_attentions  # weights over time: where the model listened{_intervals_line(config)}
+outputs.pooling_attentions  # weights over time: where the model listened{_intervals_line(config)}{_spread_line(config)}
 ```
 
 With the package `modeling-mamba-ema` installed and imported, the same lines work without `trust_remote_code`.
@@ -209,6 +209,10 @@ def _intervals_line(config: MambaEMAConfig) -> str:
     if config.interval_radii is None:
         return ""
     return f"\noutputs.intervals  # low and high, to hold {config.interval_level:.0%} of the turns each"
+
+
+def _spread_line(config: MambaEMAConfig) -> str:
+    return "\noutputs.spread  # how far raters would differ, a standard deviation" if config.predict_spread else ""
 
 
 def _outside(config: MambaEMAConfig) -> str:
@@ -243,6 +247,7 @@ def _results(config: MambaEMAConfig, training: TrainingFacts | None) -> str:
         "|" + " --- |" * (len(names) + 3),
     ]
     coverage: list[str] = []
+    spread: list[str] = []
     for split, metrics in training.results.items():
         if "ccc" not in metrics:  # the split has no labels
             continue
@@ -253,9 +258,17 @@ def _results(config: MambaEMAConfig, training: TrainingFacts | None) -> str:
         lines.append(f"| {split} | {counts} | {' | '.join(cells)} |")
         held = [f"{name} {metrics[f'coverage_{name}']:.1%}" for name in config.labels if f"coverage_{name}" in metrics]
         coverage += [f"`{split}`: {', '.join(held)}"] if held else []
+        found = [
+            f"{label} {metrics[name]:.3f}{_interval(metrics, name)}"
+            for label in config.labels
+            if (name := f"spread_ccc_{label}") in metrics
+        ]
+        spread += [f"`{split}`: {', '.join(found)}"] if found else []
     if coverage:
         asked = f"{config.interval_level:.0%} of the labels (split-conformal, from the validation split)"
         lines += ["", f"Intervals asked to hold {asked} held, a conversation counting as one, {'; '.join(coverage)}."]
+    if spread:
+        lines += ["", f"CCC of the predicted spread of the raters with theirs: {'; '.join(spread)}."]
     return "\n".join(lines)
 
 

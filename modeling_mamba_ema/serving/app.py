@@ -63,6 +63,8 @@ class Turn(BaseModel):
     baseline_turns: int
     intervals: dict[str, tuple[float, float]] | None
     confidence: dict[str, float] | None
+    spread: dict[str, float] | None
+    label_spread: dict[str, float] | None
     reading: str
     seconds: float
     low_level: bool

@@ -106,7 +106,9 @@ def load_splits(
         )
         wanted = [name for name in (data.train_split, data.validation_split, data.test_split) if name is not None]
     scales = {label: config.label_range(label) for label in config.labels}
-    splits = load_emotion_dataset(data.source, config.labels, scales, data.columns, labels_optional)
+    splits = load_emotion_dataset(
+        data.source, config.labels, scales, data.columns, labels_optional, config.predict_spread
+    )
     missing = [name for name in wanted if name not in splits]
     if missing and data.split_by is not None and data.train_split in splits:
         parts = split_off(splits[data.train_split], data.split_by, missing)
@@ -137,9 +139,10 @@ def load_splits(
 
 
 def build_datasets(
-    data: DataSection, splits: DatasetDict, labels: Sequence[str], frame_cache: FrameCache | None = None
+    data: DataSection, splits: DatasetDict, config: MambaEMAConfig, frame_cache: FrameCache | None = None
 ) -> dict[str, ConversationDataset]:
     """A dataset for each split: conversations, or windows of them to learn from where `data` asks for these."""
+    labels = config.target_columns
     datasets = {name: ConversationDataset(rows, labels, frame_cache=frame_cache) for name, rows in splits.items()}
     if data.train_split in splits:
         datasets[data.train_split] = ConversationDataset(
@@ -198,6 +201,12 @@ def check_run(
         raise ValueError(f"training.metric_for_best_model is {chosen}; evaluations give {', '.join(metrics)} and loss")
     for name in (data.train_split, str(data.validation_split)):
         check_labels_vary(name, splits[name], config.labels)
+    for column in config.target_columns[len(config.labels) :]:
+        if max(splits[data.train_split][column]) == MISSING_LABEL:
+            raise ValueError(
+                f"model.params.predict_spread is true, but the split {data.train_split} of {data.source} has no "
+                f"{column}: it needs the standard deviation of the raters for each label (data.columns can name it)"
+            )
     if data.test_split is not None:
         warn_of_labels(data.test_split, splits[data.test_split], config.labels)
     check_speech_encoder(config, arguments.world_size, splits[data.train_split])

@@ -18,7 +18,7 @@ from ..configuration_mamba_ema import MambaEMAConfig
 from ..conversation_encoder import ConversationState
 from ..data.dataset import ConversationDataset
 from ..metrics import ccc_metric_path
-from ..metrics.confidence import add_intervals, coverage
+from ..metrics.confidence import add_intervals, coverage, spread_metrics
 from ..pooling import length_mask
 
 # Inputs of the model with turns in their second dimension.
@@ -33,6 +33,7 @@ def ccc_of_predictions(labels: Sequence[str], intervals: bool = False) -> Any:
     """A `compute_metrics` for Trainer: the `ccc` metric over all turns of the evaluation set, on the unit scale.
 
     A label that the set has for fewer than two turns is left out, and nothing is measured where that holds for all.
+    Spreads that stand behind the values are not measured here.
 
     Args:
         labels: names of the labels, in the model's order.
@@ -40,7 +41,9 @@ def ccc_of_predictions(labels: Sequence[str], intervals: bool = False) -> Any:
     """
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
-        predictions, references = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+        predictions, references = (
+            np.asarray(values)[..., : len(labels)] for values in (prediction.predictions, prediction.label_ids)
+        )
         # Trainer pads what it gathers with -100; turns that are not there have no prediction (NaN) and no label.
         known = np.isfinite(predictions).all(axis=-1, keepdims=True) & (references != MISSING_LABEL)
         measured = np.flatnonzero(known.sum(axis=(0, 1)) >= 2)
@@ -66,45 +69,52 @@ def measure(
     """Predict whole conversations.
 
     Returns:
-        The metrics of [`ccc_of_predictions`] with intervals and of [`coverage`], and the table of [`prediction_table`],
-        for a model with intervals with the columns of [`add_intervals`].
+        The metrics of [`ccc_of_predictions`] with intervals, of [`coverage`] and of [`spread_metrics`], and the table
+        of [`prediction_table`], for a model with intervals with the columns of [`add_intervals`].
     """
     trainer.compute_metrics = ccc_of_predictions(config.labels, intervals=True)
     predicted = trainer.predict(dataset)
     metrics = {name.removeprefix("test_"): value for name, value in (predicted.metrics or {}).items()}
     table = add_intervals(prediction_table(np.asarray(predicted.predictions), dataset, config), config)
     measured = {name: value for name, value in metrics.items() if name not in _NO_METRICS}
-    return measured | coverage(table, config), table
+    return measured | coverage(table, config) | spread_metrics(table, config), table
 
 
 def prediction_table(predictions: np.ndarray, dataset: ConversationDataset, config: MambaEMAConfig) -> pd.DataFrame:
     """One row a turn and label.
 
     Args:
-        predictions: (items, turns, labels) on the unit scale, in the dataset's order; padding is ignored.
+        predictions: (items, turns, labels) on the unit scale, in the dataset's order; padding is ignored. Of a model
+            that predicts the spread, (items, turns, 2 labels).
         dataset: of whole conversations or windows.
         config: knows the labels' own scales.
 
     Returns:
         Columns `file_name`, `conversation_id`, `turn`, `position` (0 is the conversation's first turn), `label`,
         `reference` (NaN where the corpus has none) and `prediction`, both on the unit scale. Where a label has another
-        scale, `reference_value` and `prediction_value` are on it, and `scale` names it, such as "1 to 7".
+        scale, `reference_value` and `prediction_value` are on it, and `scale` names it, such as "1 to 7". Of a model
+        that predicts the spread, `reference_spread` and `spread`, too.
     """
-    rows, labels = dataset.rows, dataset.labels
+    rows, labels = dataset.rows, config.labels
     indices = np.concatenate(dataset.items)  # (turns,)
     turns = rows.select_columns(["file_name", "conversation_id", "turn"]).to_pandas().iloc[indices]
     turns["position"] = turns.groupby("conversation_id", sort=False).cumcount()
-    references = np.stack([np.asarray(rows[label], dtype=np.float64)[indices] for label in labels], axis=1)
+    references = np.stack([np.asarray(rows[name], dtype=np.float64)[indices] for name in config.target_columns], axis=1)
+    references = np.where(references == MISSING_LABEL, np.nan, references)
     valid = np.concatenate([predictions[item, : len(part)] for item, part in enumerate(dataset.items)])
     table = turns.iloc[np.repeat(np.arange(len(turns)), len(labels))].reset_index(drop=True)
     table["label"] = labels * len(turns)
-    table["reference"] = np.where(references == MISSING_LABEL, np.nan, references).ravel()
-    table["prediction"] = valid.astype(np.float64).ravel()
+    names = [("reference", "prediction"), ("reference_spread", "spread")][: 1 + config.predict_spread]
+    for number, pair in enumerate(names):
+        columns = slice(number * len(labels), (number + 1) * len(labels))
+        for name, values in zip(pair, (references, valid)):
+            table[name] = values[:, columns].astype(np.float64).ravel()
     ranges = [config.label_range(label) for label in labels]
     if any(scale != (0.0, 1.0) for scale in ranges):
         low, high = np.array(ranges * len(turns)).T
-        for name in ("reference", "prediction"):
-            table[f"{name}_value"] = low + (high - low) * table[name]
+        for number, pair in enumerate(names):
+            for name in pair:
+                table[f"{name}_value"] = (low if number == 0 else 0) + (high - low) * table[name]
         table["scale"] = [f"{low:g} to {high:g}" for low, high in ranges] * len(turns)
     return table
 
@@ -135,6 +145,15 @@ def describe_metrics(split: str, metrics: Mapping[str, float], config: MambaEMAC
     held = [f"{label} {metrics[f'coverage_{label}']:.0%}" for label in labels if f"coverage_{label}" in metrics]
     if held:
         lines.append(f"  intervals asked to hold {config.interval_level:.0%} of the labels held {', '.join(held)}")
+    for kind, text in (
+        ("spread_ccc", "spread of the raters, CCC {}"),
+        ("error_with_spread", "error of {} with its spread, rank correlation"),
+    ):
+        for label in labels:
+            if (name := f"{kind}_{label}") in metrics:
+                low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]
+                title = text.format(label)
+                lines.append(f"  {title} {metrics[name]:.3f}  (95 % interval {low:.3f} to {high:.3f})")
     return "\n".join(lines)
 
 
@@ -143,7 +162,7 @@ def describe_metrics(split: str, metrics: Mapping[str, float], config: MambaEMAC
 
 
 def predict_in_chunks(model: nn.Module, inputs: Mapping[str, torch.Tensor], turns_per_chunk: int) -> torch.Tensor:
-    """Logits of whole conversations, with the memory of a few turns.
+    """Predictions of whole conversations, with the memory of a few turns.
 
     Args:
         model: `MambaEMAForRegression`.
@@ -151,10 +170,16 @@ def predict_in_chunks(model: nn.Module, inputs: Mapping[str, torch.Tensor], turn
         turns_per_chunk: turns of each conversation that go through the model at once.
 
     Returns:
-        (batch, turns, labels), NaN at turns that are not there.
+        (batch, turns, labels) as [`side_by_side`], NaN at turns that are not there.
     """
-    logits, _ = _run(model, inputs, turns_per_chunk)
-    return logits
+    predictions, _ = _run(model, inputs, turns_per_chunk)
+    return predictions
+
+
+def side_by_side(outputs: Mapping[str, Any]) -> torch.Tensor:
+    """Logits (..., labels) of the model's outputs, or of one that predicts the spread (..., 2 labels): the spread
+    behind the logits."""
+    return torch.cat([outputs[name] for name in ("logits", "spread") if outputs.get(name) is not None], dim=-1)
 
 
 def state_after(model: nn.Module, inputs: Mapping[str, torch.Tensor], turns_per_chunk: int) -> ConversationState | None:
@@ -198,7 +223,7 @@ def _run(
     model: nn.Module, inputs: Mapping[str, torch.Tensor], turns_per_chunk: int
 ) -> tuple[torch.Tensor, list[ConversationState | None]]:
     present = inputs["turn_mask"].bool()
-    logits: Any = None
+    predictions: Any = None
     states: list[ConversationState | None] = [None] * len(present)
     for start in range(0, present.shape[1], turns_per_chunk):
         chunk = slice(start, start + turns_per_chunk)
@@ -211,10 +236,11 @@ def _run(
             conversation_state=ConversationState.stack(before) if before else None,
             use_conversation_state=True,
         )
-        if logits is None:
-            logits = outputs.logits.new_full((*present.shape, outputs.logits.shape[-1]), torch.nan)
-        logits[rows, chunk] = outputs.logits
+        predicted = side_by_side(outputs)
+        if predictions is None:
+            predictions = predicted.new_full((*present.shape, predicted.shape[-1]), torch.nan)
+        predictions[rows, chunk] = predicted
         for position, row in enumerate(rows.tolist()):
             if outputs.conversation_state is not None:
                 states[row] = outputs.conversation_state.select(position)
-    return logits, states
+    return predictions, states

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 from transformers import EarlyStoppingCallback, PrinterCallback, ProgressCallback, Trainer, TrainerState
 from transformers.trainer_utils import HubStrategy, TrainOutput, seed_worker
 
-from ..ccc_loss import MISSING_LABEL, check_labels
+from ..ccc_loss import MISSING_LABEL
 from ..data.augmentation import mixed_conversations
 from ..data.dataset import ConversationDataset
 from ..modeling_mamba_ema import has_adapters
@@ -36,7 +36,7 @@ from .arguments import MambaEMATrainingArguments
 from .batches import AudioSecondsBatchSampler, seconds_of_turns
 from .callbacks import EvaluationLog, Progress, SealCheckpoints, SetEpoch
 from .checkpoints import checkpoints_in, require_space_for_checkpoints
-from .evaluation import ccc_of_predictions, predict_in_chunks, start_from_context
+from .evaluation import ccc_of_predictions, predict_in_chunks, side_by_side, start_from_context
 from .lora import merge_lora, require_same_base
 from .optimizer import check_parameter_groups, parameter_groups, require_finite_gradient
 
@@ -215,7 +215,7 @@ class MambaEMATrainer(Trainer):
             return self._loss_of_accumulated_batches(model)
         inputs, names = self._inputs_of_model(inputs)
         if model.training and "labels" in inputs:
-            self._degenerate.append(has_degenerate_label(inputs["labels"]))
+            self._degenerate.append(has_degenerate_label(self._values(inputs["labels"])))
         with self._naming_conversations(names):
             with self._mixed(model, inputs):
                 result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -227,7 +227,8 @@ class MambaEMATrainer(Trainer):
         if self._accumulated is None:
             plain: Any = self.accelerator.unwrap_model(model)
             batches, names = zip(*(self._inputs_of_model(self._prepare_inputs(batch)) for batch in self._batches))
-            self._degenerate.append(has_degenerate_label(torch.cat([b["labels"].flatten(0, 1) for b in batches])))
+            labels = torch.cat([batch["labels"].flatten(0, 1) for batch in batches])
+            self._degenerate.append(has_degenerate_label(self._values(labels)))
             with self._naming_conversations(", ".join(names)):
                 predict = partial(self._predict, plain)
                 self._accumulated = AccumulatedLoss(predict, plain.loss, batches, self.args.device)
@@ -239,14 +240,17 @@ class MambaEMATrainer(Trainer):
         return loss
 
     def _predict(self, model: nn.Module, inputs: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Predictions and labels of the turns that are there, (turns, labels) each."""
+        """Predictions and labels of the turns that are there, as the loss takes them."""
         inputs = dict(inputs)
         with self._mixed(model, inputs):
             labels = inputs.pop("labels")
             outputs = model(**inputs, return_dict=True)
-        logits, present = outputs["logits"], outputs["turn_mask"].bool()
-        check_labels(labels, tuple(logits.shape), cast(Any, self.model).config.labels)
-        return logits[present], labels[present].to(logits.dtype)
+        predictions, present = side_by_side(outputs), outputs["turn_mask"].bool()
+        return predictions[present], cast(Any, self.model).checked_targets(labels, predictions)[present]
+
+    def _values(self, labels: torch.Tensor) -> torch.Tensor:
+        """Labels without the spreads that may stand behind them."""
+        return labels[..., : len(cast(Any, self.model).config.labels)]
 
     def _inputs_of_model(self, inputs: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
         """What the model takes of a batch, with the state before its windows; and the names of its conversations."""
@@ -270,12 +274,13 @@ class MambaEMATrainer(Trainer):
     ) -> Any:
         """Trainer's; a conversation of many turns goes through the model in chunks."""
         if inputs["turn_mask"].shape[1] <= self.args.turns_per_chunk:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+            loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+            return loss, torch.cat(logits, dim=-1) if isinstance(logits, tuple) else logits, labels
         plain = self.accelerator.unwrap_model(model)
         with torch.no_grad(), self.compute_loss_context_manager():
             logits = predict_in_chunks(plain, inputs, self.args.turns_per_chunk)
             labels, present = inputs["labels"], inputs["turn_mask"].bool()
-            loss = plain.loss(logits[present], labels[present].to(logits.dtype))
+            loss = plain.loss(logits[present], plain.checked_targets(labels, logits)[present])
         return loss, None if prediction_loss_only else logits, None if prediction_loss_only else labels
 
     @contextlib.contextmanager

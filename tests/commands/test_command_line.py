@@ -171,14 +171,14 @@ def test_the_command_is_installed():
 def test_the_sample_is_one_line_to_a_first_result(model, expected, capsys):
     assert main(["predict", "--model", model, "--sample"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    columns = ["file", "speaker", "seconds", "valence", "arousal", "valence value"]
-    columns += ["valence label", "arousal label", "valence label value", "reading"]
-    assert lines[0].split() == " ".join(columns).split()
+    columns = ["file", "speaker", "seconds", "valence", "arousal", "valence value", "valence value label"]
+    columns += ["arousal label"]
+    assert lines[0].split() == " ".join([*columns, "reading"]).split()
     assert len(lines) == 10
     assert lines[-2].startswith("anna (4 turns, ")
     assert lines[-1] == "valence: 0 unpleasant, 1 pleasant; arousal: 0 calm, 1 excited"
     assert lines[1].split()[:2] == ["turn0_anna.wav", "anna"]
-    assert "0.150 0.700 1.900" in " ".join(lines[1].split())
+    assert "1.900 0.700" in " ".join(lines[1].split())
     for line, values in zip(lines[1:-2], expected[0], strict=True):
         assert [float(cell) for cell in line.split()[3:5]] == pytest.approx(list(values.values()), abs=6e-4)
 
@@ -249,8 +249,9 @@ def test_labels_on_another_scale_and_unrated_turns_do_not_stop_predictions(model
         assert "arousal_label" not in found[0]
     else:
         assert captured.err == ""
-        assert [(row["valence_label"], row["arousal_label"]) for row in found] == [(0.5, 0.0), (0.5, 1.0), (0.5, None)]
-        assert [row["valence_label_value"] for row in found] == [4.0] * 3  # as valence_value, on the corpus' own scale
+        # On the scale of the value beside it: the model's valence is from 1 to 7, its arousal from 0 to 1.
+        labels = [(row["valence_value_label"], row["arousal_label"]) for row in found]
+        assert labels == [(4.0, 0.0), (4.0, 1.0), (4.0, None)]
         assert main(["predict", "--model", model, str(tmp_path)]) == 0
         assert "-100" not in capsys.readouterr().out
 

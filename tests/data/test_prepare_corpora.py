@@ -200,6 +200,24 @@ def test_podcast_old_and_new_releases_give_the_same(podcast, tmp_path):
     assert list(dict.fromkeys(old.rows["split"])) == ["train", "validation", "test1", "test2"]
 
 
+def test_single_ratings_become_deviations_and_counts(podcast, prepared_iemocap, improv, tmp_path):
+    old = msp_podcast.read(write_msp_podcast(tmp_path / "old", old=True))
+    names = ["valence_sd", "arousal_sd", "dominance_sd", "raters"]
+    for corpus in (old, podcast):  # in one column, and in several
+        first, second, third = table(corpus)[names].to_numpy(float)[:3]
+        assert first.tolist() == [2, 1, 0, 3]
+        assert np.isnan(second[:3]).all()  # one rater says nothing of a spread
+        assert np.isnan(third[:3]).all()
+        assert (second[3], third[3]) == (1, 0)
+    # Evaluators count, self reports do not.
+    deviation = np.std([5, 1], ddof=1)
+    for _, row in table(prepared_iemocap).iterrows():
+        assert row[names].tolist() == [deviation, 0, 0, 2]
+    rows = table(improv)[names]
+    assert (rows[["valence_sd", "arousal_sd"]] == deviation).all(axis=None)
+    assert rows["dominance_sd"].isna().all()
+
+
 def test_podcast_hidden_labels_are_skipped_and_listed(podcast):
     assert [name for name, _ in podcast.skipped] == [HIDDEN, "MSP-PODCAST_9001_0002.wav"]
     assert "test3" not in set(podcast.rows["split"])

@@ -46,7 +46,14 @@ MODELS = [
         "max_speakers": 2,
         "interval_radii": {"valence": {"0.9": 0.3}, "arousal": {"0.9": 0.2}},
     },
-    {"norm": "layer", "context_scope": "speaker", "context": "ema"},
+    {
+        "norm": "layer",
+        "context_scope": "speaker",
+        "context": "ema",
+        "predict_spread": True,
+        "interval_radii": {"valence": {"0.9": 0.4}, "arousal": {"0.9": 0.3}},
+        "scaled_intervals": True,
+    },
 ]
 # Names of the turns; with two speakers kept, the third makes the first begin anew.
 NAMES = ("anna", "ben", "anna", None, "cleo", "anna", "ben", "", "anna")
@@ -120,6 +127,8 @@ def test_onnxruntime_gives_the_trackers_numbers_where_torch_cannot_be_imported(t
         assert (got["intervals"] is None) is (row.intervals is None)
         for label, ends in (row.intervals or {}).items():
             assert got["intervals"][label] == pytest.approx(ends, abs=2e-5)
+        assert (got["spread"] is None) is (row.spread is None)
+        assert row.spread is None or got["spread"] == pytest.approx(row.spread, abs=2e-5)
         np.testing.assert_allclose(got["attention"], row.attention, atol=2e-5)
     assert wanted[-1].low_level
     assert answer["refused"] == 6

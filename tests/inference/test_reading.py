@@ -1,5 +1,7 @@
 """Values, trends and change points in words, and silence where the numbers do not say it."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -16,7 +18,8 @@ def around(values, reach):
 
 def turn(number, speaker, valence, arousal, reach=0.1, low_level=False):
     values = {"valence": valence, "arousal": arousal}
-    plain = {"label_values": values, "differences": None, "baseline_turns": 0, "confidence": None, "reading": ""}
+    none = dict.fromkeys(("differences", "confidence", "spread", "label_spread"))
+    plain = {"label_values": values, "baseline_turns": 0, "reading": "", **none}
     return TurnEmotion(
         turn=number,
         speaker=speaker,
@@ -106,3 +109,17 @@ def test_the_tracker_reads_each_turn_with_the_last_turns_of_its_speaker():
         assert result.reading == read_turn(result.values, result.intervals, own)
     assert any("from neutral" in result.reading for result in heard)
     assert live.row(heard[-1])["reading"] == heard[-1].reading
+
+
+def test_what_is_left_out_of_a_turn_is_in_neither_its_reading_nor_the_summary():
+    whole = turn(1, "anna", 0.9, 0.2)
+    assert whole.only(["valence", "arousal"]) is whole
+    shown = replace(whole, reading=read_turn(whole.values, whole.intervals)).only(["valence"])
+    assert "pleasant" in shown.reading
+    assert "calm" not in shown.reading
+    assert (shown.values, set(shown.label_values), shown.differences) == ({"valence": 0.9}, {"valence"}, None)
+    summary = summarise([whole.only(["valence"]), whole, whole.only([])], ["turn 1", "turn 2", "turn 3"])
+    assert "2 turns" in summary
+    assert "surely pleasant in 2" in summary
+    assert "surely calm in 1" in summary
+    assert summarise([whole.only([])], ["turn 1"]) == "Nothing was scored."

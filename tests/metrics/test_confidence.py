@@ -1,10 +1,15 @@
 """Intervals: what they promise over conversations, and what is left where only confident predictions are kept."""
 
 import json
+import re
 
+import audmetric
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
 
 from modeling_mamba_ema.inference import EmotionTracker
 from modeling_mamba_ema.metrics.confidence import (
@@ -13,6 +18,7 @@ from modeling_mamba_ema.metrics.confidence import (
     conformal_quantile,
     coverage,
     risk_against_coverage,
+    spread_metrics,
 )
 from tests.support.models import tiny_config
 from tests.support.programs import call_command, call_program
@@ -58,6 +64,90 @@ def test_intervals_hold_what_they_were_asked_for_on_new_conversations_over_20_se
     )
     assert np.mean(held, axis=0) == pytest.approx([level] * 2, abs=0.03)
     assert abs(np.mean(by_turns) - level) > 0.03
+
+
+def conversations_with_spread(seed, lengths, kind):
+    """Predictions whose error has little to do with the predicted spread: `kind` says what that is."""
+    random = np.random.default_rng(seed)
+    parts = []
+    for conversation, turns in enumerate(lengths):
+        error = random.standard_t(1.5, turns) * random.gamma(1.0, 0.1)
+        spread = {
+            "right": np.abs(error) + 0.01,
+            "noise": random.gamma(0.5, 0.1, turns),
+            "upside down": 0.01 / (np.abs(error) + 0.001),
+            "zero": np.zeros(turns),
+        }[kind]
+        rows = {"conversation_id": f"c{conversation}", "label": "valence", "reference": 0.5}
+        parts.append(pd.DataFrame({**rows, "prediction": 0.5 + error, "spread": spread}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def with_spread_of_valence(**fields):
+    return tiny_config(id2label={0: "valence"}, bounded_predictions=False, predict_spread=True, **fields)
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(
+    st.integers(0, 2**32 - 1),
+    st.lists(st.integers(1, 12), min_size=10, max_size=12),
+    st.sampled_from(["right", "noise", "upside down", "zero"]),
+    st.sampled_from([0.5, 0.8, 0.9]),
+)
+@example(0, [1, 12, 5, 3, 2, 9, 1, 1, 4, 6], "upside down", 0.9)
+@example(1, [3] * 10, "zero", 0.8)
+def test_scaled_intervals_hold_what_was_asked_for_whatever_the_spread_is_worth(seed, lengths, kind, level):
+    # Conversations are exchangeable: each is the new one as likely. So over all that may be it, on average.
+    table = conversations_with_spread(seed, lengths, kind)
+    config = with_spread_of_valence(interval_level=level)
+    held = []
+    for new in table["conversation_id"].unique():
+        is_new = table["conversation_id"] == new
+        calibrate(config, table[~is_new])
+        assert config.scaled_intervals
+        held.append(coverage(add_intervals(table[is_new], config), config)["coverage_valence"])
+    assert np.mean(held) >= level - 1e-9
+    if kind == "zero":  # counts as 0.01
+        reach = add_intervals(table, config)["high"] - table["prediction"]
+        np.testing.assert_allclose(reach, 0.01 * config.interval_radius("valence"), rtol=1e-9)
+
+
+def test_scaled_intervals_are_as_long_as_the_spread_is():
+    config = with_spread_of_valence()
+    table = conversations_with_spread(0, [5] * 60, "right")
+    calibrate(config, table)
+    table = add_intervals(table, config)
+    assert (table["high"] - table["low"]).corr(table["spread"]) > 0.99
+
+
+def test_the_worth_of_a_spread_is_its_ccc_and_whether_errors_grow_with_it():
+    random = np.random.default_rng(0)
+    table = conversations(0, 40)
+    errors = (table["reference"] - table["prediction"]).abs()
+    table["spread"] = errors * random.uniform(0.2, 1.0, len(table))
+    table["reference_spread"] = table["spread"] + random.normal(0, 0.01, len(table))
+    table.loc[3, ["reference_spread", "reference"]] = np.nan
+    config = tiny_config(predict_spread=True)
+    found = spread_metrics(table, config)
+    for label in LABELS:
+        rows = table[(table["label"] == label) & table["reference"].notna()]
+        error = (rows["reference"] - rows["prediction"]).abs()
+        expected = scipy.stats.spearmanr(error, rows["spread"]).statistic
+        name = f"error_with_spread_{label}"
+        assert found[name] == pytest.approx(expected, abs=1e-12)
+        assert found[f"{name}_low"] < expected < found[f"{name}_high"]
+        expected = audmetric.concordance_cc(rows["reference_spread"].to_numpy(), rows["spread"].to_numpy())
+        name = f"spread_ccc_{label}"
+        assert found[name] == pytest.approx(expected, abs=1e-12)
+        assert found[f"{name}_low"] < expected < found[f"{name}_high"]
+    renamed = table.assign(conversation_id=table["conversation_id"].map(lambda name: name[::-1]))
+    assert spread_metrics(renamed, config) == found
+    unrated = spread_metrics(table.assign(reference_spread=np.nan), config)
+    assert set(unrated) == {name for name in found if name.startswith("error")}
+    longest = table["conversation_id"].value_counts().index[0]
+    single = spread_metrics(table[table["conversation_id"] == longest], config)
+    assert np.isnan(single["error_with_spread_valence_low"])
+    assert spread_metrics(conversations(0, 2), tiny_config()) == {}
 
 
 def test_the_quantile_is_the_smallest_reach_of_the_papers_sum():
@@ -145,8 +235,24 @@ def test_a_run_measures_intervals_which_evaluation_prediction_and_card_show(corp
     for option, kept in (("--min-confidence=0", True), ("--max-width=0.01", False), ("--min-confidence=1", False)):
         assert call_command("predict", "--model", model, files.iloc[0], "--json", option) == 0
         row = json.loads(capsys.readouterr().out)
-        assert (row["valence"] is not None) is kept
-        assert row["valence_low"] is not None
+        for name in ("valence", "valence_low", "valence_high"):
+            assert (row[name] is not None) is kept
+        assert row["valence_confidence"] is not None
+        assert kept or row["reading"] == ""
+
+
+def test_the_program_measures_coverage_over_random_splits_of_conversations(corpus, tmp_path, capsys):
+    run = write_run(tmp_path / "run.yaml", corpus, tmp_path / "run")
+    options = ["training.num_train_epochs=1", "model.params.interval_level=0.8", "model.params.predict_spread=true"]
+    assert call_program("benchmarks/coverage.py", run, *options, "--splits", "2") == 0
+    printed = capsys.readouterr().out
+    singles = re.findall(r"split \d, (.*): valence held ([\d.]+)%", printed)
+    assert [kind for kind, _ in singles] == ["scaled by the spread", "of one length"] * 2
+    mean = np.mean([float(held) for kind, held in singles if kind == "of one length"])
+    found = re.search(r"intervals of one length, valence: held ([\d.]+)% on average", printed)
+    assert float(found[1]) == pytest.approx(mean, abs=0.11)
+    assert "asked for 80%, over 2 splits" in printed
+    assert "error_with_spread_arousal" in printed
 
 
 def test_a_model_without_intervals_cannot_be_filtered_by_them(saved_model, tmp_path, capsys):

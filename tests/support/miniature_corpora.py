@@ -112,9 +112,20 @@ def write_msp_podcast(folder: Path, old: bool = False) -> Path:
     spelling = "labels_concensus.csv" if old else "labels_consensus.csv"
     (folder / "Labels" / spelling).write_text("\n".join(lines) + "\n", encoding="utf-8")
     litter(folder / "Labels", spelling)
-    (folder / "Labels" / "labels_detailed.csv").write_text("FileName,EmoClass,EmoVal\n", encoding="utf-8")
+    (folder / "Labels" / "labels_detailed.csv").write_text(_podcast_votes(old), encoding="utf-8")
     (folder / "Speaker_ids.txt").write_text("MSP-PODCAST_0001_0008.wav; 30\n", encoding="utf-8")
     return folder
+
+
+def _podcast_votes(old: bool) -> str:
+    """Three ratings of the first turn, one of the second; releases have them in one column or in several."""
+    names = list(PODCAST)
+    votes = [(names[0], 1, 2, 3), (names[0], 2, 6, 3), (names[0], 3, 4, 3), (names[1], 6, 1, 6)]
+    if old:
+        lines = [f'{name},"WORKER{a}; Neutral; Neutral,Sad; A:{a}.0; V:{v}.0; D:{d}.0;"' for name, a, v, d in votes]
+        return "\n".join(["FileName,Annotation", *lines]) + "\n"
+    lines = [f"{name},WORKER{a},Neutral,{a},{v},{d}" for name, a, v, d in votes]
+    return "\n".join(["FileName,Worker,EmoClass_Major,EmoAct,EmoVal,EmoDom", *lines]) + "\n"
 
 
 # --- MSP-Improv --------------------------------------------------------------------------------------------------

@@ -46,7 +46,7 @@ TINY_RUN = {
 
 
 def write_corpus(folder: Path) -> Path:
-    """Conversations of 1 to 4 turns of 0.3 to 0.7 s; loudness carries arousal."""
+    """Conversations of 1 to 4 turns of 0.3 to 0.7 s; loudness carries arousal. Raters differ most in the middle."""
     random = np.random.default_rng(0)
     lines = []
     for split, count in SPLITS.items():
@@ -58,7 +58,9 @@ def write_corpus(folder: Path) -> Path:
                 samples = random.normal(size=int(16_000 * random.uniform(0.3, 0.7)))
                 sf.write(folder / name, (0.02 + 0.2 * arousal) * np.clip(samples, -4, 4), 16_000)
                 row = {"file_name": name, "conversation_id": f"{split}_{conversation}", "turn": turn, "split": split}
-                lines.append(json.dumps({**row, "valence": round(valence, 3), "arousal": round(arousal, 3)}))
+                row |= {"valence": round(valence, 3), "arousal": round(arousal, 3)}
+                row |= {f"{label}_sd": round(0.05 + 0.8 * row[label] * (1 - row[label]), 3) for label in LABELS}
+                lines.append(json.dumps(row))
     (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
     return folder
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..categories import CorpusError
-from ..prepared_corpus import Corpus, enumerated, leave_one_session_out, visible
+from ..prepared_corpus import Corpus, enumerated, leave_one_session_out, visible, with_spread
 
 FOLDS = 5
 _COLUMNS = ("subID", "stimFile", "stimType", "valenceRating", "arousalRating")
@@ -59,8 +59,9 @@ def read(folder: Path, fold: int = 1, ratings: Path | None = None) -> Corpus:
         raise CorpusError(f"{ratings} has no column {', '.join(absent)}; there are {', '.join(map(str, votes.columns))}")
     votes = votes[votes["stimType"] == "sounds"]
     votes = votes.assign(name=[Path(file).stem for file in votes["stimFile"]])
-    each = votes.groupby(["name", "subID"])[["valenceRating", "arousalRating"]].mean()  # a row a listener
-    by_name = each.groupby("name").agg(["mean", "std", "count"])
+    votes = votes.rename(columns={"valenceRating": "valence", "arousalRating": "arousal"})
+    each = votes.groupby(["name", "subID"])[["valence", "arousal"]].mean().reset_index()  # a row a listener
+    by_name = each.groupby("name")[["valence", "arousal"]].mean()
 
     files = {path.stem: path for path in visible(folder.absolute().rglob("*")) if path.suffix in (".wav", ".flac")}
     missing = sorted(set(by_name.index) - set(files))
@@ -80,12 +81,9 @@ def read(folder: Path, fold: int = 1, ratings: Path | None = None) -> Corpus:
             "session": [speakers.index(name[:2]) % FOLDS + 1 for name in names],
             "emotion": [_EMOTIONS[name[5]] for name in names],
             "sex": ["male" if name[:2] in _MEN else "female" for name in names],
-            "raters": by_name["valenceRating"]["count"].to_numpy(),
+            **{label: by_name[label].to_numpy() for label in by_name},
         }
     )
-    for label in ("valence", "arousal"):
-        rows[label] = by_name[f"{label}Rating"]["mean"].to_numpy()
-        rows[f"{label}_sd"] = by_name[f"{label}Rating"]["std"].to_numpy()
-    rows = leave_one_session_out(rows, fold).drop(columns="session")
+    rows = leave_one_session_out(with_spread(rows, names, each), fold).drop(columns="session")
     skipped = [(path.name, "it has no rating") for name, path in files.items() if name not in by_name.index]
     return Corpus("EmoDB", (0, 100), rows, skipped, list(_REMARKS))

@@ -8,16 +8,20 @@ from pathlib import Path
 import pandas as pd
 
 from ..categories import CorpusError, refuse_crema_d
-from ..prepared_corpus import Corpus, leave_one_session_out, enumerated, visible
+from ..prepared_corpus import Corpus, enumerated, leave_one_session_out, visible, with_spread
 
 SESSIONS = (1, 2, 3, 4, 5)
 FOLDS = len(SESSIONS)
 # [6.2901 - 8.2357]	Ses01F_impro01_F000	neu	[2.5000, 2.5000, 2.5000]: mean ratings in the order V, A, D. The lines
-# that follow in a block are single raters and self reports, and begin otherwise.
+# that follow in a block are single raters (A-E3:	val 3; act 2; dom  2;) and self reports (A-F1, A-M1).
 _NUMBER = r"-?\d+(?:\.\d+)?"
 _TURN = re.compile(
     rf"\[(?P<start>{_NUMBER}) - (?P<end>{_NUMBER})\]\s+(?P<name>\S+)\s+(?P<emotion>\w+)\s+"
     rf"\[(?P<valence>{_NUMBER}), *(?P<arousal>{_NUMBER}), *(?P<dominance>{_NUMBER})\]"
+)
+_VOTE = re.compile(
+    r"^A-E\d+:\s*val\s*(?P<valence>[\d.]*)\s*;\s*act\s*(?P<arousal>[\d.]*)\s*;\s*dom\s*(?P<dominance>[\d.]*)\s*;",
+    flags=re.MULTILINE,
 )
 _TURN_NUMBER = 5  # characters at the end of a turn's name, "_F000"; before them is its dialog
 
@@ -26,7 +30,7 @@ def read(folder: Path, fold: int = 1) -> Corpus:
     """Read the release's folder, which holds Session1 to Session5.
 
     The speaker is the session with the letter before the turn's number (`Ses01F_impro01_M003` is the man): the letter
-    in `Ses01F` only says who wore the markers.
+    in `Ses01F` only says who wore the markers. `valence_sd` and so on are of the two or three evaluators of a turn.
 
     Args:
         folder: as delivered.
@@ -42,11 +46,17 @@ def read(folder: Path, fold: int = 1) -> Corpus:
         raise CorpusError(enumerated(f"{folder} is not all of IEMOCAP; missing", missing))
     rows: list[dict] = []
     skipped: list[tuple[str, str]] = []
+    votes: list[dict] = []
     for session in SESSIONS:
         wavs = folder.absolute() / f"Session{session}" / "sentences" / "wav"
         found = []
         for file in visible(_labels(folder, session).glob("*.txt")):
-            found += [_turn(match, session, wavs) for match in _TURN.finditer(file.read_text("utf-8", errors="replace"))]
+            text = file.read_text("utf-8", errors="replace")
+            matches = list(_TURN.finditer(text))
+            for match, end in zip(matches, [*(following.start() for following in matches[1:]), len(text)]):
+                found.append(_turn(match, session, wavs))
+                block = text[match.end() : end]
+                votes += [{"name": match["name"], **vote.groupdict()} for vote in _VOTE.finditer(block)]
         if not found:
             raise CorpusError(f"{_labels(folder, session)} has no labelled turn; its *.txt are not those of IEMOCAP")
         rows += found
@@ -54,12 +64,19 @@ def read(folder: Path, fold: int = 1) -> Corpus:
         skipped += [(name, "it has no label") for name in sorted(_spoken(folder, session) - labelled)]
     table = pd.DataFrame(rows).sort_values(["conversation_id", "conversation_start", "name"], kind="stable")
     table["turn"] = table.groupby("conversation_id").cumcount()
+    table = with_spread(table, table["name"].tolist(), _numbers(votes))
     table = leave_one_session_out(table.drop(columns="name"), fold)
     remarks = [
         f"Fold {fold} of {len(SESSIONS)}: tested on session {fold}, validated on session {fold % len(SESSIONS) + 1}. "
         "Report all five: data.columns.split=split_fold1 to split_fold5."
     ]
     return Corpus("IEMOCAP", (1, 5), table.reset_index(drop=True), skipped, remarks)
+
+
+def _numbers(votes: list[dict]) -> pd.DataFrame:
+    """Single ratings; a dimension that somebody left empty is missing."""
+    table = pd.DataFrame(votes)
+    return table.apply(lambda column: column if column.name == "name" else pd.to_numeric(column, errors="coerce"))
 
 
 def _labels(folder: Path, session: int) -> Path:

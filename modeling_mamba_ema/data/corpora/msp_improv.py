@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..categories import CorpusError, refuse_crema_d
-from ..prepared_corpus import Corpus, leave_one_session_out, enumerated, visible
+from ..prepared_corpus import Corpus, enumerated, leave_one_session_out, visible, with_spread
 
 SESSIONS = (1, 2, 3, 4, 5, 6)
 FOLDS = len(SESSIONS)
@@ -25,7 +25,8 @@ def read(folder: Path, fold: int = 1) -> Corpus:
     """Read the release's folder, which holds Evaluation.txt and session1 to session6 (or Audio/session1 ...).
 
     A line of ratings is `UTD-IMPROV-S01A-F01-P-FM01.avi; N; A:2.6; V:3.0; D:2.8; N:4.0;`: the consensus emotion, then
-    means; the last `N` is naturalness. Dominance may be NaN. The lines of single raters that follow are not read.
+    means; the last `N` is naturalness. Dominance may be NaN. Of the lines of single raters that follow come `valence_sd`
+    and so on.
 
     The ratings carry no times, so how the turns of two actors alternate is not known. A conversation here is what one
     actor says in one recording, in the order of the numbers.
@@ -44,11 +45,14 @@ def read(folder: Path, fold: int = 1) -> Corpus:
         refuse_crema_d(folder)
         raise CorpusError(f"{folder} is not MSP-Improv: it has no {' or '.join(_LABEL_FILES)}")
     wavs = {path.stem: path for path in visible(folder.absolute().rglob("MSP-IMPROV-*.wav"))}
-    rows = []
+    rows: list[dict] = []
+    votes: list[dict] = []
     for line in labels.read_text("utf-8", errors="replace").splitlines():
         name, *fields = (part.strip() for part in line.split(";"))
         if (match := _NAME.match(name)) and len(fields) >= 2:
             rows.append(_turn(match, fields, wavs, folder))
+        elif rows and (ratings := _ratings(fields)):
+            votes.append({"name": rows[-1]["file_name"], **ratings})
     sessions = {row["session"] for row in rows}
     if sessions != set(SESSIONS):
         missing = [f"session {number}" for number in SESSIONS if number not in sessions]
@@ -61,6 +65,7 @@ def read(folder: Path, fold: int = 1) -> Corpus:
         "Report all six: data.columns.split=split_fold1 to split_fold6.",
         _orient_arousal(table),
     ]
+    table = with_spread(table, table["file_name"].tolist(), pd.DataFrame(votes))
     table = table.sort_values(["conversation_id", "number"], kind="stable")
     table["turn"] = table.groupby("conversation_id").cumcount()
     table = leave_one_session_out(table.drop(columns="number"), fold)
@@ -69,7 +74,6 @@ def read(folder: Path, fold: int = 1) -> Corpus:
 
 def _turn(match: re.Match[str], fields: list[str], wavs: dict[str, Path], folder: Path) -> dict:
     stem = f"MSP-IMPROV-{match[1]}{match['number']}"
-    found = {field["label"]: field["value"] for text in fields if (field := _FIELD.fullmatch(text))}
     return {
         "file_name": str(wavs.get(stem, folder / f"{stem}.wav")),
         "conversation_id": match[1],
@@ -77,8 +81,14 @@ def _turn(match: re.Match[str], fields: list[str], wavs: dict[str, Path], folder
         "speaker": match["speaker"],
         "session": int(match["session"]),
         "emotion": fields[0],
-        **{label: pd.to_numeric(found.get(letter), errors="coerce") for letter, label in _LABELS.items()},
+        **dict.fromkeys(_LABELS.values()),
+        **_ratings(fields),
     }
+
+
+def _ratings(fields: list[str]) -> dict[str, float]:
+    found = [field for text in fields if (field := _FIELD.fullmatch(text))]
+    return {_LABELS[field["label"]]: pd.to_numeric(field["value"], errors="coerce") for field in found}
 
 
 def _orient_arousal(table: pd.DataFrame) -> str:

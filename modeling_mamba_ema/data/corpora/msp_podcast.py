@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..categories import CorpusError, refuse_categories, refuse_crema_d
-from ..prepared_corpus import Corpus, enumerated, visible
+from ..prepared_corpus import Corpus, enumerated, visible, with_spread
 
 FOLDS = 1
 # Releases differ in how they spell both.
@@ -22,13 +22,15 @@ _SPLITS = {
     "test3": "test3",
 }
 _COLUMNS = {"EmoVal": "valence", "EmoAct": "arousal", "EmoDom": "dominance"}
+_VOTES = "labels_detailed.csv"
 _HIDDEN = "it has no label (those of Test3 are hidden)"
 
 
 def read(folder: Path, fold: int = 1) -> Corpus:
     """Read the release's folder, which holds Labels/ and Audios/ (or Audio/).
 
-    Every turn is a conversation of its own: they were rated without their context.
+    Every turn is a conversation of its own: they were rated without their context. Where the release has the single
+    ratings beside the labels, `valence_sd` and so on are their standard deviations.
 
     Args:
         folder: as delivered.
@@ -64,6 +66,7 @@ def read(folder: Path, fold: int = 1) -> Corpus:
     )
     for column, label in _COLUMNS.items():
         rows[label] = pd.to_numeric(table[column], errors="coerce")
+    rows = with_spread(rows, list(table["FileName"]), _votes(labels.with_name(_VOTES)))
     rated = rows[list(_COLUMNS.values())].notna().any(axis=1)
     skipped = [(name, _HIDDEN) for name in table["FileName"][~rated]]
     skipped += [(path.name, _HIDDEN) for path in visible(set(audio.glob("*.wav")) - {audio / n for n in table["FileName"]})]
@@ -73,6 +76,21 @@ def read(folder: Path, fold: int = 1) -> Corpus:
         *([f"{unnamed} turns have an unknown speaker."] if unnamed else []),
     ]
     return Corpus("MSP-Podcast", (1, 7), rows[rated].reset_index(drop=True), skipped, remarks)
+
+
+def _votes(path: Path) -> pd.DataFrame:
+    """Single ratings, a row each. Releases differ: the values have columns of their own, or stand in the second one, as
+    `WORKER1; Neutral; Neutral,Concerned; A:2; V:3; D:4;`."""
+    if not path.exists():
+        return pd.DataFrame()
+    table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+    if "FileName" not in table.columns or table.shape[1] < 2:
+        return pd.DataFrame()
+    votes = {"name": table["FileName"]}
+    for column, label in _COLUMNS.items():  # the letter of EmoVal is V
+        text = table.iloc[:, 1].str.extract(rf"\b{column[3]}\s*:\s*([\d.]+)")[0]
+        votes[label] = pd.to_numeric(table.get(column, text), errors="coerce")
+    return pd.DataFrame(votes).dropna(subset=list(_COLUMNS.values()), how="all")
 
 
 def _existing(place: Path, names: tuple[str, ...]) -> list[Path]:
