@@ -41,7 +41,7 @@ STRINGS = {
     "sure": "surely {word} in {count}",
     "rose": "{label} rose from {before:.2f} to {after:.2f} at {place}",
     "fell": "{label} fell from {before:.2f} to {after:.2f} at {place}",
-    "nothing": "Nothing was scored.",
+    "silence": "All of it is near silence, where the values say nothing about a voice.",
 }
 
 
@@ -93,7 +93,7 @@ def summarise(turns: Sequence[TurnEmotion], places: Sequence[str]) -> str:
     """A call in a paragraph: each speaker's mean values, how many turns are surely on a side, and change points.
 
     Args:
-        turns: in their order; near silence is left out.
+        turns: at least one, in their order; near silence is left out.
         places: where each turn is, such as "2:31" or "turn 5".
     """
     spoken = [(turn, place) for turn, place in zip(turns, places) if not turn.low_level]
@@ -101,7 +101,7 @@ def summarise(turns: Sequence[TurnEmotion], places: Sequence[str]) -> str:
     for name in dict.fromkeys((turn.speaker or "").strip() for turn, _ in spoken):
         own = [(turn, place) for turn, place in spoken if (turn.speaker or "").strip() == name]
         sentences += [f"{sentence}." for sentence in _about_speaker(name, own)]
-    return " ".join(sentences) or STRINGS["nothing"]
+    return " ".join(sentences) or STRINGS["silence"]
 
 
 def _about_speaker(name: str, turns: Sequence[tuple[TurnEmotion, str]]) -> Iterator[str]:

@@ -157,4 +157,6 @@ def test_the_command_writes_a_page_and_goes_on_where_it_stopped(tmp_path, monkey
     assert main([*command, "--by", "sex"]) == 0
     capsys.readouterr()
     assert main([*command, "--by", "age"]) == 1
-    assert "--by names age, which" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "--by names age, which" in message
+    assert message.count("seconds") == 1  # which the corpus has, and every recording
