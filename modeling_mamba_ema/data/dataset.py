@@ -50,7 +50,7 @@ def load_emotion_dataset(
     scales = {**(label_ranges or {}), **read_label_ranges(source)}
     for label in labels:
         table[label] = to_unit_scale(table, label, scales.get(label, (0, 1)), name)
-    table["file_name"] = [str(folder.absolute() / file) for file in table["file_name"]]
+    table["file_name"] = [file if "://" in file else str(folder.absolute() / file) for file in table["file_name"]]
     return DatasetDict(
         {
             str(split): Dataset.from_pandas(rows.drop(columns="split"), preserve_index=False)
