@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
 import signal
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
@@ -303,7 +302,7 @@ def _start(options: ScoringOptions, devices: Any, processes: int) -> None:
     global _state
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches them all; the first process ends the others
     logging.disable_progress_bar()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // processes))
+    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     _state = EmotionTracker.from_pretrained(options.model, options.revision, devices.get()), options
 
 
