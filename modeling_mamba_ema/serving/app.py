@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, Path, Query, Request, Response, WebSocket
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
@@ -111,6 +112,8 @@ def build_app(service: Service) -> FastAPI:
     app = FastAPI(title="Mamba-EMA", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     _add_error_handlers(app, service)
     admitted = [Depends(admit)]
+    if service.settings.token is not None:
+        admitted.append(Depends(HTTPBearer(auto_error=False)))  # tells OpenAPI; `admit` has looked
 
     @app.get("/", include_in_schema=False, response_class=PlainTextResponse)
     async def index() -> str:
@@ -197,7 +200,7 @@ def build_app(service: Service) -> FastAPI:
             first = await run_in_threadpool(next, rows, "")  # bad audio has its status before anything is sent
             return _Rows(chain([first], rows), stack.pop_all())
 
-    @app.websocket("/sessions/{session}/live", dependencies=admitted)
+    @app.websocket("/sessions/{session}/live", dependencies=admitted[:1])
     async def live(socket: WebSocket, session: Name) -> None:
         await converse(service, socket, session)
 

@@ -114,6 +114,9 @@ def test_only_who_bears_the_token_is_answered(server):
         assert answer.headers["www-authenticate"] == "Bearer"
     health = httpx.get(f"{server.address}/health", trust_env=False)
     assert health.json()["status"] == "ok"
+    paths = server.http.get("/openapi.json").json()["paths"]  # generated clients send it where it is asked for
+    asked = {address for address, methods in paths.items() if all("security" in about for about in methods.values())}
+    assert asked == set(paths) - {"/health"}
 
 
 def test_prometheus_reads_what_was_heard_and_refused(server):
