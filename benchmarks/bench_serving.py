@@ -1,10 +1,11 @@
 """The service under live calls: turns a second and waiting times, in shared passes of the model or one turn at a time.
 
-    python benchmarks/bench_serving.py [--size base] [--seconds 4] [--turns 64] [--calls 1 4 16 64] [--json FILE]
+    python benchmarks/bench_serving.py [--size base] [--seconds 3] [--turns 64] [--calls 1 4 16 64] [--json FILE]
 
 A server in a process of its own, over the loopback address. Each call sends its next turn when the last one is
 answered, so that the waiting time with N calls holds the N - 1 turns of the others. Server and callers share the
-processor's cores. It takes minutes on a CPU, and is no part of `make bench`.
+processor's cores. About 500 turns go through the model, which takes minutes; it is no part of
+`make bench`.
 """
 
 import contextlib
@@ -70,7 +71,7 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--size", choices=sorted(SIZES), default="base", help="shape of the WavLM (default base)")
     parser.add_argument("--model", type=Path, help="a saved model instead of random weights of that shape")
-    parser.add_argument("--seconds", type=float, default=4.0, help="length of a turn (default 4)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="length of a turn (default 3)")
     parser.add_argument("--turns", type=int, default=64, help="of all calls together (default 64)")
     parser.add_argument("--calls", type=int, nargs="+", default=[1, 4, 16, 64], help="live calls (default 1 4 16 64)")
     arguments = parser.parse_args()

@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .model_options import add_model_options
+from .model_options import add_model_options, number_between
 
 HELP = "measure a model on a corpus with labels"
 
@@ -41,7 +41,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--on-bad-audio", choices=["abort", "skip"], default="abort", help="files that cannot be used (%(default)s)"
     )
-    parser.add_argument("--batch-size", type=int, default=4, help="conversations a process and batch (%(default)s)")
+    parser.add_argument(
+        "--batch-size",
+        type=number_between(1, 10_000, int),
+        default=4,
+        help="conversations a process and batch (%(default)s)",
+    )
     parser.add_argument("--cache-frames", action="store_true", help="keep the frames of a frozen encoder on the disk")
     parser.add_argument("--cache-folder", default=".cache/frames", help="default: %(default)s")
 

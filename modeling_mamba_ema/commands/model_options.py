@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from ..inference import EmotionTracker
 
 
-def number_between(low: float, high: float) -> Callable[[str], float]:
-    """The type of an option that is a number from `low` to `high`, both allowed."""
+def number_between(low: float, high: float, kind: Callable[[str], float] = float) -> Callable[[str], float]:
+    """The type of an option that is a number from `low` to `high`, both allowed; with `kind` int a whole one."""
 
     def number(text: str) -> float:
-        value = float(text)
+        value = kind(text)
         if not low <= value <= high:
             raise argparse.ArgumentTypeError(f"{text} is not allowed; from {low:g} to {high:g} are")
         return value

@@ -44,7 +44,12 @@ class Turn:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     chosen = parser.add_mutually_exclusive_group(required=True)
     chosen.add_argument(
-        "sources", nargs="*", default=[], type=Path, metavar="FILE", help="audio files of up to 30 s, or one corpus"
+        "sources",
+        nargs="*",
+        default=[],
+        type=Path,
+        metavar="FILE",
+        help="audio files of up to 30 s, or one corpus; - reads its table from standard input",
     )
     chosen.add_argument("--sample", action="store_true", help="the conversation that ships with the package")
     add_model_options(parser)
@@ -72,7 +77,9 @@ def run(options: argparse.Namespace) -> int:
     pictures = [] if options.plots is None else [options.plots / "trajectory.png", options.plots / "attention.png"]
     for path in pictures:
         check_output(path, options.overwrite)
-    of_corpus = len(options.sources) == 1 and (options.sources[0].is_dir() or options.sources[0].suffix in TABLES)
+    of_corpus = len(options.sources) == 1 and (
+        options.sources[0].is_dir() or options.sources[0].suffix in TABLES or str(options.sources[0]) == "-"
+    )
     if not of_corpus and (options.split or options.conversation_id):
         raise ValueError("--split and --conversation-id choose from a corpus; give its folder or its table")
     if of_corpus and options.split_channels:

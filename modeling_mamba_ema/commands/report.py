@@ -73,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
     rows = load_splits(data, tracker.model.config, options.output, wanted=[options.split])[options.split]
     check_labels_vary(options.split, rows, labels)
     turns = rows.to_pandas()
-    known = [*turns.columns, *RECORDING]
+    known = list(dict.fromkeys([*turns.columns, *RECORDING]))
     unknown = [column for column in options.by if column not in known]
     if unknown:
         raise ValueError(f"--by names {', '.join(unknown)}, which {options.source} lacks; there are {', '.join(known)}")

@@ -56,7 +56,7 @@ def load_emotion_dataset(
         table[label] = to_unit_scale(table, label, scales.get(label, (0, 1)), name)
     for column, label in spreads.items():
         table[column] = spread_to_unit_scale(table, column, scales.get(label, (0, 1)), name)
-    table["file_name"] = [str(folder.absolute() / file) for file in table["file_name"]]
+    table["file_name"] = [file if "://" in file else str(folder.absolute() / file) for file in table["file_name"]]
     return DatasetDict(
         {
             str(split): Dataset.from_pandas(rows.drop(columns="split"), preserve_index=False)

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import logging
+import sys
 import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -36,7 +37,7 @@ def read_table(source: Source) -> tuple[pd.DataFrame, str, Path]:
     Args:
         source: a folder with `metadata.jsonl`, `.csv`, `.json` or `.parquet`, or such a file of any name; an audiofolder
             whose splits are sub-folders with their own metadata; a folder written by `save_to_disk`; a name on the Hub;
-            a `Dataset` or `DatasetDict`.
+            a `Dataset` or `DatasetDict`; `-` for CSV or JSON lines from standard input.
 
     Returns:
         Rows, with `split` where the source has splits; the corpus' name for messages; the folder that the paths of its
@@ -52,6 +53,8 @@ def read_table(source: Source) -> tuple[pd.DataFrame, str, Path]:
     if not isinstance(source, (str, Path)):
         raise ValueError(f"a corpus is a path, a name on the Hub or a Dataset, not a {type(source).__name__}")
     path = Path(source)
+    if str(source) == "-":
+        return _read_standard_input(), "standard input", Path()
     if path.is_file():
         return _read_metadata(path), path.name, path.parent
     if not path.is_dir():
@@ -91,8 +94,16 @@ def read_label_ranges(source: Source) -> dict[str, tuple[float, float]]:
         raise ValueError(f"{file} must hold label_ranges, such as {{'valence': [1, 5]}}: {error}") from error
 
 
+def _read_standard_input() -> pd.DataFrame:
+    text = sys.stdin.read()
+    return _jsonl(text) if text.startswith("{") else _csv(text)
+
+
 def _read_jsonl(path: Path) -> pd.DataFrame:
-    text = read_text(path)
+    return _jsonl(read_text(path))
+
+
+def _jsonl(text: str) -> pd.DataFrame:
     try:
         table = pyarrow.json.read_json(io.BytesIO(text.encode()))
         if not any(pyarrow.types.is_temporal(column.type) for column in table.columns):  # made of texts like a date
@@ -113,8 +124,11 @@ def _read_jsonl(path: Path) -> pd.DataFrame:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
+    return _csv(read_text(path))
+
+
+def _csv(text: str) -> pd.DataFrame:
     """Every value as its text, so that a name such as 007 stays what it is; empty ones are missing."""
-    text = read_text(path)
     header: list[str] = next(csv.reader(io.StringIO(text), delimiter=delimiter_of(text)), [])
     _without_repetition((name, None) for name in header if name)  # pandas would add a number to the second
     with warnings.catch_warnings():

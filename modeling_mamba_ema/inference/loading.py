@@ -30,6 +30,7 @@ def load_model(
         OSError, ValueError: see `EmotionTracker.from_pretrained`.
     """
     check_model_name(str(name), revision)
+    check_device(device)
     try:
         about, _ = MambaEMAConfig.get_config_dict(name, revision=revision)
         if about.get("model_type") != MambaEMAConfig.model_type:
@@ -47,10 +48,17 @@ def load_model(
             "it is no complete Mamba-EMA model"
         )
     extractor = MambaEMAFeatureExtractor.from_pretrained(name, revision=revision)
-    try:
-        return model.eval().to(device), extractor
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"the model cannot be moved to device {str(device)!r}: {error}") from error
+    return model.eval().to(device), extractor
+
+
+def check_device(device: str | torch.device) -> None:
+    """Raise `ValueError` where this machine has no such device; the message names those that it has."""
+    accelerator, devices = torch.accelerator.current_accelerator(check_available=True), ["cpu"]
+    if accelerator is not None:
+        numbered = [f"{accelerator.type}:{number}" for number in range(torch.accelerator.device_count())]
+        devices += [accelerator.type, *numbered]
+    if str(device) not in devices:
+        raise ValueError(f"this machine has no device {str(device)!r} that torch can use; it has {', '.join(devices)}")
 
 
 def check_model_name(name: str, revision: str) -> None:

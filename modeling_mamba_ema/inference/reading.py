@@ -41,8 +41,8 @@ STRINGS = {
     "sure": "surely {word} in {count}",
     "rose": "{label} rose from {before:.2f} to {after:.2f} at {place}",
     "fell": "{label} fell from {before:.2f} to {after:.2f} at {place}",
-    "nothing": "Nothing was scored.",
-    "silence": "Nothing but near silence.",
+    "nothing": "There are no values to sum up.",
+    "silence": "All of it is near silence, where the values say nothing about a voice.",
 }
 
 
@@ -102,7 +102,8 @@ def summarise(turns: Sequence[TurnEmotion], places: Sequence[str]) -> str:
     for name in dict.fromkeys((turn.speaker or "").strip() for turn, _ in spoken):
         own = [(turn, place) for turn, place in spoken if (turn.speaker or "").strip() == name]
         sentences += [f"{sentence}." for sentence in _about_speaker(name, own)]
-    return " ".join(sentences) or STRINGS["silence" if turns else "nothing"]
+    near_silence = bool(turns) and all(turn.low_level for turn in turns)
+    return " ".join(sentences) or STRINGS["silence" if near_silence else "nothing"]
 
 
 def _about_speaker(name: str, turns: Sequence[tuple[TurnEmotion, str]]) -> Iterator[str]:

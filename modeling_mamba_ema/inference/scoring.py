@@ -1,7 +1,8 @@
 """Score a corpus of any size: turns as rows of Parquet files, by several processes, to be stopped and gone on with.
 
 The corpus is cut into parts of whole conversations, always the same ones. A part is scored by one process and becomes
-one file, which gets its name when it is complete, so that a row is neither lost nor doubled however a run ends.
+one file, which gets its name when it is complete, so that a row is neither lost nor doubled however a run ends. Corpus,
+audio and output are on this machine, or where fsspec reaches them, such as `s3://bucket/folder`.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import multiprocessing
-import os
 import signal
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
@@ -21,6 +22,8 @@ from typing import Any
 
 import pandas as pd
 import torch
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
 from tqdm import tqdm
 from transformers.utils import logging
 
@@ -30,9 +33,18 @@ from ..data.dataset import load_emotion_dataset
 from ..feature_extraction_mamba_ema import SAMPLING_RATE
 from .tracker import EmotionTracker
 
+Task = tuple[list[dict[str, Any]], str]  # turns of a part, and its file
+
 PLAN_FILE = "_plan.json"  # readers of Parquet folders leave out what begins so
 MOST_LIVE = 256  # conversations whose states are in memory at once
+_TABLES = ("metadata.*", "*/metadata.*", "data/*/metadata.*", "dataset*.json")  # of a corpus
 AUDIO_FILES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".aiff", ".aif", ".au", ".caf", ".w64")
+# Of columns that are no numbers with a fraction, the same in all parts, whatever is missing in one of them.
+_KINDS = {
+    **dict.fromkeys(("turn", "channel", "baseline_turns"), "Int64"),
+    **dict.fromkeys(("speaker", "reading", "error"), "string"),
+    "low_level": "bool",
+}
 _OF_A_TURN = ["file_name", "conversation_id", "turn", "speaker", "start", "end", "channel"]
 
 
@@ -44,14 +56,12 @@ class ScoringOptions:
         model, revision: as for `EmotionTracker.from_pretrained`.
         rows_per_part: turns that a part holds, and some more until its last conversation ends.
         seconds_per_batch: of audio in one pass of the model.
-        devices: one process each, such as `["cuda:0", "cuda:1"]`, or `["cpu"] * 4`.
     """
 
     model: str
     revision: str = "main"
     rows_per_part: int = 2_000
     seconds_per_batch: float = 120.0
-    devices: tuple[str, ...] = ("cpu",)
 
 
 def read_corpus(source: str, split: str | None = None) -> pd.DataFrame:
@@ -61,11 +71,11 @@ def read_corpus(source: str, split: str | None = None) -> pd.DataFrame:
     Raises:
         ValueError: no corpus, no such split, or no audio files.
     """
+    if "://" in source:
+        return _read_remote_corpus(source, split)
     folder = Path(source)
-    if folder.is_dir() and not any(folder.glob("metadata.*")) and not any(folder.glob("dataset*.json")):
-        files = sorted(str(path.absolute()) for path in folder.rglob("*") if path.suffix.lower() in AUDIO_FILES)
-        if files:
-            return pd.DataFrame({"file_name": files, "conversation_id": files, "turn": 0})
+    if folder.is_dir() and not any(any(folder.glob(table)) for table in _TABLES):
+        return _single_files(source, [str(path.absolute()) for path in folder.rglob("*")])
     splits = load_emotion_dataset(source, ())
     if split is not None and split not in splits:
         raise ValueError(f"{source} has no split {split}; there are {', '.join(splits)}")
@@ -80,14 +90,47 @@ def read_corpus(source: str, split: str | None = None) -> pd.DataFrame:
     return table[[column for column in _OF_A_TURN if column in table]]
 
 
-def score_corpus(corpus: pd.DataFrame, output: str | Path, options: ScoringOptions) -> tuple[int, int]:
+def _single_files(source: str, names: Iterable[str]) -> pd.DataFrame:
+    files = sorted(name for name in names if name.lower().endswith(AUDIO_FILES))
+    if not files:
+        raise ValueError(
+            f"{source} holds neither audio files ({', '.join(AUDIO_FILES)}) nor a table that names them, such as "
+            "metadata.csv with the column file_name"
+        )
+    return pd.DataFrame({"file_name": files, "conversation_id": files, "turn": 0})
+
+
+def _read_remote_corpus(source: str, split: str | None) -> pd.DataFrame:
+    """As `read_corpus`; only a table is copied."""
+    files, root = url_to_fs(source)
+    names = [root] if files.isfile(root) else files.find(root)
+    table = next((name for name in names if name == root or name.startswith(f"{root.rstrip('/')}/metadata.")), None)
+    if table is None:
+        return _single_files(source, map(files.unstrip_protocol, names))
+    with tempfile.TemporaryDirectory() as copy:
+        files.get_file(table, f"{copy}/{table.rpartition('/')[2]}")
+        corpus = read_corpus(f"{copy}/{table.rpartition('/')[2]}", split)
+    folder = files.unstrip_protocol(table.rpartition("/")[0])
+    return corpus.assign(file_name=corpus["file_name"].str.replace(copy, folder, regex=False))
+
+
+def score_corpus(
+    corpus: pd.DataFrame,
+    output: str | Path,
+    options: ScoringOptions,
+    devices: Sequence[str] = ("cpu",),
+    ray: str | None = None,
+) -> tuple[int, int]:
     """Score what is not scored yet.
 
     Args:
         corpus: of [`read_corpus`].
         output: folder of the parts, `part-00000.parquet` and so on: the columns of the corpus and of the tracker,
             `seconds`, `error` (why a turn has no values), `model` and `revision`.
-        options: must be those of the run that is gone on with, but for `devices`.
+        options: must be those of the run that is gone on with.
+        devices: a process each, such as `["cuda:0", "cuda:1"]`, or `["cpu"] * 4`.
+        ray: address of a Ray cluster that scores instead, an actor for each of its GPUs, or of its cores where it has
+            none; see `ray.init`. The model, the corpus and `output` must be there for each of its machines.
 
     Returns:
         Rows in the folder, and how many of them have no values.
@@ -96,21 +139,30 @@ def score_corpus(corpus: pd.DataFrame, output: str | Path, options: ScoringOptio
         ValueError: the folder holds scores of another corpus, of other weights or by other options.
         OSError: a process ended; the same call goes on.
     """
-    output, parts = Path(output), list(_parts(corpus, options.rows_per_part))
-    tracker = EmotionTracker.from_pretrained(options.model, options.revision, options.devices[0])
-    _check_plan(output, corpus, options, len(parts), tracker.weights_sha256)
-    paths = [output / f"part-{number:05d}.parquet" for number in range(len(parts))]
-    todo = [(part, path) for part, path in zip(parts, paths) if not path.exists()]
+    parts = list(_parts(corpus, options.rows_per_part))
+    tracker = EmotionTracker.from_pretrained(options.model, options.revision, devices[0])
+    _check_plan(str(output), corpus, options, len(parts), tracker.weights_sha256)
+    files, folder = url_to_fs(str(output))
+    paths = [f"{folder}/part-{number:05d}.parquet" for number in range(len(parts))]
+    complete = set(files.glob(f"{folder}/part-*.parquet"))
+    todo = [(part, path) for part, path in zip(parts, paths) if path not in complete]
+    tasks = ((_turns(corpus, part), files.unstrip_protocol(path)) for part, path in todo)
+    if ray is not None:
+        from ..integrations.ray_data import score_on_ray
+
+        finished = score_on_ray(tasks, options, tracker.weights_sha256, ray)
+    elif len(devices) > 1:
+        finished = _in_processes(tasks, options, devices)
+    else:
+        finished = (score_to_file(tracker, options, *task) for task in tasks)
     with tqdm(total=len(corpus), initial=len(corpus) - sum(len(part) for part, _ in todo), unit=" turns") as bar:
-        if len(options.devices) == 1:
-            for part, path in todo:
-                bar.update(_score_to_file(tracker, options, _turns(corpus, part), path))
-        else:
-            del tracker  # each process loads its own
-            for done in _in_processes(corpus, todo, options):
-                bar.update(done)
-    errors = pd.concat([pd.read_parquet(path, columns=["error"]) for path in paths], ignore_index=True)["error"]
-    return len(errors), int(errors.notna().sum())
+        for turns in finished:
+            bar.update(turns)
+    errors = 0
+    for path in paths:
+        with files.open(path) as part:
+            errors += int(pd.read_parquet(part, columns=["error"])["error"].notna().sum())
+    return len(corpus), errors
 
 
 def score_part(tracker: EmotionTracker, turns: Sequence[dict[str, Any]], seconds_per_batch: float) -> list[dict]:
@@ -141,7 +193,7 @@ def score_part(tracker: EmotionTracker, turns: Sequence[dict[str, Any]], seconds
             try:
                 turn, longest = turns[index], tracker.feature_extractor.max_seconds
                 place = turn.get("start"), turn.get("end"), turn.get("channel")
-                waveform = load_audio(turn["file_name"], *place, longest)
+                waveform = load_audio(_local_or_content(turn["file_name"]), *place, longest)
             except AudioFileError as error:
                 rows[index] = {**tracker.row(None), "seconds": None, "error": str(error)}
             else:
@@ -156,6 +208,16 @@ def score_part(tracker: EmotionTracker, turns: Sequence[dict[str, Any]], seconds
             for (_, _, index), heard in zip(batch, EmotionTracker.update_batch(named, SAMPLING_RATE)):
                 rows[index] = {**tracker.row(heard), "seconds": round(heard.seconds, 3), "error": None}
         live = carried
+
+
+def _local_or_content(file_name: str) -> str | bytes:
+    if "://" not in file_name:
+        return file_name
+    files, path = url_to_fs(file_name)
+    try:
+        return files.cat_file(path)
+    except FileNotFoundError as error:
+        raise AudioFileError(f"{file_name} does not exist") from error
 
 
 def _more(
@@ -181,38 +243,46 @@ def _parts(corpus: pd.DataFrame, rows_per_part: int) -> Iterator[range]:
         begin = end
 
 
-def _check_plan(output: Path, corpus: pd.DataFrame, options: ScoringOptions, parts: int, weights: str) -> None:
+def _check_plan(output: str, corpus: pd.DataFrame, options: ScoringOptions, parts: int, weights: str) -> None:
     """Write down what is scored and how, or find that a run before did the same."""
-    output.mkdir(parents=True, exist_ok=True)
+    files, folder = url_to_fs(output)
+    files.makedirs(folder, exist_ok=True)
     rows = hashlib.sha256(pd.util.hash_pandas_object(corpus, index=False).to_numpy().tobytes()).hexdigest()
-    asked = {name: value for name, value in asdict(options).items() if name != "devices"}
-    plan = {**asked, "turns": len(corpus), "parts": parts, "corpus": rows, "weights": weights}
-    path = output / PLAN_FILE
-    if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+    plan = {**asdict(options), "turns": len(corpus), "parts": parts, "corpus": rows, "weights": weights}
+    path = f"{folder}/{PLAN_FILE}"
+    if files.exists(path):
+        before = json.loads(files.cat_file(path))
         changes = [f"{name}: {before.get(name)} -> {plan[name]}" for name in plan if before.get(name) != plan[name]]
         if changes:
             raise ValueError(f"{output} holds scores by other settings ({'; '.join(changes)}); take another folder")
-    elif any(output.glob("part-*.parquet")):
+    elif files.glob(f"{folder}/part-*.parquet"):
         raise ValueError(f"{output} holds parts without {PLAN_FILE}; take another folder")
     else:
+        _write(files.unstrip_protocol(path), json.dumps(plan, indent=2).encode())
+
+
+def _write(place: str, content: bytes) -> None:
+    """Write a file in one piece."""
+    files, path = url_to_fs(place)
+    if isinstance(files, LocalFileSystem):
         with atomic_write(path) as unfinished:
-            unfinished.write_text(json.dumps(plan, indent=2), encoding="utf-8")
+            unfinished.write_bytes(content)
+    else:
+        files.pipe_file(path, content)  # stores have no object before it is complete
 
 
-def _in_processes(corpus: pd.DataFrame, todo: list[tuple[range, Path]], options: ScoringOptions) -> Iterator[int]:
+def _in_processes(tasks: Iterator[Task], options: ScoringOptions, devices: Sequence[str]) -> Iterator[int]:
     """Score parts, a process a device; yields how many turns each finished part has."""
     context = multiprocessing.get_context("spawn")  # a forked process could not use a GPU
-    devices = context.Queue()
-    for device in options.devices:
-        devices.put(device)
-    pool = ProcessPoolExecutor(len(options.devices), context, _start, (options, devices))
+    free = context.Queue()
+    for device in devices:
+        free.put(device)
+    pool = ProcessPoolExecutor(len(devices), context, _start, (options, free, len(devices)))
     try:
-        left = iter(todo)
         running: set[Future[int]] = set()
         while True:
-            for part, path in islice(left, 2 * len(options.devices) - len(running)):  # rows of few parts in memory
-                running.add(pool.submit(_score, _turns(corpus, part), path))
+            for task in islice(tasks, 2 * len(devices) - len(running)):  # rows of few parts in memory
+                running.add(pool.submit(_score, *task))
             if not running:
                 return
             done, running = wait(running, return_when=FIRST_COMPLETED)
@@ -228,16 +298,16 @@ def _in_processes(corpus: pd.DataFrame, todo: list[tuple[range, Path]], options:
 _state: tuple[EmotionTracker, ScoringOptions]  # of a process that scores
 
 
-def _start(options: ScoringOptions, devices: Any) -> None:
+def _start(options: ScoringOptions, devices: Any, processes: int) -> None:
     global _state
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches them all; the first process ends the others
     logging.disable_progress_bar()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // len(options.devices)))
+    torch.set_num_threads(max(1, torch.get_num_threads() // processes))
     _state = EmotionTracker.from_pretrained(options.model, options.revision, devices.get()), options
 
 
-def _score(turns: list[dict[str, Any]], path: Path) -> int:
-    return _score_to_file(*_state, turns, path)
+def _score(turns: list[dict[str, Any]], path: str) -> int:
+    return score_to_file(*_state, turns, path)
 
 
 def _turns(corpus: pd.DataFrame, part: range) -> list[dict[str, Any]]:
@@ -245,9 +315,10 @@ def _turns(corpus: pd.DataFrame, part: range) -> list[dict[str, Any]]:
     return [{name: None if value != value else value for name, value in turn.items()} for turn in turns]
 
 
-def _score_to_file(tracker: EmotionTracker, options: ScoringOptions, turns: list[dict[str, Any]], path: Path) -> int:
+def score_to_file(tracker: EmotionTracker, options: ScoringOptions, turns: list[dict[str, Any]], path: str) -> int:
+    """Score a part; returns how many turns it has."""
     rows = pd.DataFrame(score_part(tracker, turns, options.seconds_per_batch))
-    rows["error"] = rows["error"].astype("string")
-    with atomic_write(path) as unfinished:
-        rows.assign(model=options.model, revision=options.revision).to_parquet(unfinished, index=False)
+    kinds = {**dict.fromkeys([*tracker.columns, "start", "end", "seconds"], "float64"), **_KINDS}
+    rows = rows.astype({name: kind for name, kind in kinds.items() if name in rows})
+    _write(path, rows.assign(model=options.model, revision=options.revision).to_parquet(index=False))
     return len(rows)

@@ -15,7 +15,8 @@ from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Path, Query, Request, Response, WebSocket
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
@@ -93,7 +94,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def build_app(service: Service) -> FastAPI:
-    """REST and WebSocket over a service; `/openapi.json` describes REST."""
+    """REST and WebSocket over a service; `/openapi.json` describes REST, and `/` lists all for people."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> Any:
@@ -113,10 +114,24 @@ def build_app(service: Service) -> FastAPI:
     app = FastAPI(title="Mamba-EMA", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
     _add_error_handlers(app, service)
     admitted = [Depends(admit)]
+    if service.settings.token is not None:
+        admitted.append(Depends(HTTPBearer(auto_error=False)))  # tells OpenAPI; `admit` has looked
+
+    @app.get("/", include_in_schema=False, response_class=PlainTextResponse)
+    async def index() -> str:
+        routes = [
+            (method.upper(), address, about["description"].partition("\n")[0])
+            for address, methods in app.openapi()["paths"].items()
+            for method, about in methods.items()
+        ]
+        routes.append(("WS", "/sessions/{session}/live", "Live audio; a row at the end of each turn."))
+        lines = [f"{method:<8}{address:<28}{about}" for method, address, about in routes]
+        title = f"Mamba-EMA {__version__}: {', '.join(service.tracker.labels)} of the turns of a call"
+        return "\n".join([title, "", *lines, "", "/openapi.json describes it for programs.", ""])
 
     @app.get("/health", responses={503: {"model": Health}})
     async def health(response: Response) -> Health:
-        """Needs no token."""
+        """Whether requests are answered; needs no token."""
         stopping = service.stopping.is_set()
         response.status_code = 503 if stopping else 200
         return Health(status="stopping" if stopping else "ok", version=__version__, labels=service.tracker.labels)
@@ -146,6 +161,7 @@ def build_app(service: Service) -> FastAPI:
 
     @app.get("/sessions/{session}", dependencies=admitted, responses=problems(404))
     async def read_session(session: Name) -> SessionView:
+        """Turns, speakers and the last answer of a session."""
         kept = await service.sessions.read(session)
         if kept is None:
             raise Refusal(404, f"there is no session {session}")
@@ -186,7 +202,7 @@ def build_app(service: Service) -> FastAPI:
             first = await run_in_threadpool(next, rows, "")  # bad audio has its status before anything is sent
             return _Rows(chain([first], rows), stack.pop_all())
 
-    @app.websocket("/sessions/{session}/live", dependencies=admitted)
+    @app.websocket("/sessions/{session}/live", dependencies=admitted[:1])
     async def live(socket: WebSocket, session: Name) -> None:
         await converse(service, socket, session)
 

@@ -16,6 +16,7 @@ from ..conversation_encoder import UNKNOWN_SPEAKER, number_speakers
 from ..data.dataset import ConversationDataset
 from ..data.frame_cache import utterances_of
 from ..feature_extraction_mamba_ema import SAMPLING_RATE, InvalidAudioError, MambaEMAFeatureExtractor
+from ..pooling import length_mask
 
 # Items are sorted by length only among this many batches' worth of shuffled items, so that batches still differ from
 # epoch to epoch.
@@ -140,8 +141,30 @@ class ConversationCollator:
         self.extractor = extractor
 
     def __call__(self, items: list[dict[str, Any]]) -> dict[str, Any]:
-        features = pad_frames([item["frames"] for item in items]) if "frames" in items[0] else self._extract(items)
-        turns, labels = features["turn_mask"].shape[1], items[0]["labels"].shape[1]
+        return {**self._labels_and_names(items), **self._features(items)}
+
+    def in_chunks(self, items: list[dict[str, Any]], turns_per_chunk: int) -> dict[str, Any]:
+        """A batch for `predict_in_chunks`, in which no conversation is padded to the turns of the longest.
+
+        Returns:
+            As a call, but for conversations of more turns than `turns_per_chunk` without waveforms and frames. These
+            are in `chunks`: of each so many turns, the conversations that have some of them, padded to these.
+        """
+        turns = max(len(item["labels"]) for item in items)
+        if turns <= turns_per_chunk:
+            return self(items)
+        chunks = []
+        for start in range(0, turns, turns_per_chunk):
+            going_on = [item for item in items if len(item["labels"]) > start]
+            chunks.append(self._features([_cut(item, start, start + turns_per_chunk) for item in going_on]))
+        turn_mask = length_mask(torch.tensor([len(item["labels"]) for item in items]), turns)
+        return {**self._labels_and_names(items), "turn_mask": turn_mask, "chunks": chunks}
+
+    def _features(self, items: list[dict[str, Any]]) -> Mapping[str, torch.Tensor]:
+        return pad_frames([item["frames"] for item in items]) if "frames" in items[0] else self._extract(items)
+
+    def _labels_and_names(self, items: list[dict[str, Any]]) -> dict[str, Any]:
+        turns, labels = max(len(item["labels"]) for item in items), items[0]["labels"].shape[1]
         batch_labels = torch.full((len(items), turns, labels), MISSING_LABEL)
         speaker_ids = torch.full((len(items), turns), UNKNOWN_SPEAKER)
         for row, item in enumerate(items):
@@ -149,9 +172,8 @@ class ConversationCollator:
             speakers = item.get("speakers", [None] * len(item["labels"]))
             speaker_ids[row, : len(speakers)] = torch.tensor(number_speakers(speakers))
         batch = {
-            **features,
-            "speaker_ids": speaker_ids,
             "labels": batch_labels,
+            "speaker_ids": speaker_ids,
             "conversation_ids": [item["conversation_id"] for item in items],
         }
         context = torch.tensor([item.get("context_turns", 0) for item in items])
@@ -165,6 +187,12 @@ class ConversationCollator:
         except InvalidAudioError as error:
             names = ", ".join(f"{row}: {item['conversation_id']}" for row, item in enumerate(items))
             raise InvalidAudioError(f"{error} (conversations of the batch: {names})") from error
+
+
+def _cut(item: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
+    """The audio of some turns of a conversation."""
+    cut = {name: item[name][start:stop] for name in ("waveforms", "frames") if name in item}
+    return {**cut, "conversation_id": item["conversation_id"]}
 
 
 def pad_frames(conversations: Sequence[Sequence[torch.Tensor]]) -> dict[str, torch.Tensor]:

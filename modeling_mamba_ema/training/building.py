@@ -200,7 +200,7 @@ def check_run(
     if chosen not in (*metrics, "loss"):
         raise ValueError(f"training.metric_for_best_model is {chosen}; evaluations give {', '.join(metrics)} and loss")
     for name in (data.train_split, str(data.validation_split)):
-        check_labels_vary(name, splits[name], config.labels)
+        check_labels_vary(name, splits[name], config.labels, ", or leave this label out of model.params.id2label")
     for column in config.target_columns[len(config.labels) :]:
         if max(splits[data.train_split][column]) == MISSING_LABEL:
             raise ValueError(
@@ -253,16 +253,16 @@ def check_speakers(config: MambaEMAConfig, splits: DatasetDict, required: bool =
                 )
 
 
-def check_labels_vary(split: str, rows: Dataset, labels: Sequence[str]) -> None:
-    """Refuse a split in which a label is missing throughout, or (nearly) the same in all turns."""
+def check_labels_vary(split: str, rows: Dataset, labels: Sequence[str], way_out: str = "") -> None:
+    """Refuse a split in which a label is missing, or (nearly) the same in all turns; `way_out` ends the message."""
     for label in labels:
         values = np.asarray(rows[label], dtype=np.float64)
         values = values[values != MISSING_LABEL]
         if values.size < 2 or values.std() < MIN_LABEL_SPREAD:
             what = "missing" if values.size == 0 else f"{values.mean():.3g} throughout"
             raise ValueError(
-                f"{label} is {what} in the split {split} ({values.size} labelled turns): a CCC needs labels that vary. "
-                "Check the column and its scale, or leave this label out of model.params.id2label"
+                f"{label} is {what} in the split {split} ({values.size} labelled turns): a CCC needs two turns or more "
+                f"with labels that vary. Check the column and its scale{way_out}"
             )
 
 

@@ -133,7 +133,7 @@ def describe_metrics(split: str, metrics: Mapping[str, float], config: MambaEMAC
     """Some lines for people."""
     labels = config.labels
     if "ccc" not in metrics:
-        return f"{split}: no labels to measure on; predictions only"
+        return f"{split}: no label has two turns to measure on; predictions only"
     lines = [f"{split}: {metrics['num_turns']:.0f} turns of {metrics['num_conversations']:.0f} conversations"]
     for title, name in [*((f"CCC {label}", f"ccc_{label}") for label in labels), ("CCC mean", "ccc")]:
         if name not in metrics:
@@ -161,12 +161,13 @@ def describe_metrics(split: str, metrics: Mapping[str, float], config: MambaEMAC
 # before a window only make the state it starts from: no gradient flows into them, and they cost no memory for one.
 
 
-def predict_in_chunks(model: nn.Module, inputs: Mapping[str, torch.Tensor], turns_per_chunk: int) -> torch.Tensor:
+def predict_in_chunks(model: nn.Module, inputs: Mapping[str, Any], turns_per_chunk: int) -> torch.Tensor:
     """Predictions of whole conversations, with the memory of a few turns.
 
     Args:
         model: `MambaEMAForRegression`.
-        inputs: a batch of conversations as the collator makes it, with `turn_mask` (batch, turns); labels are ignored.
+        inputs: a batch of conversations as the collator makes it, whole or `in_chunks` of this size, with `turn_mask`
+            (batch, turns); labels are ignored.
         turns_per_chunk: turns of each conversation that go through the model at once.
 
     Returns:
@@ -182,7 +183,7 @@ def side_by_side(outputs: Mapping[str, Any]) -> torch.Tensor:
     return torch.cat([outputs[name] for name in ("logits", "spread") if outputs.get(name) is not None], dim=-1)
 
 
-def state_after(model: nn.Module, inputs: Mapping[str, torch.Tensor], turns_per_chunk: int) -> ConversationState | None:
+def state_after(model: nn.Module, inputs: Mapping[str, Any], turns_per_chunk: int) -> ConversationState | None:
     """The detached state of each conversation after all its turns; None for a model without context.
 
     Args:
@@ -220,7 +221,7 @@ def start_from_context(
 
 
 def _run(
-    model: nn.Module, inputs: Mapping[str, torch.Tensor], turns_per_chunk: int
+    model: nn.Module, inputs: Mapping[str, Any], turns_per_chunk: int
 ) -> tuple[torch.Tensor, list[ConversationState | None]]:
     present = inputs["turn_mask"].bool()
     predictions: Any = None
@@ -231,8 +232,11 @@ def _run(
         if not len(rows):
             continue
         before = [state for state in (states[row] for row in rows.tolist()) if state is not None]
+        of_chunk = {name: inputs[name][rows, chunk] for name in _BY_TURN if name in inputs}
+        if "chunks" in inputs:
+            of_chunk.update(inputs["chunks"][start // turns_per_chunk])
         outputs = model(
-            **{name: inputs[name][rows, chunk] for name in _BY_TURN if name in inputs},
+            **of_chunk,
             conversation_state=ConversationState.stack(before) if before else None,
             use_conversation_state=True,
         )

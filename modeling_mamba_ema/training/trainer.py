@@ -33,7 +33,7 @@ from ..publishing.checksums import SUMS
 from ..publishing.model_card import model_card
 from .accumulation import AccumulatedLoss
 from .arguments import MambaEMATrainingArguments
-from .batches import AudioSecondsBatchSampler, seconds_of_turns
+from .batches import AudioSecondsBatchSampler, ConversationCollator, seconds_of_turns
 from .callbacks import EvaluationLog, Progress, SealCheckpoints, SetEpoch
 from .checkpoints import checkpoints_in, require_space_for_checkpoints
 from .evaluation import ccc_of_predictions, predict_in_chunks, side_by_side, start_from_context
@@ -401,12 +401,23 @@ class MambaEMATrainer(Trainer):
         )
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> DataLoader:
-        with self._every_batch():
+        with self._every_batch(), self._in_chunks():
             return self._with_timeout(super().get_eval_dataloader(eval_dataset))
 
     def get_test_dataloader(self, test_dataset: Any) -> DataLoader:
-        with self._every_batch():
+        with self._every_batch(), self._in_chunks():
             return self._with_timeout(super().get_test_dataloader(test_dataset))
+
+    @contextlib.contextmanager
+    def _in_chunks(self) -> Iterator[None]:
+        """Loaders that are made meanwhile pad conversations of many turns a chunk at a time."""
+        collator = self.data_collator
+        if isinstance(collator, ConversationCollator):
+            self.data_collator = partial(collator.in_chunks, turns_per_chunk=self.args.turns_per_chunk)
+        try:
+            yield
+        finally:
+            self.data_collator = collator
 
     @contextlib.contextmanager
     def _every_batch(self) -> Iterator[None]:

@@ -138,6 +138,7 @@ def test_what_the_recording_and_the_speaker_give_away_is_found():
 def test_the_command_writes_a_page_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     corpus = write_corpus(tmp_path / "corpus")
     table = pd.read_json(corpus / "metadata.jsonl", lines=True)
+    table["seconds"] = 1.0  # a column that every recording has, too
     table["sex"] = np.where(table["conversation_id"].str[-1].astype(int) % 2, "f", "m")
     table.to_json(corpus / "metadata.jsonl", orient="records", lines=True)
     model = tiny_model()
@@ -172,7 +173,9 @@ def test_the_command_writes_a_page_and_goes_on_where_it_stopped(tmp_path, monkey
     assert main([*command, "--by", "sex"]) == 0
     capsys.readouterr()
     assert main([*command, "--by", "age"]) == 1
-    assert "--by names age, which" in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "--by names age, which" in message
+    assert message.count("seconds") == 1
 
     assert main([*command, "--card"]) == 1
     assert "model is no folder with a README.md" in capsys.readouterr().err

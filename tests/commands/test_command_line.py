@@ -369,6 +369,36 @@ def test_silence_has_no_speech_and_says_so(model, tmp_path, capsys):
     assert "no speech was found in silence.wav" in captured.err
 
 
+def test_segments_that_are_silent_are_scored_and_said_to_be_silent(model, tmp_path, capsys):
+    sf.write(tmp_path / "silence.wav", np.zeros(5 * RATE), RATE)
+    assert main(["timeline", "--model", model, str(tmp_path / "silence.wav")]) == 0
+    _, row, summary = capsys.readouterr().out.splitlines()
+    assert row.endswith("near silence")
+    assert summary == "All of it is near silence, where the values say nothing about a voice."
+
+
+@pytest.mark.parametrize("command", ["predict", "report", "serve"])
+def test_a_device_that_is_not_there_is_one_line_before_anything_is_done(model, command, tmp_path, capsys):
+    others = {"predict": ["--sample"], "report": [str(FOLDER), "--output", str(tmp_path / "out")], "serve": []}
+    assert main([command, "--model", model, "--device", "gpu", *others[command]]) == 1
+    message = capsys.readouterr().err
+    assert message.startswith("mamba-ema: this machine has no device 'gpu' that torch can use; it has cpu")
+    assert len(message.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_corpus_that_is_too_small_to_measure_names_no_settings_of_training(model, tmp_path, capsys, caplog):
+    sf.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, RATE), RATE)
+    row = {"file_name": "a.wav", "conversation_id": "c", "turn": 0, "split": "test", "valence": 4, "arousal": 0.5}
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(row))
+    command = ["--model", model, str(tmp_path), "--output", str(tmp_path / "out")]
+    assert main(["evaluate", *command]) == 0
+    assert "test: no label has two turns to measure on; predictions only" in capsys.readouterr().out
+    assert "(1 labelled turns): a CCC needs two turns or more with labels that vary" in caplog.text
+    assert main(["report", *command]) == 1
+    assert "model.params" not in caplog.text + capsys.readouterr().err
+
+
 def test_ctrl_c_keeps_the_rows_that_were_finished_and_says_where_it_stopped(model, tmp_path, monkeypatch, capsys):
     write = TimelineWriter.write
 
@@ -446,6 +476,9 @@ def test_the_commands_of_the_readme_and_the_guide_run(model, tmp_path, monkeypat
         (["predict", "--min-confidence", "2"], "2 is not allowed; from 0 to 1 are"),
         (["predict", "--max-width", "nan"], "nan is not allowed; from 0 to 1 are"),
         (["listen", "--speed", "0"], "0 is not allowed; from 0.01 to 1000 are"),
+        (["evaluate", "--batch-size", "0"], "0 is not allowed; from 1 to 10000 are"),
+        (["score", "--workers", "0"], "0 is not allowed; from 1 to 10000 are"),
+        (["score", "--seconds-per-batch", "nan"], "nan is not allowed; from 1 to 100000 are"),
     ],
 )
 def test_numbers_that_make_no_sense_are_wrong_usage(model, words, message, capsys):

@@ -95,8 +95,8 @@ def test_a_call_in_a_paragraph():
         "Valence rose from 0.31 to 0.71 at 0:12. Speakers without a name (1 turn, 2 s): valence 0.10, arousal 0.20 on "
         "average; surely unpleasant in 1; surely calm in 1."
     )
-    assert summarise([quiet], ["0:00"]) == "Nothing but near silence."
-    assert summarise([], []) == "Nothing was scored."
+    assert summarise([quiet], ["0:00"]).startswith("All of it is near silence")
+    assert summarise([], []) == "There are no values to sum up."
 
 
 def test_the_tracker_reads_each_turn_with_the_last_turns_of_its_speaker():

@@ -1,10 +1,12 @@
 """Scoring a corpus: the tracker's rows, whatever the batches, processes and interruptions."""
 
+import io
 import itertools
 import json
 import os
 import signal
 
+import fsspec
 import pandas as pd
 import pytest
 import soundfile as sf
@@ -84,6 +86,8 @@ def test_bad_audio_is_a_row_with_its_reason_and_the_conversation_goes_on(saved_m
     assert list(table["error"].isna()) == [True, False, True, False]
     assert "b.wav" in table["error"][1]
     assert "d.wav lasts 0.00625 s; an utterance lasts 0.025 to 30 s" in table["error"][3]
+    score_corpus(turns.iloc[::2], tmp_path / "good", ScoringOptions(str(saved_model)))
+    assert list(scores(tmp_path / "good").dtypes) == list(table.dtypes)  # so that all parts can be read as one
     expected = by_the_tracker(saved_model, turns.iloc[[0, 2]])
     assert table["valence"][2] == pytest.approx(expected[1][0], abs=1.2e-4)
 
@@ -95,6 +99,66 @@ def test_a_folder_of_audio_files_gives_each_a_conversation_of_its_own(corpus, tm
     turns = read_corpus(str(tmp_path))
     assert [os.path.basename(name) for name in turns["file_name"]] == ["train_0_0.wav", "train_1_0.wav"]
     assert turns["conversation_id"].is_unique
+
+
+def test_an_audiofolder_with_tables_in_its_splits_keeps_its_conversations(corpus, tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split).mkdir()
+        rows = [f"{split}_3_{turn}.wav,c,{turn}" for turn in range(4)]
+        (tmp_path / split / "metadata.csv").write_text("\n".join(["file_name,conversation_id,turn", *rows]))
+        for turn in range(4):
+            (tmp_path / split / f"{split}_3_{turn}.wav").write_bytes((corpus / f"{split}_3_{turn}.wav").read_bytes())
+    assert read_corpus(str(tmp_path))["conversation_id"].nunique() == 2
+
+
+def test_a_folder_without_audio_is_refused_with_what_is_read(saved_model, tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    assert call_command("score", "--model", saved_model, tmp_path / "in", "--output", tmp_path / "out") == 1
+    message = capsys.readouterr().err
+    assert "in holds neither audio files (.wav, .flac, .mp3" in message
+    assert "nor a table that names them, such as metadata.csv with the column file_name" in message
+
+
+def test_a_table_comes_from_standard_input(saved_model, corpus, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(corpus)
+    rows = [{"file_name": f"train_3_{turn}.wav", "conversation_id": "007", "turn": turn} for turn in range(4)]
+    by_rows = {}
+    for name, text in {
+        "csv": pd.DataFrame(rows).to_csv(index=False),
+        "jsonl": "\n".join(map(json.dumps, rows)),
+    }.items():
+        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        assert call_command("score", "--model", saved_model, "-", "--output", tmp_path / name) == 0
+        by_rows[name] = scores(tmp_path / name)
+        monkeypatch.setattr("sys.stdin", io.StringIO(text))
+        capsys.readouterr()
+        assert call_command("predict", "--model", saved_model, "--json", "-") == 0
+        predicted = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [row["arousal"] for row in predicted] == list(by_rows[name]["arousal"])
+    pd.testing.assert_frame_equal(by_rows["csv"], by_rows["jsonl"])
+    assert list(by_rows["csv"]["file_name"]) == [str(corpus / row["file_name"]) for row in rows]
+
+
+def test_corpus_audio_and_output_in_a_store_give_the_rows_of_local_files(saved_model, corpus, tmp_path):
+    store = fsspec.filesystem("memory")
+    for path in corpus.iterdir():
+        store.pipe_file(f"/bucket/corpus/{path.name}", path.read_bytes())
+    store.rm("/bucket/corpus/test_0_0.wav")
+    options, turns = ScoringOptions(str(saved_model), rows_per_part=20), read_corpus("memory://bucket/corpus")
+    local = read_corpus(str(corpus))
+    score_corpus(local, tmp_path, options)
+    for _ in range(2):  # the second time all is there
+        assert score_corpus(turns, "memory://bucket/scores", options) == (len(turns), 1)
+    parts = sorted(store.glob("/bucket/scores/part-*.parquet"))
+    rows = pd.concat([pd.read_parquet(store.open(part)) for part in parts], ignore_index=True)
+    wanted = scores(tmp_path)
+    names = wanted["file_name"].str.replace(str(corpus), "memory:///bucket/corpus", regex=False)
+    assert list(rows["file_name"]) == list(names)
+    bad = rows["error"].notna()
+    assert list(rows["error"][bad]) == ["memory:///bucket/corpus/test_0_0.wav does not exist"]
+    pd.testing.assert_frame_equal(rows[~bad].drop(columns="file_name"), wanted[~bad].drop(columns="file_name"))
+    store.rm("/bucket/corpus/metadata.jsonl")
+    assert list(read_corpus("memory://bucket/corpus")["file_name"]) == sorted(set(rows["file_name"][~bad]))
 
 
 def test_a_run_that_is_killed_leaves_whole_parts_and_goes_on(saved_model, corpus, tmp_path):

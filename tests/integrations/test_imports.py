@@ -6,7 +6,10 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize(("module", "program", "line"), [("pipecat", "pipecat", "pip install pipecat-ai")])
+@pytest.mark.parametrize(
+    ("module", "program", "line"),
+    [("pipecat", "pipecat", "pip install pipecat-ai"), ("ray_data", "ray", r"ema\[cluster\]")],
+)
 def test_what_is_not_installed_is_named(monkeypatch, module, program, line):
     for name in [name for name in sys.modules if name == program or name.startswith(f"{program}.")]:
         monkeypatch.delitem(sys.modules, name)

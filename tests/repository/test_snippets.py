@@ -105,7 +105,7 @@ def test_shell_lines_use_programs_options_settings_and_extras_that_exist(path):
         elif words[0] == "make":
             assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(encoding="utf-8"), words
         else:
-            assert words[0] in ("touch", "python", "hf"), words
+            assert words[0] in ("touch", "python", "hf", "ray"), words
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

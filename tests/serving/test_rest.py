@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import re
+import signal
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -10,7 +12,7 @@ import pytest
 
 from modeling_mamba_ema.audio_files import Recording
 from modeling_mamba_ema.inference import EmotionTracker, TurnEmotion, emotion_timeline
-from tests.support.programs import call_command, free_port, run_program, wait_until
+from tests.support.programs import HANGS, call_command, free_port, run_program, wait_until
 from tests.support.service import in_threads, serving, spoken, undisturbed
 
 pytest.importorskip("prometheus_client", reason="the service needs its extra: pip install '.[serve]'")
@@ -112,6 +114,9 @@ def test_only_who_bears_the_token_is_answered(server):
         assert answer.headers["www-authenticate"] == "Bearer"
     health = httpx.get(f"{server.address}/health", trust_env=False)
     assert health.json()["status"] == "ok"
+    paths = server.http.get("/openapi.json").json()["paths"]  # generated clients send it where it is asked for
+    asked = {address for address, methods in paths.items() if all("security" in about for about in methods.values())}
+    assert asked == set(paths) - {"/health"}
 
 
 def test_prometheus_reads_what_was_heard_and_refused(server):
@@ -143,6 +148,19 @@ def test_openapi_describes_what_is_served(server):
     }
 
 
+def test_the_first_page_lists_what_is_served(server):
+    page = server.http.get("/").text
+    assert page.startswith("Mamba-EMA ")
+    assert "valence, arousal of the turns of a call" in page
+    for address, methods in server.http.get("/openapi.json").json()["paths"].items():
+        for method in methods:
+            assert re.search(rf"^{method.upper()} +{re.escape(address)} +[A-Z].+\.$", page, re.MULTILINE), (
+                method,
+                address,
+            )
+    assert "WS      /sessions/{session}/live" in page
+
+
 def test_sessions_and_rates_are_limited(saved_model):
     with serving(saved_model, "--max-sessions", 2, "--max-rate", 1) as server:
         server.heard("a", spoken(0))
@@ -162,6 +180,17 @@ def test_a_server_that_is_stopped_finishes_what_was_begun(saved_model):
         wait_until(lambda: "mamba_ema_pass_turns_count 1.0" in server.http.get("/metrics").text)
         assert server.stop() == 0
         assert answer.result().status_code == 200
+
+
+def test_a_server_that_is_stopped_sends_every_row_of_a_file_that_was_begun(saved_model):
+    with serving(saved_model) as server:
+        with server.http.stream("POST", "/files", content=spoken(0, seconds=120), params={"window": 1}) as answer:
+            lines = answer.iter_lines()
+            first = next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            rows = [json.loads(line) for line in [first, *lines]]
+        assert server.process.wait(HANGS) == 0
+    assert [row["start"] for row in rows] == list(range(120))
 
 
 @pytest.mark.parametrize(

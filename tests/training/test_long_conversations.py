@@ -43,6 +43,23 @@ def test_chunk_by_chunk_predicts_as_whole(rows, context, scope, turns_per_chunk)
     torch.testing.assert_close(chunked, whole, atol=1e-12, rtol=0, equal_nan=True)
 
 
+def test_a_batch_in_chunks_is_not_padded_to_its_longest_conversation(rows):
+    dataset = ConversationDataset(rows, LABELS)
+    items = [dataset[index] for index in (3, 0, 2)]  # of 4, 1 and 3 turns
+    collator = ConversationCollator(MambaEMAFeatureExtractor())
+    whole, batch = collator(items), collator.in_chunks(items, turns_per_chunk=2)
+    assert [chunk["input_values"].shape[:2] for chunk in batch["chunks"]] == [(3, 2), (2, 2)]
+    longest = [max(len(wave) for item in items for wave in item["waveforms"][first : first + 2]) for first in (0, 2)]
+    assert [chunk["input_values"].shape[2] for chunk in batch["chunks"]] == longest
+    assert "input_values" not in batch
+    for name in ("labels", "turn_mask", "speaker_ids"):
+        assert torch.equal(batch[name].long(), whole[name].long())
+    model = tiny_model(context_scope="both")
+    with torch.no_grad():
+        wanted = predict_in_chunks(model, whole, turns_per_chunk=2)
+        torch.testing.assert_close(predict_in_chunks(model, batch, 2), wanted, atol=1e-5, rtol=0, equal_nan=True)
+
+
 def test_an_evaluation_in_chunks_measures_as_one_of_whole_conversations(tmp_path, rows):
     results = []
     for turns_per_chunk in (32, 2):

@@ -1,0 +1,103 @@
+"""`mamba-ema score` with one process and with two, and what going on with a finished folder costs.
+
+    python benchmarks/bench_scoring.py [--size tiny] [--turns 320] [--rounds 3] [--json FILE]
+
+The variants take turns; medians are shown. "tiny" is the encoder that ships with the package, as in the demo, "base"
+the shape of WavLM-base (give fewer --turns then: 96). One process has a thread for each core, two have half of them
+each. Turns a second count from when each process has finished a part, without the start, which stands beside. About
+2,000 turns go through the model, which takes minutes; it is no part of `make bench`.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import soundfile as sf
+from measuring import (
+    SAMPLE_RATE,
+    argument_parser,
+    lengths_in_seconds,
+    machine,
+    padded_batch,
+    report,
+    table,
+    wavlm_config,
+)
+
+from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression, tiny_wavlm
+
+PARTS = 32
+
+
+def write_model(folder: Path, size: str) -> None:
+    if size == "tiny":
+        model = MambaEMAForRegression.from_pretrained_speech_encoder(str(tiny_wavlm.FOLDER))
+    else:
+        model = MambaEMAForRegression(MambaEMAConfig(speech_encoder_config=wavlm_config(size).to_dict()))
+    model.save_pretrained(folder)
+    MambaEMAFeatureExtractor().save_pretrained(folder)
+
+
+def write_corpus(folder: Path, turns: int) -> None:
+    """Conversations of four turns of noise, of the lengths that speech has."""
+    folder.mkdir()
+    rows = []
+    for turn, seconds in enumerate(lengths_in_seconds(turns)):
+        waveforms, _ = padded_batch([seconds])
+        sf.write(folder / f"{turn}.wav", (0.1 * waveforms[0]).clamp(-1, 1).numpy(), SAMPLE_RATE)
+        rows.append({"file_name": f"{turn}.wav", "conversation_id": turn // 4, "turn": turn % 4})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+
+
+def score(folder: Path, output: Path, workers: int, turns: int) -> dict[str, float]:
+    """Seconds of the whole command, and turns a second without its start."""
+    command = [sys.executable, "-W", "ignore", "-m", "modeling_mamba_ema", "score", "--model", str(folder / "model")]
+    options = ["--workers", str(workers), "--rows-per-part", str(max(4, turns // PARTS)), "--output", str(output)]
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    begin = time.perf_counter()
+    subprocess.run([*command, str(folder / "corpus"), *options], check=True, capture_output=True, env=environment)
+    seconds = time.perf_counter() - begin
+    finished = sorted(path.stat().st_mtime for path in output.glob("part-*.parquet"))
+    share = (len(finished) - workers) / len(finished)  # of the turns, after each process has finished a part
+    return {"seconds": seconds, "turns_per_second": share * turns / (finished[-1] - finished[workers - 1])}
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("--size", choices=["tiny", "base", "large"], default="tiny", help="of the encoder (tiny)")
+    parser.add_argument("--turns", type=int, default=320, help="of the corpus (320)")
+    parser.add_argument("--rounds", type=int, default=3, help="of each variant (3)")
+    arguments = parser.parse_args()
+    found: dict[str, list[dict[str, float]]] = {"1 process": [], "2 processes": []}
+    again = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_model(folder / "model", arguments.size)
+        write_corpus(folder / "corpus", arguments.turns)
+        for number in range(arguments.rounds):
+            for workers, runs in enumerate(found.values(), start=1):
+                runs.append(score(folder, folder / f"{number}-{workers}", workers, arguments.turns))
+            again.append(score(folder, folder / f"{number}-1", 1, arguments.turns)["seconds"])
+    figures: dict[str, Any] = {
+        variant: {what: statistics.median(run[what] for run in runs) for what in runs[0]}
+        for variant, runs in found.items()
+    }
+    reference = figures["1 process"]["turns_per_second"]
+    rows = [
+        [variant, f"{of['turns_per_second']:.1f}", f"{of['turns_per_second'] / reference:.2f}", f"{of['seconds']:.1f}"]
+        for variant, of in figures.items()
+    ]
+    print(f"encoder: {arguments.size}, {arguments.turns} turns, medians of {arguments.rounds} rounds; {machine()}\n")
+    print(table(["score", "turns/s", "ratio", "s of the whole command"], rows))
+    print(f"\nThe same command on a folder that is complete: {statistics.median(again):.1f} s")
+    report(arguments, {"variants": figures, "seconds_again": again})
+
+
+if __name__ == "__main__":
+    main()
