@@ -12,21 +12,17 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ..audio_files import audio_seconds
 from ..feature_extraction_mamba_ema import NORMALIZATION, MambaEMAFeatureExtractor
 from ..publishing.checksums import sha256, tensor_bytes, weights_sha256
 from ..speech_encoder import SpeechEncoder
 from .atomic_write import atomic_write
+from .utterances import Utterance
 
 # Raise it when reading audio or the layout of an entry changes: old entries are then no longer found.
 VERSION = 2
@@ -42,34 +38,6 @@ _IRRELEVANT_WEIGHTS = {"masked_spec_embed"}
 
 class FrameCacheError(ValueError):
     """Frames that cannot be cached or read; the message names the utterance or file and says what to do."""
-
-
-@dataclass(frozen=True)
-class Utterance:
-    """A file, or the stretch of it between two times in seconds, in one of its channels or in their average."""
-
-    file_name: str
-    start: float | None = None
-    end: float | None = None
-    channel: int | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Its length, from its times or from the file's header; nothing is decoded."""
-        return (audio_seconds(self.file_name) if self.end is None else self.end) - (self.start or 0.0)
-
-    def __str__(self) -> str:
-        name = Path(self.file_name).name
-        if self.start is not None or self.end is not None:
-            name += f" from {self.start} to {self.end} s"
-        return name if self.channel is None else f"{name}, channel {self.channel}"
-
-
-def utterances_of(rows: Dataset | Mapping[str, list[Any]]) -> list[Utterance]:
-    """One for each row of a split, or of some of its rows by column."""
-    files, known = rows["file_name"][:], rows.column_names if isinstance(rows, Dataset) else rows
-    places = [rows[name][:] if name in known else [None] * len(files) for name in ("start", "end", "channel")]
-    return [Utterance(*place) for place in zip(files, *places)]
 
 
 class FrameCache:

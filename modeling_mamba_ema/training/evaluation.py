@@ -94,7 +94,7 @@ def prediction_table(predictions: np.ndarray, dataset: ConversationDataset, conf
     indices = np.concatenate(dataset.items)  # (turns,)
     turns = rows.select_columns(["file_name", "conversation_id", "turn"]).to_pandas().iloc[indices]
     turns["position"] = turns.groupby("conversation_id", sort=False).cumcount()
-    references = np.stack([np.asarray(rows[label], dtype=np.float64)[indices] for label in labels], axis=1)
+    references = np.stack([np.asarray(rows[label][:], dtype=np.float64)[indices] for label in labels], axis=1)
     valid = np.concatenate([predictions[item, : len(part)] for item, part in enumerate(dataset.items)])
     table = turns.iloc[np.repeat(np.arange(len(turns)), len(labels))].reset_index(drop=True)
     table["label"] = labels * len(turns)

@@ -13,7 +13,8 @@ from tqdm import tqdm
 from transformers import TrainingArguments
 
 from ..audio_files import load_audio
-from ..data.frame_cache import DTYPE, FrameCache, FrameCacheError, Utterance, utterances_of
+from ..data.frame_cache import DTYPE, FrameCache, FrameCacheError
+from ..data.utterances import Utterance, seconds_of, utterances_of
 from ..feature_extraction_mamba_ema import SAMPLING_RATE, InvalidAudioError, MambaEMAFeatureExtractor
 from ..modeling_mamba_ema import MambaEMAForRegression
 from ..speech_encoder import SpeechEncoder, num_frames
@@ -56,8 +57,8 @@ def cache_frames(
         )
     encoder: SpeechEncoder = model.speech_encoder
     cache = FrameCache(folder, encoder, extractor)
-    utterances = list(dict.fromkeys(utterance for rows in splits for utterance in utterances_of(rows)))
-    seconds = {utterance: utterance.seconds for utterance in utterances}
+    seconds = {u: length for rows in splits for u, length in zip(utterances_of(rows), seconds_of(rows))}
+    utterances = list(seconds)
     rank, processes, quiet = arguments.process_index, arguments.world_size, arguments.process_index != 0
 
     # 1. what is there, and sound; what is not, as the first process sees it, so that all agree on it

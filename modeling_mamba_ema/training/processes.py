@@ -40,6 +40,19 @@ def failing_together() -> Iterator[None]:
         raise ValueError(messages[0])
 
 
+@contextlib.contextmanager
+def first_on_each_machine() -> Iterator[None]:
+    """The first process of each machine runs the block before the others; they go on where it fails, too."""
+    state = PartialState()
+    if not state.is_local_main_process:
+        state.wait_for_everyone()
+    try:
+        yield
+    finally:
+        if state.is_local_main_process:
+            state.wait_for_everyone()
+
+
 def require_same_data(manifest: Mapping[str, Any]) -> None:
     """Refuse a run whose processes read other rows or other audio: they would train on batches that do not match.
 

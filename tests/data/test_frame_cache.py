@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from modeling_mamba_ema import MambaEMAFeatureExtractor, MambaEMAForRegression
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
-from modeling_mamba_ema.data.frame_cache import FrameCache, FrameCacheError, Utterance, encoder_key
+from modeling_mamba_ema.data.frame_cache import FrameCache, FrameCacheError, encoder_key
+from modeling_mamba_ema.data.utterances import Utterance
 from modeling_mamba_ema.training import ConversationCollator, MambaEMATrainingArguments, cache_frames
 from tests.support.models import tiny_model
 from tests.support.programs import ROOT, call_command, call_program, environment, run_program
