@@ -331,6 +331,12 @@ def test_the_program_refuses_what_cannot_work_before_it_writes_anything(tmp_path
     assert (tmp_path / "run" / "run_configuration.yaml").exists() == (message is None)
 
 
+def test_a_misspelt_corpus_is_noticed_before_an_encoder_is_looked_for(tmp_path, capsys):
+    configuration = write_run(tmp_path / "run.yaml", tmp_path / "corpsu", tmp_path / "run")
+    assert call_program(FINETUNE, configuration, "model.pretrained_speech_encoder=nobody/nothing") == 1
+    assert f"{tmp_path / 'corpsu'} is neither a file or folder here nor a dataset" in capsys.readouterr().err
+
+
 # going on with something else
 
 
