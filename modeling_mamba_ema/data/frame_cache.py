@@ -9,9 +9,12 @@ Frames are kept, not pooled vectors, because pooling is trained from them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -22,6 +25,7 @@ from ..feature_extraction_mamba_ema import NORMALIZATION, MambaEMAFeatureExtract
 from ..publishing.checksums import sha256, tensor_bytes, weights_sha256
 from ..speech_encoder import SpeechEncoder
 from .atomic_write import atomic_write
+from .known_files import known_or_found
 from .utterances import Utterance
 
 # Raise it when reading audio or the layout of an entry changes: old entries are then no longer found.
@@ -57,6 +61,7 @@ class FrameCache:
         self.folder = self.root / self.encoder_key[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.root / ".gitignore").write_text("*\n", encoding="utf-8")
+        self._entries = self.folder / "entries.parquet"
         self._keys: dict[Utterance, str] = {}
         self._file_hashes: dict[str, str] = {}
 
@@ -115,6 +120,8 @@ class FrameCache:
             problem = "it is not there"
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             problem = str(error)
+        with contextlib.suppress(OSError):
+            os.utime(path)  # it has changed: the next start reads it again
         raise FrameCacheError(
             f"the cached frames of {utterance} cannot be used ({path}: {problem}); start the program again, and they "
             "are computed anew"
@@ -123,6 +130,36 @@ class FrameCache:
     def is_there(self, utterance: Utterance) -> bool:
         """Whether there is an entry, sound or damaged."""
         return self.path(utterance).exists()
+
+    def hash_files(self, utterances: Iterable[Utterance]) -> None:
+        """Hash the files of utterances, but for those that an earlier call hashed and that have not changed since.
+
+        Raises:
+            FrameCacheError: a file cannot be read.
+        """
+        names = list(dict.fromkeys(utterance.file_name for utterance in utterances))
+        found = known_or_found(self.root / "files.parquet", map(Utterance, names), lambda u: self._file_hash(u.file_name))
+        self._file_hashes.update({name: digest for name, digest in zip(names, found) if digest is not None})
+
+    def remove_damaged(self, utterances: Iterable[Utterance]) -> int:
+        """Remove damaged entries; returns how many. An entry that was sound is read again only when it has changed."""
+        damaged = 0
+
+        def check(entry: Utterance) -> float | None:
+            nonlocal damaged
+            if self.is_sound(entries[entry.file_name]):
+                return 1.0
+            Path(entry.file_name).unlink(missing_ok=True)
+            damaged += 1
+            return None
+
+        entries = {str(self.path(utterance)): utterance for utterance in utterances if self.is_there(utterance)}
+        known_or_found(self._entries, map(Utterance, entries), check)
+        return damaged
+
+    def count_as_sound(self, utterances: Iterable[Utterance]) -> None:
+        """Note entries that were just written, so that the next start need not read them."""
+        known_or_found(self._entries, (Utterance(str(self.path(utterance))) for utterance in utterances), lambda _: 1.0)
 
     def is_sound(self, utterance: Utterance) -> bool:
         """Whether there is an entry that can be used; all of it is read."""

@@ -47,7 +47,7 @@ def test_bad_audio_on_one_machine_ends_both_with_its_sentence(tmp_path):
     write_run(tmp_path / "run.yaml", tmp_path / "corpusRANK", tmp_path / "run")
     options = [f"data.source={tmp_path / 'corpusRANK'}"]
     printed = two_machines(tmp_path, *options)
-    assert printed.count("run_finetune.py: process 1 on ") == 1  # said by the process that has no fault
+    assert "run_finetune.py: process 1 on " in printed  # said by the process that has no fault
     assert "train_1_0.wav" in printed
     printed = two_machines(tmp_path, *options, "data.on_bad_audio=skip")
     assert "the processes do not read the same split train" in printed
