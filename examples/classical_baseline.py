@@ -30,7 +30,7 @@ from tqdm import tqdm
 from modeling_mamba_ema.audio_files import load_audio
 from modeling_mamba_ema.ccc_loss import MISSING_LABEL
 from modeling_mamba_ema.data.dataset import load_emotion_dataset
-from modeling_mamba_ema.data.frame_cache import utterances_of
+from modeling_mamba_ema.data.utterances import utterances_of
 from modeling_mamba_ema.feature_extraction_mamba_ema import SAMPLING_RATE
 from modeling_mamba_ema.metrics import bootstrap_intervals, concordance_cc, paired_bootstrap_difference
 

@@ -21,6 +21,7 @@ from huggingface_hub import get_token
 from transformers import set_seed
 
 from modeling_mamba_ema.data.atomic_write import atomic_write
+from modeling_mamba_ema.data.sources import read_table
 from modeling_mamba_ema.plots import plot_learning_curve
 from modeling_mamba_ema.publishing import TrainingFacts, prepare_release, publish
 from modeling_mamba_ema.training import (
@@ -39,11 +40,13 @@ from modeling_mamba_ema.training import (
     lock_folder,
     measure,
     merge_lora,
+    naming_lost_processes,
     require_same_data,
     require_shared_folder,
     run_manifest,
     save_predictions,
     save_run,
+    tell_launcher,
 )
 
 logger = logging.getLogger("run_finetune")
@@ -70,6 +73,8 @@ def main() -> int:
 
     # 2. model and data: whole conversations, or windows of them for training where asked for
     with failing_together():
+        if not Path(run.data.source).exists():  # a misspelt one is noticed before an encoder is downloaded
+            read_table(run.data.source)
         model, extractor = build_model(run)
         splits = load_splits(run.data, model.config, output)
         parts = build_datasets(run.data, splits, model.config)
@@ -118,9 +123,10 @@ def main() -> int:
     results = {}
     results[run.data.validation_split], table = measure(trainer, validation, model.config)
     calibrate(model.config, table)
+    weights = trainer.accelerator.get_state_dict(trainer.model)  # FSDP collects them from all processes
     if trainer.is_world_process_zero():
         save_predictions(table, output / f"predictions_{run.data.validation_split}.csv")
-        model.save_pretrained(output / "model")
+        model.save_pretrained(output / "model", state_dict=weights)
         extractor.save_pretrained(output / "model")
         picture = plot_learning_curve(trainer.state.log_history, model.config.labels, trainer.state.best_global_step)
         picture.savefig(output / "learning_curve.png")
@@ -153,8 +159,10 @@ def main() -> int:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
+        with naming_lost_processes():
+            sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, OSError, ImportError) as error:  # what its reader can mend
+        tell_launcher(f"run_finetune.py: {error}")
         sys.exit(f"run_finetune.py: {error}")

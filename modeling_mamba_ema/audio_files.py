@@ -90,17 +90,18 @@ def check_audio(
     end: float | None = None,
     channel: int | None = None,
     max_seconds: float = MAX_SECONDS,
-) -> None:
-    """Raise what [`load_audio`] would raise, as cheaply as it can be known.
+) -> float:
+    """The length of an utterance in seconds; raises what [`load_audio`] would raise, as cheaply as it can be known.
 
     An uncompressed file of integer samples that is as long as its header says cannot be truncated, hold NaN or exceed
     full scale, so nothing of it is decoded. Every other file (floating point, FLAC, OGG, MP3) is. A pipe, which would
     be empty for the next reader, is refused.
     """
     with Recording(_file(source), channel) as recording:
-        recording.check_length(start, end, max_seconds)
+        seconds = recording.check_length(start, end, max_seconds)
         if not recording.holds_integers:
             recording.decode(start, end)
+    return seconds
 
 
 def audio_seconds(source: Any) -> float:
@@ -180,8 +181,8 @@ class Recording:
         """A channel of this file as an int, None for None; `AudioFileError` where there is none of this number."""
         return _checked_channel(self.name, channel, self.channels)
 
-    def check_length(self, start: float | None, end: float | None, max_seconds: float) -> None:
-        """Raise `AudioFileError` where a stretch is not in the file, is shorter than 25 ms, or is too long."""
+    def check_length(self, start: float | None, end: float | None, max_seconds: float) -> float:
+        """Seconds of a stretch; `AudioFileError` where it is not in the file, is shorter than 25 ms, or is too long."""
         first, last = self._stretch(start, end)
         seconds = (last - first) / self.sampling_rate
         if not MIN_SECONDS <= seconds <= max_seconds:
@@ -189,6 +190,7 @@ class Recording:
                 f"{self._place(first, last)} lasts {seconds:.7g} s; an utterance lasts {MIN_SECONDS:g} to "
                 f"{max_seconds:g} s{_CUT if seconds > max_seconds else ''}"
             )
+        return seconds
 
     def read(self, start: float | None = None, end: float | None = None, channel: int | None = None) -> np.ndarray:
         """The stretch between two times in seconds, (samples,) float32 at 16 kHz; for the rest see [`load_audio`]."""

@@ -305,8 +305,8 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
         self.speaker_encoder = SpeakerEncoder(config.max_speakers, **sizes) if sizes and scope.speaker else None
         self.min_samples = receptive_field(config.speech_encoder_config)
         # Sharding and device maps take these as units; which class an encoder's layers have depends on its norm.
-        layers = self.speech_encoder.backbone.encoder.layers
-        self._no_split_modules = sorted({type(layer).__name__ for layer in layers} | {"Mamba2Block"})
+        units = {type(layer).__name__ for layer in self.speech_encoder.backbone.encoder.layers}
+        self._no_split_modules = sorted(units | ({type(m).__name__ for m in self.modules()} & {"Mamba2Block"}))
         self.post_init()
 
     def forward(
@@ -806,7 +806,13 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         extractor = MambaEMAFeatureExtractor.in_folder(Path(save_directory), self.config)
         self.config.auto_map = dict(AUTO_MAP)
         self.config.custom_pipelines = {task: dict(info) for task, info in CUSTOM_PIPELINES.items()}
-        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        # FSDP 2 gives a model a class of torch's, whose code would be saved in the place of this one's.
+        sharded = type(self)
+        self.__class__ = next(kind for kind in sharded.__mro__ if not kind.__module__.startswith("torch."))
+        try:
+            super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
+        finally:
+            self.__class__ = sharded
         if is_main_process:
             extractor.save_pretrained(save_directory)
             custom_object_save(MambaEMAPipeline, save_directory)

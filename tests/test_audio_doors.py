@@ -60,7 +60,7 @@ def doors(model):
     def by_training(path):
         row = {"file_name": str(path), "conversation_id": "c", "turn": 0}
         rows = Dataset.from_list([{**row, "valence": 0.5, "arousal": 0.5}])
-        for bad in scan_audio({"train": rows}, 30.0):
+        for bad in scan_audio({"train": rows}, 30.0, path.parent / "known.parquet")[0]:
             raise AudioFileError(bad.reason)
         (waveform,) = ConversationDataset(rows, ["valence", "arousal"])[0]["waveforms"]
         return tracker().update(waveform, RATE).values

@@ -83,6 +83,7 @@ def run(options: argparse.Namespace) -> int:
     )
     model, extractor = load_model(options.model, options.revision)
     data = DataSection(source=options.source, columns=dict(options.columns), on_bad_audio=options.on_bad_audio)
+    data.cache_folder = options.cache_folder
     data.max_seconds = extractor.max_seconds
     splits = load_splits(data, model.config, options.output, wanted=[options.split], labels_optional=True)
     warn_of_labels(options.split, splits[options.split], model.config.labels)

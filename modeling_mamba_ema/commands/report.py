@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
         recording_facts,
         write_report,
     )
-    from ..data.frame_cache import utterances_of
+    from ..data.utterances import utterances_of
     from ..feature_extraction_mamba_ema import SAMPLING_RATE
     from ..training import DataSection, check_labels_vary, load_splits
 

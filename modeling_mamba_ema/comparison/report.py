@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from ..data.frame_cache import utterances_of
+from ..data.utterances import seconds_of
 from ..plots import plot_pooling_comparison, write_picture
 from .costs import Cost, encoder_cost, pooling_costs
 from .runs import Trainings
@@ -64,7 +64,7 @@ def write_comparison(output: Path, trainings: Trainings, split: str, chose_the_e
         seeds=len({cell.seed for cell in tables}),
         folds=len(rows),
     )
-    seconds = float(np.median([utterance.seconds for part in rows for utterance in utterances_of(part)]))
+    seconds = float(np.median([seconds for part in rows for seconds in seconds_of(part)]))
     costs = pooling_costs(config, list(dict.fromkeys(result.pooling for result in results)), seconds)
     costs[ENCODER] = encoder_cost(trainings.model, seconds)
     page = comparison_page(results, costs, measured, seconds, command)

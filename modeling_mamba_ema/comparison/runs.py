@@ -17,7 +17,8 @@ from transformers import set_seed
 
 from ..conversation_encoder import CONTEXTS, SCOPES
 from ..data.atomic_write import atomic_write
-from ..data.frame_cache import FrameCache, utterances_of
+from ..data.frame_cache import FrameCache
+from ..data.utterances import utterances_of
 from ..modeling_mamba_ema import MambaEMAForRegression
 from ..pooling import POOLINGS
 from ..training import (

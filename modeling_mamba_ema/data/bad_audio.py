@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
+from tqdm import tqdm
 
 from ..audio_files import AudioFileError, check_audio
 from .atomic_write import atomic_write
-from .frame_cache import Utterance, utterances_of
-from .threads import map_in_threads
+from .known_files import known_or_found
+from .utterances import Utterance, utterances_of
 
 _ENUMERATED = 50  # in a message; the file has all
 
@@ -28,33 +29,46 @@ class BadAudio:
     reason: str
 
 
-def scan_audio(splits: Mapping[str, Dataset], max_seconds: float) -> list[BadAudio]:
+def scan_audio(
+    splits: Mapping[str, Dataset], max_seconds: float, known: Path
+) -> tuple[list[BadAudio], dict[str, list[float | None]]]:
     """Check the audio of every utterance, see [`check_audio`]: about 0.1 ms for a wav file of integers on a local disk,
-    while other formats are decoded.
+    while other formats are decoded. What passed once is not opened again until it changes.
 
     Args:
         splits: by name, as [`load_emotion_dataset`] gives them.
         max_seconds: longest utterance allowed.
+        known: table of what passed, see [`known_or_found`].
 
     Returns:
-        What cannot be used, in the order of the splits' rows; empty when all is well.
+        What cannot be used, in the order of the splits' rows, empty when all is well; and for each split the seconds of
+        its utterances, None for those that cannot be used.
     """
+    reasons: dict[Utterance, str] = {}
 
-    def reason(utterance: Utterance) -> str | None:
+    def seconds_if_good(utterance: Utterance) -> float | None:
         try:
-            check_audio(utterance.file_name, utterance.start, utterance.end, utterance.channel, max_seconds)
+            return check_audio(utterance.file_name, utterance.start, utterance.end, utterance.channel, max_seconds)
         except AudioFileError as error:
-            return str(error)
-        return None
+            reasons[utterance] = str(error)
+            return None
 
-    found = []
+    bad, seconds = [], {}
+    utterances = {split: utterances_of(rows) for split, rows in splits.items()}
+    everything = [utterance for part in utterances.values() for utterance in part]
+    progress = tqdm(everything, "checking audio", unit=" utterances", leave=False, disable=None)
+    found = iter(known_or_found(known, progress, seconds_if_good))
     for split, rows in splits.items():
-        utterances = utterances_of(rows)
-        reasons = map_in_threads(reason, utterances)
-        for conversation, turn, utterance, why in zip(rows["conversation_id"], rows["turn"], utterances, reasons):
-            if why is not None:
-                found.append(BadAudio(split, str(conversation), int(turn), utterance.file_name, why))
-    return found
+        # What passed when longer ones were allowed is checked again.
+        seconds[split] = [
+            seconds_if_good(u) if length is not None and length > max_seconds else length
+            for u, length in zip(utterances[split], found)
+        ]
+        names = zip(rows["conversation_id"][:], rows["turn"][:], utterances[split], seconds[split])
+        for conversation, turn, utterance, length in names:
+            if length is None:
+                bad.append(BadAudio(split, str(conversation), int(turn), utterance.file_name, reasons[utterance]))
+    return bad, seconds
 
 
 def drop_bad_audio(splits: Mapping[str, Dataset], bad: list[BadAudio]) -> DatasetDict:
@@ -62,7 +76,7 @@ def drop_bad_audio(splits: Mapping[str, Dataset], bad: list[BadAudio]) -> Datase
     left_out = {(item.split, item.conversation_id, item.turn) for item in bad}
     kept = DatasetDict()
     for split, rows in splits.items():
-        turns = zip(rows["conversation_id"], rows["turn"])
+        turns = zip(rows["conversation_id"][:], rows["turn"][:])
         kept[split] = rows.select(
             [row for row, (name, turn) in enumerate(turns) if (split, str(name), int(turn)) not in left_out]
         )

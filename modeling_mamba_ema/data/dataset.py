@@ -11,9 +11,10 @@ from datasets import Dataset, DatasetDict
 
 from ..audio_files import load_audio
 from ..feature_extraction_mamba_ema import SAMPLING_RATE
-from .frame_cache import FrameCache, utterances_of
+from .frame_cache import FrameCache
 from .normal_form import in_normal_form, spread_to_unit_scale, to_unit_scale
 from .sources import Source, read_label_ranges, read_table
+from .utterances import utterances_of
 from .watched_reading import WatchedReading
 
 
@@ -95,7 +96,7 @@ class ConversationDataset(torch.utils.data.Dataset):
         self.labels = list(labels)
         self.items: list[list[int]] = []
         previous = None
-        for index, conversation in enumerate(rows["conversation_id"]):
+        for index, conversation in enumerate(rows["conversation_id"][:]):
             full = turns_per_item is not None and self.items and len(self.items[-1]) >= turns_per_item
             if conversation != previous or full:
                 self.items.append([])

@@ -9,24 +9,24 @@ Frames are kept, not pooled vectors, because pooling is trained from them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
-from datasets import Dataset
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from ..audio_files import audio_seconds
 from ..feature_extraction_mamba_ema import NORMALIZATION, MambaEMAFeatureExtractor
 from ..publishing.checksums import sha256, tensor_bytes, weights_sha256
 from ..speech_encoder import SpeechEncoder
 from .atomic_write import atomic_write
+from .known_files import known_or_found
+from .utterances import Utterance
 
 # Raise it when reading audio or the layout of an entry changes: old entries are then no longer found.
 VERSION = 2
@@ -42,34 +42,6 @@ _IRRELEVANT_WEIGHTS = {"masked_spec_embed"}
 
 class FrameCacheError(ValueError):
     """Frames that cannot be cached or read; the message names the utterance or file and says what to do."""
-
-
-@dataclass(frozen=True)
-class Utterance:
-    """A file, or the stretch of it between two times in seconds, in one of its channels or in their average."""
-
-    file_name: str
-    start: float | None = None
-    end: float | None = None
-    channel: int | None = None
-
-    @property
-    def seconds(self) -> float:
-        """Its length, from its times or from the file's header; nothing is decoded."""
-        return (audio_seconds(self.file_name) if self.end is None else self.end) - (self.start or 0.0)
-
-    def __str__(self) -> str:
-        name = Path(self.file_name).name
-        if self.start is not None or self.end is not None:
-            name += f" from {self.start} to {self.end} s"
-        return name if self.channel is None else f"{name}, channel {self.channel}"
-
-
-def utterances_of(rows: Dataset | Mapping[str, list[Any]]) -> list[Utterance]:
-    """One for each row of a split, or of some of its rows by column."""
-    files, known = rows["file_name"][:], rows.column_names if isinstance(rows, Dataset) else rows
-    places = [rows[name][:] if name in known else [None] * len(files) for name in ("start", "end", "channel")]
-    return [Utterance(*place) for place in zip(files, *places)]
 
 
 class FrameCache:
@@ -89,6 +61,7 @@ class FrameCache:
         self.folder = self.root / self.encoder_key[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.root / ".gitignore").write_text("*\n", encoding="utf-8")
+        self._entries = self.folder / "entries.parquet"
         self._keys: dict[Utterance, str] = {}
         self._file_hashes: dict[str, str] = {}
 
@@ -147,6 +120,8 @@ class FrameCache:
             problem = "it is not there"
         except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             problem = str(error)
+        with contextlib.suppress(OSError):
+            os.utime(path)  # it has changed: the next start reads it again
         raise FrameCacheError(
             f"the cached frames of {utterance} cannot be used ({path}: {problem}); start the program again, and they "
             "are computed anew"
@@ -155,6 +130,36 @@ class FrameCache:
     def is_there(self, utterance: Utterance) -> bool:
         """Whether there is an entry, sound or damaged."""
         return self.path(utterance).exists()
+
+    def hash_files(self, utterances: Iterable[Utterance]) -> None:
+        """Hash the files of utterances, but for those that an earlier call hashed and that have not changed since.
+
+        Raises:
+            FrameCacheError: a file cannot be read.
+        """
+        names = list(dict.fromkeys(utterance.file_name for utterance in utterances))
+        found = known_or_found(self.root / "files.parquet", map(Utterance, names), lambda u: self._file_hash(u.file_name))
+        self._file_hashes.update({name: digest for name, digest in zip(names, found) if digest is not None})
+
+    def remove_damaged(self, utterances: Iterable[Utterance]) -> int:
+        """Remove damaged entries; returns how many. An entry that was sound is read again only when it has changed."""
+        damaged = 0
+
+        def check(entry: Utterance) -> float | None:
+            nonlocal damaged
+            if self.is_sound(entries[entry.file_name]):
+                return 1.0
+            Path(entry.file_name).unlink(missing_ok=True)
+            damaged += 1
+            return None
+
+        entries = {str(self.path(utterance)): utterance for utterance in utterances if self.is_there(utterance)}
+        known_or_found(self._entries, map(Utterance, entries), check)
+        return damaged
+
+    def count_as_sound(self, utterances: Iterable[Utterance]) -> None:
+        """Note entries that were just written, so that the next start need not read them."""
+        known_or_found(self._entries, (Utterance(str(self.path(utterance))) for utterance in utterances), lambda _: 1.0)
 
     def is_sound(self, utterance: Utterance) -> bool:
         """Whether there is an entry that can be used; all of it is read."""

@@ -16,7 +16,6 @@ from ..feature_extraction_mamba_ema import DEFAULT_MAX_SECONDS
 from .atomic_write import atomic_write
 from .categories import CorpusError
 from .sources import CORPUS_FILE
-from .threads import map_in_threads
 
 LABELS = ("valence", "arousal", "dominance")
 SPLITS = ("train", "validation", "test", "test1", "test2", "test3")
@@ -162,7 +161,7 @@ def _with_times(corpus: Corpus, rows: pd.DataFrame) -> pd.DataFrame:
         except AudioFileError as error:
             return error
 
-    found = map_in_threads(facts, list(rows["file_name"]))
+    found = [facts(name) for name in rows["file_name"]]
     faults = [str(error) for error in found if isinstance(error, AudioFileError)]
     if faults:
         raise CorpusError(enumerated(f"{corpus.name} has labels for audio files that are missing or damaged", faults))

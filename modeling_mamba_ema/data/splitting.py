@@ -25,9 +25,9 @@ def split_off(rows: Dataset, column: str, names: Sequence[str]) -> list[Dataset]
     """
     if column not in rows.column_names:
         raise ValueError(f"data.split_by: there is no column {column!r}; there are {', '.join(rows.column_names)}")
-    if None in rows[column]:
-        raise ValueError(f"data.split_by: {column} is empty in row {list(rows[column]).index(None) + 1}")
-    groups = _connected(rows["conversation_id"], rows[column])  # (rows,)
+    if None in rows[column][:]:
+        raise ValueError(f"data.split_by: {column} is empty in row {rows[column][:].index(None) + 1}")
+    groups = _connected(rows["conversation_id"][:], rows[column][:])  # (rows,)
     sizes = np.bincount(groups)
     if len(sizes) <= len(names):
         raise ValueError(

@@ -18,7 +18,14 @@ from .checkpoints import choose_checkpoint, differences, run_manifest, save_run
 from .evaluation import describe_metrics, measure, prediction_table, save_predictions
 from .frame_caching import cache_frames
 from .lora import add_lora, load_lora, merge_lora
-from .processes import failing_together, lock_folder, require_same_data, require_shared_folder
+from .processes import (
+    failing_together,
+    lock_folder,
+    naming_lost_processes,
+    require_same_data,
+    require_shared_folder,
+    tell_launcher,
+)
 from .run_configuration import DataSection, RunConfiguration, load_run_configuration
 from .trainer import MambaEMATrainer
 
@@ -50,6 +57,7 @@ __all__ = [
     "lock_folder",
     "measure",
     "merge_lora",
+    "naming_lost_processes",
     "prediction_table",
     "require_same_data",
     "require_shared_folder",
@@ -57,5 +65,6 @@ __all__ = [
     "run_manifest",
     "save_predictions",
     "save_run",
+    "tell_launcher",
     "warn_of_labels",
 ]

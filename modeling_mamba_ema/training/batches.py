@@ -14,7 +14,7 @@ from torch.utils.data import Sampler
 from ..ccc_loss import MISSING_LABEL
 from ..conversation_encoder import UNKNOWN_SPEAKER, number_speakers
 from ..data.dataset import ConversationDataset
-from ..data.frame_cache import utterances_of
+from ..data.utterances import seconds_of
 from ..feature_extraction_mamba_ema import SAMPLING_RATE, InvalidAudioError, MambaEMAFeatureExtractor
 from ..pooling import length_mask
 
@@ -120,8 +120,8 @@ class AudioSecondsBatchSampler(Sampler[list[int]]):
 
 def seconds_of_turns(dataset: ConversationDataset) -> list[list[float]]:
     """Seconds of each turn of each item, from start and end or from the files' headers; nothing is decoded."""
-    utterances = utterances_of(dataset.rows)
-    return [[utterances[index].seconds for index in item] for item in dataset.items]
+    seconds = seconds_of(dataset.rows)
+    return [[seconds[index] for index in item] for item in dataset.items]
 
 
 class ConversationCollator:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,9 +20,10 @@ from ..conversation_encoder import CONTEXTS, SCOPES, number_speakers
 from ..data.augmentation import AugmentedDataset
 from ..data.bad_audio import describe_bad_audio, drop_bad_audio, save_bad_audio, scan_audio
 from ..data.dataset import ConversationDataset, load_emotion_dataset
-from ..data.frame_cache import FrameCache, utterances_of
+from ..data.frame_cache import FrameCache
 from ..data.sources import read_label_ranges
 from ..data.splitting import in_several_splits, split_off
+from ..data.utterances import SECONDS, seconds_of
 from ..fast_speech_encoder import SPEC_AUGMENT_MIN_FRAMES
 from ..feature_extraction_mamba_ema import SAMPLING_RATE, MambaEMAFeatureExtractor
 from ..inference.loading import check_model_name, load_model
@@ -29,6 +32,7 @@ from ..speech_encoder import num_frames
 from .arguments import MambaEMATrainingArguments
 from .batches import ConversationCollator
 from .lora import add_lora
+from .processes import first_on_each_machine
 from .run_configuration import DataSection, RunConfiguration
 from .trainer import MambaEMATrainer
 
@@ -85,7 +89,8 @@ def load_splits(
     """The splits that a run names, every utterance of which has audio that can be used.
 
     Utterances that cannot be used end the run, or are left out and recorded in `skipped_audio.jsonl`, as
-    `on_bad_audio` says. Each process looks for itself, and finds the same.
+    `on_bad_audio` says. The first process of each machine looks at the audio; what it finds good, the others take from
+    the cache folder. The rows get the column `audio_seconds`.
 
     Args:
         data: where the corpus is, and how to read it.
@@ -120,7 +125,9 @@ def load_splits(
         logger.warning("%s", line)
     splits = DatasetDict({name: splits[name] for name in wanted})
     check_speakers(config, splits)
-    bad_audio = scan_audio(splits, data.max_seconds)
+    corpus = hashlib.sha256(os.path.abspath(data.source).encode()).hexdigest()[:16]
+    with first_on_each_machine():
+        bad_audio, seconds = scan_audio(splits, data.max_seconds, Path(data.cache_folder) / f"audio-{corpus}.parquet")
     if bad_audio and data.on_bad_audio == "abort":
         save_bad_audio(bad_audio, output / "bad_audio.jsonl")
         raise ValueError(
@@ -132,6 +139,10 @@ def load_splits(
     if bad_audio:
         logger.warning("%s\nThey are left out.", describe_bad_audio(bad_audio, splits))
         splits = drop_bad_audio(splits, bad_audio)
+    for split, rows in splits.items():
+        lengths = np.array([length for length in seconds[split] if length is not None])
+        others = rows.remove_columns(SECONDS) if SECONDS in rows.column_names else rows
+        splits[split] = others.add_column(SECONDS, lengths)
     for split, rows in splits.items():
         if not len(rows):
             raise ValueError(f"no utterance of the split {split} is left; is the disk with its audio there?")
@@ -256,7 +267,7 @@ def check_speakers(config: MambaEMAConfig, splits: DatasetDict, required: bool =
 def check_labels_vary(split: str, rows: Dataset, labels: Sequence[str], way_out: str = "") -> None:
     """Refuse a split in which a label is missing, or (nearly) the same in all turns; `way_out` ends the message."""
     for label in labels:
-        values = np.asarray(rows[label], dtype=np.float64)
+        values = np.asarray(rows[label][:], dtype=np.float64)
         values = values[values != MISSING_LABEL]
         if values.size < 2 or values.std() < MIN_LABEL_SPREAD:
             what = "missing" if values.size == 0 else f"{values.mean():.3g} throughout"
@@ -277,7 +288,7 @@ def check_speech_encoder(config: MambaEMAConfig, world_size: int, rows: Dataset)
             "left out has no gradient, for which the other processes wait. Set it to 0"
         )
     if encoder.apply_spec_augment:
-        shortest = min(utterance.seconds for utterance in utterances_of(rows))
+        shortest = min(seconds_of(rows))
         if num_frames(round(shortest * SAMPLING_RATE), encoder) < SPEC_AUGMENT_MIN_FRAMES:
             raise ValueError(
                 "speech_encoder_config.apply_spec_augment is on and the shortest utterance lasts "

@@ -226,12 +226,20 @@ def _code_hash() -> str:
 
 def _data_hash(rows: Dataset) -> str:
     digest = hashlib.sha256()
-    for row in rows:
-        path = Path(row["file_name"])
-        # The corpus may move to another folder. A file's size shows most replacements without reading the file.
-        known = {**row, "file_name": path.name, "bytes": path.stat().st_size if path.is_file() else None}
-        digest.update(json.dumps(known, sort_keys=True, default=str).encode())
+    for column in sorted(rows.column_names):
+        values = rows[column][:]
+        if column == "file_name":
+            # The corpus may move to another folder. A file's size shows most replacements without reading the file.
+            values = [[os.path.basename(name), _size(name)] for name in values]
+        digest.update(json.dumps([column, values], sort_keys=True, default=str).encode())
     return digest.hexdigest()
+
+
+def _size(name: str) -> int | None:
+    try:
+        return os.stat(name).st_size
+    except OSError:
+        return None
 
 
 def _keep_aside(folder: Path) -> None:

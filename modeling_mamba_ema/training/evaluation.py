@@ -99,7 +99,8 @@ def prediction_table(predictions: np.ndarray, dataset: ConversationDataset, conf
     indices = np.concatenate(dataset.items)  # (turns,)
     turns = rows.select_columns(["file_name", "conversation_id", "turn"]).to_pandas().iloc[indices]
     turns["position"] = turns.groupby("conversation_id", sort=False).cumcount()
-    references = np.stack([np.asarray(rows[name], dtype=np.float64)[indices] for name in config.target_columns], axis=1)
+    targets = [np.asarray(rows[name][:], dtype=np.float64)[indices] for name in config.target_columns]
+    references = np.stack(targets, axis=1)
     references = np.where(references == MISSING_LABEL, np.nan, references)
     valid = np.concatenate([predictions[item, : len(part)] for item, part in enumerate(dataset.items)])
     table = turns.iloc[np.repeat(np.arange(len(turns)), len(labels))].reset_index(drop=True)

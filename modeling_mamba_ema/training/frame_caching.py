@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -13,15 +13,19 @@ from tqdm import tqdm
 from transformers import TrainingArguments
 
 from ..audio_files import load_audio
-from ..data.frame_cache import DTYPE, FrameCache, FrameCacheError, Utterance, utterances_of
+from ..data.frame_cache import DTYPE, FrameCache, FrameCacheError
+from ..data.utterances import Utterance, seconds_of, utterances_of
 from ..feature_extraction_mamba_ema import SAMPLING_RATE, InvalidAudioError, MambaEMAFeatureExtractor
 from ..modeling_mamba_ema import MambaEMAForRegression
 from ..speech_encoder import SpeechEncoder, num_frames
+from .processes import first_on_each_machine
 
 logger = logging.getLogger(__name__)
 
+# Of audio that goes through the encoder at once: enough that short utterances cost what their computing costs.
+SECONDS_TOGETHER = 16.0
 # Processes wait for each other this often, so that none is ever so far behind that the others give it up.
-UTTERANCES_BETWEEN_MEETINGS = 16
+BATCHES_BETWEEN_MEETINGS = 4
 HEADER_BYTES = 256  # of an entry, beside its values
 # A disk that is filled to the last byte breaks other people's programs too.
 SPARE_BYTES = 500_000_000
@@ -56,16 +60,14 @@ def cache_frames(
         )
     encoder: SpeechEncoder = model.speech_encoder
     cache = FrameCache(folder, encoder, extractor)
-    utterances = list(dict.fromkeys(utterance for rows in splits for utterance in utterances_of(rows)))
-    seconds = {utterance: utterance.seconds for utterance in utterances}
+    seconds = {u: length for rows in splits for u, length in zip(utterances_of(rows), seconds_of(rows))}
+    utterances = list(seconds)
     rank, processes, quiet = arguments.process_index, arguments.world_size, arguments.process_index != 0
 
     # 1. what is there, and sound; what is not, as the first process sees it, so that all agree on it
-    damaged = 0
-    for utterance in tqdm(utterances[rank::processes], "checking cached frames", unit=" utterances", disable=quiet):
-        if cache.is_there(utterance) and not cache.is_sound(utterance):
-            cache.path(utterance).unlink(missing_ok=True)
-            damaged += 1
+    with first_on_each_machine():
+        cache.hash_files(utterances)
+        damaged = cache.remove_damaged(utterances)
     if damaged:
         logger.warning("%d cached entries in %s are damaged and are computed anew", damaged, cache.folder)
     if processes > 1:
@@ -95,12 +97,15 @@ def cache_frames(
     missing.sort(key=lambda utterance: -seconds[utterance])
     encoder.to(arguments.device)
     encoder.backbone.eval()
-    together = UTTERANCES_BETWEEN_MEETINGS * processes
+    batches = _batches(missing, seconds)
+    together = BATCHES_BETWEEN_MEETINGS * processes
     with tqdm(total=len(missing), desc="encoding", unit=" utterances", disable=quiet or not missing) as progress:
-        for first in range(0, len(missing), together):
-            for utterance in missing[first + rank : first + together : processes]:
-                cache.write(utterance, _encode(encoder, extractor, utterance))
-                progress.update(min(processes, len(missing) - progress.n))
+        for first in range(0, len(batches), together):
+            for batch in batches[first + rank : first + together : processes]:
+                for utterance, frames in zip(batch, _encode(encoder, extractor, batch)):
+                    if not cache.is_there(utterance):  # another run may fill the folder at the same time
+                        cache.write(utterance, frames)
+            progress.update(sum(map(len, batches[first : first + together])))
             if processes > 1:
                 torch.distributed.barrier()
     elsewhere = sum(not cache.is_there(utterance) for utterance in missing)
@@ -109,20 +114,40 @@ def cache_frames(
             f"{elsewhere} of {len(missing)} entries are not in {cache.folder} after all processes were done; processes "
             "on several machines need a data.cache_folder that all of them see"
         )
+    with first_on_each_machine():
+        cache.count_as_sound(missing)
     return cache
 
 
+def _batches(utterances: Sequence[Utterance], seconds: Mapping[Utterance, float]) -> list[list[Utterance]]:
+    """Neighbours, of `SECONDS_TOGETHER` at most or single: the same, however many processes share them."""
+    batches: list[list[Utterance]] = []
+    filled = 0.0
+    for utterance in utterances:
+        filled += seconds[utterance]
+        if not batches or filled > SECONDS_TOGETHER:
+            batches.append([])
+            filled = seconds[utterance]
+        batches[-1].append(utterance)
+    return batches
+
+
 @torch.inference_mode()
-def _encode(encoder: SpeechEncoder, extractor: MambaEMAFeatureExtractor, utterance: Utterance) -> torch.Tensor:
-    """(layers, frames, hidden) of one utterance: alone, they are the same to the bit whatever else is computed."""
-    waveform = load_audio(utterance.file_name, utterance.start, utterance.end, utterance.channel)
+def _encode(
+    encoder: SpeechEncoder, extractor: MambaEMAFeatureExtractor, utterances: Sequence[Utterance]
+) -> list[torch.Tensor]:
+    """(layers, frames, hidden) of each utterance, as it would be alone but for rounding."""
+    waveforms = [load_audio(u.file_name, u.start, u.end, u.channel) for u in utterances]
     try:
-        features = extractor(waveform, sampling_rate=SAMPLING_RATE, return_tensors="pt")
+        features = extractor(waveforms, sampling_rate=SAMPLING_RATE, return_tensors="pt")
     except InvalidAudioError as error:
-        raise InvalidAudioError(f"{utterance}: {error}") from error
-    samples = features["input_values"].to(encoder.backbone.device, encoder.backbone.dtype)  # (1, samples)
-    lengths = torch.tensor([samples.shape[1]], device=samples.device)
-    return torch.cat(encoder.hidden_states(samples, lengths, encoder.layers))  # of one (1, frames, hidden) a layer
+        raise InvalidAudioError(f"{', '.join(map(str, utterances))}: {error}") from error
+    samples = features["input_values"].to(encoder.backbone.device, encoder.backbone.dtype)  # (batch, samples)
+    lengths = torch.tensor([waveform.size for waveform in waveforms], device=samples.device)
+    states = torch.stack(
+        encoder.hidden_states(samples, lengths, encoder.layers), dim=1
+    )  # (batch, layers, frames, hidden)
+    return [state[:, : encoder.num_frames(waveform.size)] for state, waveform in zip(states, waveforms)]
 
 
 def _entry_bytes(encoder: SpeechEncoder, seconds: float) -> int:

@@ -1,4 +1,4 @@
-"""What the processes of a run do as one before the first step: fail together, share a folder, choose a checkpoint.
+"""What the processes of a run do as one: fail together, share a folder, and say which of them was lost.
 
 Without it one process ends with an error and the others wait for it, or, on machines that see other files, each goes on
 from what it sees, and the averaged gradients mean nothing.
@@ -7,16 +7,28 @@ from what it sees, and the averaged gradients mean nothing.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import re
 import socket
+import time
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list, gather_object
 from filelock import FileLock, Timeout
+from torch.distributed.distributed_c10d import _get_default_store
+
+from ..data.watched_reading import within_seconds
+
+# Keys of the store that torch's processes share: where each is, and whether it has lost another.
+_PLACE, _LEFT = "mamba_ema/place/", "mamba_ema/left/"
+_TRANSPORT = re.compile(r"\bgloo\b|\bNCCL\b|connectFullMesh")
+REPORT_SECONDS = 10.0  # for the others to notice the same
 
 
 @contextlib.contextmanager
@@ -32,12 +44,91 @@ def failing_together() -> Iterator[None]:
     except (ValueError, OSError, ImportError) as error:
         problem = error
     place = f"process {PartialState().process_index} on {socket.gethostname()}"
+    if dist.is_initialized():
+        _get_default_store().set(f"{_PLACE}{PartialState().process_index}", place)
     message = None if problem is None else f"{place}: {problem}"
     messages = [found for found in gather_object([message]) if found is not None]
     if problem is not None:
         raise problem
     if messages:
         raise ValueError(messages[0])
+
+
+@contextlib.contextmanager
+def naming_lost_processes() -> Iterator[None]:
+    """Where processes of a run cannot reach each other, or lose one, say which and what to do.
+
+    Raises:
+        ConnectionError: in the place of what torch raises for its transport.
+    """
+    try:
+        yield
+    except Exception as error:
+        if not is_of_transport(error):
+            raise
+        reason = re.sub(r"\[/\S+\] *", "", str(error)).strip().splitlines()[0].split(". ")[0]  # without torch's advice
+        if not dist.is_initialized():
+            raise ConnectionError(
+                f"the processes do not reach each other ({reason}). Where several machines train on their CPUs, set "
+                "GLOO_SOCKET_IFNAME on each to the network interface that they share, such as eth0 (`ip -brief "
+                "address` shows them): without it, the address of the host's own name is taken, often 127.0.0.1"
+            ) from error
+        lost = _lost_processes()
+        if not lost:
+            raise
+        raise ConnectionError(
+            f"{' and '.join(lost)} no longer answers ({reason}). It was killed or stopped (memory ran out most often), "
+            "its machine ended, or the network was cut: see what it wrote last. The same command goes on from the "
+            "newest checkpoint, also with fewer machines"
+        ) from error
+
+
+def is_of_transport(error: BaseException | None) -> bool:
+    """Whether torch's exchange between processes failed, in an error or in what led to it."""
+    if error is None:
+        return False
+    own = isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and _TRANSPORT.search(str(error)))
+    return bool(own) or is_of_transport(error.__cause__ or error.__context__)
+
+
+def _lost_processes() -> list[str]:
+    """The processes, with their machines, that do not report that they miss one, too."""
+    state, store = PartialState(), _get_default_store()
+    deadline = time.monotonic() + REPORT_SECONDS
+
+    def missing() -> list[str]:
+        store.set(f"{_LEFT}{state.process_index}", "")
+        while True:
+            ranks = [rank for rank in range(state.num_processes) if not store.check([f"{_LEFT}{rank}"])]
+            if len(ranks) <= 1 or time.monotonic() > deadline:
+                keys = [f"{_PLACE}{rank}" for rank in ranks]
+                return [store.get(key).decode() if store.check([key]) else key.rsplit("/")[-1] for key in keys]
+            time.sleep(0.1)
+
+    try:
+        return within_seconds(2 * REPORT_SECONDS, missing)
+    except (RuntimeError, TimeoutError):  # the store is on the first process' machine
+        return ["process 0, or its machine,"]
+
+
+def tell_launcher(message: str) -> None:
+    """Give torch's launcher, where there is one, the message for the report with which it ends, see
+    https://docs.pytorch.org/docs/stable/elastic/errors.html."""
+    if (path := os.environ.get("TORCHELASTIC_ERROR_FILE")) is not None:
+        Path(path).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def first_on_each_machine() -> Iterator[None]:
+    """The first process of each machine runs the block before the others; they go on where it fails, too."""
+    state = PartialState()
+    if not state.is_local_main_process:
+        state.wait_for_everyone()
+    try:
+        yield
+    finally:
+        if state.is_local_main_process:
+            state.wait_for_everyone()
 
 
 def require_same_data(manifest: Mapping[str, Any]) -> None:

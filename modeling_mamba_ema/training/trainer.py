@@ -39,6 +39,7 @@ from .checkpoints import checkpoints_in, require_space_for_checkpoints
 from .evaluation import ccc_of_predictions, predict_in_chunks, side_by_side, start_from_context
 from .lora import merge_lora, require_same_base
 from .optimizer import check_parameter_groups, parameter_groups, require_finite_gradient
+from .processes import is_of_transport
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ class MambaEMATrainer(Trainer):
         kwargs.setdefault("compute_metrics", ccc_of_predictions(cast(Any, model).config.labels))
         super().__init__(model=cast(Any, model), args=args, **kwargs)
         self.args: MambaEMATrainingArguments = args
+        self._check_sharding()
         self.get_optimizer_cls_and_kwargs(args, cast(Any, model))  # refuses now what the first step would
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
@@ -77,6 +79,21 @@ class MambaEMATrainer(Trainer):
         self._degenerate: list[torch.Tensor] = []  # since the last log; read there, as a GPU is waited for then
         self._batches: list[dict[str, Any]] = []  # that are accumulated for the next step
         self._accumulated: AccumulatedLoss | None = None  # their loss, once it is known
+
+    def _check_sharding(self) -> None:
+        """Refuse FSDP where accelerate would leave it out without a word, and what does not go with it."""
+        if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and not self.is_fsdp_enabled:
+            raise ValueError("accelerate shards weights (FSDP) on GPUs only; on CPUs, take cpu_two_processes.yaml")
+        if not self.is_fsdp_enabled:
+            return
+        if has_adapters(cast(Any, self.model)):
+            raise ValueError("training.lora does not go with FSDP; adapters are small: take many_gpus.yaml")
+        train: Any = self.train_dataset
+        if getattr(getattr(train, "dataset", train), "context_turns", 0):
+            raise ValueError(
+                "data.context_turns does not go with FSDP: the processes would run the model a different number of "
+                "times, each of which all must share; leave it out, or take many_gpus.yaml"
+            )
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trainer's, after a look at the disk. Errors name what was read or saved when they arose.
@@ -102,7 +119,7 @@ class MambaEMATrainer(Trainer):
                 return super().train(resume_from_checkpoint, *args, **kwargs)
         except Exception as error:  # torch, safetensors and Python have an exception each for a full disk
             unfinished = folder / f"checkpoint-{self.state.global_step}"
-            if not unfinished.is_dir() or (unfinished / SUMS).exists():
+            if not unfinished.is_dir() or (unfinished / SUMS).exists() or is_of_transport(error):
                 raise
             if self.args.should_save:
                 shutil.rmtree(unfinished, ignore_errors=True)
@@ -272,8 +289,9 @@ class MambaEMATrainer(Trainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], prediction_loss_only: bool, ignore_keys: Any = None
     ) -> Any:
-        """Trainer's; a conversation of many turns goes through the model in chunks."""
-        if inputs["turn_mask"].shape[1] <= self.args.turns_per_chunk:
+        """Trainer's; a conversation of many turns goes through the model in chunks, but with FSDP, where all processes
+        must run the model equally often."""
+        if self.is_fsdp_enabled or inputs["turn_mask"].shape[1] <= self.args.turns_per_chunk:
             loss, logits, labels = super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
             return loss, torch.cat(logits, dim=-1) if isinstance(logits, tuple) else logits, labels
         plain = self.accelerator.unwrap_model(model)
@@ -309,7 +327,7 @@ class MambaEMATrainer(Trainer):
             ValueError: a weight is NaN or infinite.
         """
         for name, parameter in cast(nn.Module, self.model).named_parameters():
-            if not hasattr(parameter, "full_tensor") and not bool(torch.isfinite(parameter).all()):
+            if not bool(torch.isfinite(parameter).all()):
                 raise ValueError(f"step {self.state.global_step}: {name} holds NaN or infinity; no checkpoint is saved")
         super().save_model(output_dir, _internal_call)
 
@@ -412,7 +430,7 @@ class MambaEMATrainer(Trainer):
     def _in_chunks(self) -> Iterator[None]:
         """Loaders that are made meanwhile pad conversations of many turns a chunk at a time."""
         collator = self.data_collator
-        if isinstance(collator, ConversationCollator):
+        if isinstance(collator, ConversationCollator) and not self.is_fsdp_enabled:
             self.data_collator = partial(collator.in_chunks, turns_per_chunk=self.args.turns_per_chunk)
         try:
             yield

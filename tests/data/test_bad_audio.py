@@ -3,15 +3,19 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile as sf
 from datasets import Dataset
 
-from modeling_mamba_ema.audio_files import AudioFileError, check_audio, load_audio
+from modeling_mamba_ema import audio_files
+from modeling_mamba_ema.audio_files import AudioFileError, audio_seconds, check_audio, load_audio
 from modeling_mamba_ema.data.bad_audio import describe_bad_audio, drop_bad_audio, save_bad_audio, scan_audio
-from modeling_mamba_ema.training import load_run_configuration
+from modeling_mamba_ema.training import DataSection, build_datasets, load_run_configuration, load_splits
+from modeling_mamba_ema.training.batches import seconds_of_turns
+from tests.support.models import tiny_config
 from tests.support.programs import call_program
 from tests.support.runs import FINETUNE
 from tests.support.tiny_corpus import write_corpus, write_run
@@ -112,7 +116,8 @@ def test_a_fault_elsewhere_in_a_long_file_costs_only_its_own_turn(tmp_path):
             "end": [1.0, 2.0, 3.0],
         }
     )
-    bad = scan_audio({"train": turns}, max_seconds=30)
+    bad, seconds = scan_audio({"train": turns}, 30, tmp_path / "known.parquet")
+    assert seconds == {"train": [1.0, None, 1.0]}
     assert [(item.turn, item.reason) for item in bad] == [
         (1, "call.wav at 1.000 to 2.000 s has a peak of nan; samples must be finite and within [-1, 1]")
     ]
@@ -124,12 +129,67 @@ def test_a_hundred_files_are_listed_and_counted(tmp_path):
     names = [str(tmp_path / ("good.wav" if row % 20 else f"none{row}.wav")) for row in range(100)]
     rows = Dataset.from_dict({"file_name": names, "conversation_id": names, "turn": [0] * 100})
     rows = rows.map(lambda row, index: {"turn": index}, with_indices=True)
-    bad = scan_audio({"train": rows}, max_seconds=30)
+    bad, _ = scan_audio({"train": rows}, 30, tmp_path / "known.parquet")
     assert [item.turn for item in bad] == [0, 20, 40, 60, 80]
     assert describe_bad_audio(bad, {"train": rows}).startswith("5 of 100 utterances cannot be used:\n  train  ")
     save_bad_audio(bad, tmp_path / "out" / "bad.jsonl")
     listed = [json.loads(line) for line in (tmp_path / "out" / "bad.jsonl").read_text().splitlines()]
     assert [row["file_name"] for row in listed] == [names[row] for row in (0, 20, 40, 60, 80)]
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Names of the audio files that are opened."""
+    names = []
+    opening = audio_files.Recording.__init__
+
+    def note(self, source, channel=None):
+        names.append(Path(source).name)
+        opening(self, source, channel)
+
+    monkeypatch.setattr(audio_files.Recording, "__init__", note)
+    return names
+
+
+def test_each_file_is_opened_once_at_the_first_start_and_only_changed_ones_at_the_next(tmp_path, opened):
+    corpus = write_corpus(tmp_path / "corpus")
+    data = DataSection(source=str(corpus), cache_folder=str(tmp_path / "cache"), on_bad_audio="skip")
+
+    def start():
+        splits = load_splits(data, tiny_config(), tmp_path)
+        for dataset in build_datasets(data, splits, LABELS).values():
+            seconds_of_turns(dataset)
+        names = sorted(opened)
+        opened.clear()
+        return splits, names
+
+    splits, names = start()
+    assert names == sorted(path.name for path in corpus.glob("*.wav"))
+    for rows in splits.values():
+        assert rows["audio_seconds"][:] == [audio_seconds(name) for name in rows["file_name"][:]]
+    opened.clear()
+    assert start()[1] == []
+    changed = corpus / "train_1_0.wav"
+    changed.write_bytes(bytes(changed.stat().st_size))  # as long as before
+    (corpus / "test_1_0.wav").touch()
+    splits, names = start()
+    assert names == ["test_1_0.wav", "train_1_0.wav"]
+    assert "train_1_0" in (tmp_path / "skipped_audio.jsonl").read_text()
+    data.max_seconds = 0.6  # what passed may be too long now
+    assert max(start()[0]["train"]["audio_seconds"][:]) <= 0.6
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 damaged PAR1"])
+def test_a_table_of_known_files_that_is_damaged_is_written_anew(tmp_path, corpus, opened, content):
+    data = DataSection(source=str(corpus), cache_folder=str(tmp_path))
+    load_splits(data, tiny_config(), tmp_path)
+    (table,) = tmp_path.glob("audio-*.parquet")
+    table.write_bytes(content)
+    first = len(opened)
+    load_splits(data, tiny_config(), tmp_path)
+    assert len(opened) == 2 * first
+    load_splits(data, tiny_config(), tmp_path)
+    assert len(opened) == 2 * first
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """Cached frames: found only for what they were computed from, whole or not at all, as good as the encoder itself."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,10 @@ import yaml
 from safetensors.torch import load_file
 
 from modeling_mamba_ema import MambaEMAFeatureExtractor, MambaEMAForRegression
+from modeling_mamba_ema.audio_files import load_audio
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
-from modeling_mamba_ema.data.frame_cache import FrameCache, FrameCacheError, Utterance, encoder_key
+from modeling_mamba_ema.data.frame_cache import FrameCache, FrameCacheError, encoder_key
+from modeling_mamba_ema.data.utterances import Utterance, utterances_of
 from modeling_mamba_ema.training import ConversationCollator, MambaEMATrainingArguments, cache_frames
 from tests.support.models import tiny_model
 from tests.support.programs import ROOT, call_command, call_program, environment, run_program
@@ -137,6 +140,38 @@ def test_cached_frames_are_those_of_the_encoder_and_give_its_predictions(tmp_pat
         audio, frames = model(**with_audio), model(**with_frames)
     torch.testing.assert_close(frames.logits, audio.logits, atol=1e-3, rtol=0, equal_nan=True)
     torch.testing.assert_close(frames.loss, audio.loss, atol=1e-3, rtol=0)
+
+
+def test_frames_of_a_batch_are_those_of_each_utterance_alone(tmp_path, rows, arguments, monkeypatch):
+    ran = []
+    model = frozen_model()
+    encode = model.speech_encoder.hidden_states
+
+    def note(waveforms, lengths, layers):
+        ran.append(len(waveforms))
+        return encode(waveforms, lengths, layers)
+
+    monkeypatch.setattr(model.speech_encoder, "hidden_states", note)
+    cache = cache_frames(model, EXTRACTOR, [rows], tmp_path, arguments)
+    assert len(ran) == 1 < len(rows) == sum(ran)
+    for utterance in utterances_of(rows):
+        waveform = load_audio(utterance.file_name)
+        inputs = EXTRACTOR(waveform, sampling_rate=16_000, return_tensors="pt")["input_values"]
+        with torch.inference_mode():
+            alone = torch.cat(encode(inputs, torch.tensor([waveform.size]), model.speech_encoder.layers))
+        # To a unit in the last place of float16, in which they are kept.
+        torch.testing.assert_close(cache.read(utterance).float(), alone, atol=1e-4, rtol=2**-10)
+
+
+def test_the_next_start_reads_neither_audio_nor_entries_that_have_not_changed(tmp_path, rows, arguments, monkeypatch):
+    cache = cache_frames(frozen_model(), EXTRACTOR, [rows], tmp_path, arguments)
+    os.utime(cache.path(Utterance(rows[0]["file_name"])))
+    read = []
+    reading = FrameCache.read
+    monkeypatch.setattr(FrameCache, "read", lambda self, utterance: read.append(utterance) or reading(self, utterance))
+    monkeypatch.setattr("modeling_mamba_ema.data.frame_cache.sha256", lambda path: pytest.fail(f"{path} was read"))
+    cache_frames(frozen_model(), EXTRACTOR, [rows], tmp_path, arguments)
+    assert read == [Utterance(rows[0]["file_name"])]
 
 
 def test_the_cache_keeps_itself_out_of_git(tmp_path, rows, arguments):

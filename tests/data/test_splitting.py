@@ -66,10 +66,11 @@ def test_what_cannot_be_divided_is_refused_in_a_sentence(column, speakers, messa
 def test_a_run_gets_the_splits_that_its_corpus_lacks(corpus, tmp_path):
     lines = (corpus / "metadata.jsonl").read_text().replace('"split": "validation"', '"split": "train"')
     (tmp_path / "metadata.jsonl").write_text(lines.replace('"file_name": "', f'"file_name": "{corpus}/'))
-    data = DataSection(source=str(tmp_path))
+    data = DataSection(source=str(tmp_path), cache_folder=str(tmp_path))
     with pytest.raises(ValueError, match="has no split validation; there are test, train: data.split_by=speaker makes"):
         load_splits(data, tiny_config(), tmp_path)
-    splits = load_splits(DataSection(source=str(tmp_path), split_by="conversation_id"), tiny_config(), tmp_path)
+    data.split_by = "conversation_id"
+    splits = load_splits(data, tiny_config(), tmp_path)
     assert list(splits) == ["train", "validation", "test"]
     assert not values(splits["train"], "conversation_id") & values(splits["validation"], "conversation_id")
     assert len(splits["test"]) == lines.count('"split": "test"')

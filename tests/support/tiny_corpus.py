@@ -66,7 +66,7 @@ def write_corpus(folder: Path) -> Path:
 
 
 def write_run(path: Path, corpus: Path, output: Path) -> Path:
-    run = {**TINY_RUN, "data": {"source": str(corpus)}}
+    run = {**TINY_RUN, "data": {"source": str(corpus), "cache_folder": str(path.parent / "cache")}}
     run["training"] = {**TINY_RUN["training"], "output_dir": str(output)}
     path.write_text(yaml.safe_dump(run), encoding="utf-8")
     return path

@@ -74,6 +74,14 @@ def test_a_disk_that_fills_up_while_saving_costs_nothing_but_the_steps_since_the
 # processes that read audio
 
 
+def state_of(pid):
+    """A letter, as ps shows it: T is stopped. Z has ended, as a zombie until its parent looks, or altogether."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return "Z"
+
+
 def instead_of_reading(monkeypatch, folder, action):
     """The first file that is to be read is not; a function that tells its name afterwards."""
 
@@ -97,14 +105,18 @@ def instead_of_reading(monkeypatch, folder, action):
 def test_a_worker_that_dies_or_freezes_ends_the_run_with_the_name_of_its_file(
     tmp_path, train_split, monkeypatch, number, what
 ):
-    name = instead_of_reading(monkeypatch, tmp_path, lambda: os.kill(os.getpid(), number))
+    def end():
+        os.kill(os.getpid(), number)
+        time.sleep(2)  # a thread may run on for a moment after the signal
+
+    name = instead_of_reading(monkeypatch, tmp_path, end)
     get = _MultiProcessingDataLoaderIter._try_get_data
 
-    def get_when_the_worker_is_at_its_file(*args):
-        wait_until((tmp_path / "file").exists)
-        return get(*args)
+    def get_when_the_worker_has_ended_or_stopped(loader, *args):
+        wait_until(lambda: state_of(loader._workers[0].pid) in "ZT")
+        return get(loader, *args)
 
-    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", get_when_the_worker_is_at_its_file)
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter, "_try_get_data", get_when_the_worker_has_ended_or_stopped)
     trainer = make_trainer(tmp_path, train_split, dataloader_num_workers=1, worker_timeout=1.0)
     with pytest.raises(RuntimeError, match=f"a process that reads audio {what} while it was reading train_") as caught:
         trainer.train()
@@ -128,14 +140,6 @@ def ranks_of(launcher):
     return [int(pid) for pid in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()]
 
 
-def has_ended(pid):
-    """A child that ended stays as a zombie until its parent, the launcher, looks."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] == "Z"
-    except FileNotFoundError:
-        return True
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "frozen"])
 def test_when_one_of_two_processes_is_killed_or_frozen_the_other_ends(tmp_path, corpus, number):
@@ -148,7 +152,7 @@ def test_when_one_of_two_processes_is_killed_or_frozen_the_other_ends(tmp_path, 
         wait_until((run / "checkpoint-4" / "SHA256SUMS").exists, launcher)
         first, second = ranks_of(launcher)
         os.kill(second, number)
-        wait_until(lambda: has_ended(first))
+        wait_until(lambda: state_of(first) == "Z")
         if number == signal.SIGSTOP:
             os.kill(second, signal.SIGKILL)  # what the launcher does after 30 s
         launcher.communicate(timeout=HANGS)
@@ -325,6 +329,12 @@ def test_the_program_refuses_what_cannot_work_before_it_writes_anything(tmp_path
     assert call_program(FINETUNE, configuration, *options) == (0 if message is None else 1)
     assert message is None or message in capsys.readouterr().err
     assert (tmp_path / "run" / "run_configuration.yaml").exists() == (message is None)
+
+
+def test_a_misspelt_corpus_is_noticed_before_an_encoder_is_looked_for(tmp_path, capsys):
+    configuration = write_run(tmp_path / "run.yaml", tmp_path / "corpsu", tmp_path / "run")
+    assert call_program(FINETUNE, configuration, "model.pretrained_speech_encoder=nobody/nothing") == 1
+    assert f"{tmp_path / 'corpsu'} is neither a file or folder here nor a dataset" in capsys.readouterr().err
 
 
 # going on with something else

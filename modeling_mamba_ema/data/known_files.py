@@ -1,0 +1,84 @@
+"""What was found out about audio files, kept on the disk for as long as they do not change."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+
+from .atomic_write import atomic_write
+from .utterances import Utterance
+
+logger = logging.getLogger(__name__)
+
+Value = TypeVar("Value", str, float)
+_COLUMNS = ["utterance", "bytes", "changed", "value"]
+
+
+def known_or_found(
+    table: Path, utterances: Iterable[Utterance], find: Callable[[Utterance], Value | None]
+) -> list[Value | None]:
+    """`[find(utterance) for utterance in utterances]`, without those that a table knows from an earlier call.
+
+    A value counts as long as its file keeps its path, size and time of change. A table that cannot be read is written
+    anew; where none can be written, the next call looks again.
+
+    Args:
+        table: a Parquet file, for the values of one such function.
+        utterances: the files, or stretches of them.
+        find: gives None for what is not to be kept.
+    """
+    known = _read(table)
+    stamps: dict[str, tuple[int, int] | None] = {}
+    found: list[Value | None] = []
+    new = False
+    try:
+        for utterance in utterances:
+            name = utterance.file_name
+            if name not in stamps:
+                stamps[name] = _stamp(name)
+            key = f"{name}|{utterance.start}|{utterance.end}|{utterance.channel}"
+            stamp, value = known.get(key, (None, None))
+            if stamp is None or stamp != stamps[name]:
+                stamp, value = stamps[name], find(utterance)
+                if stamp is not None and value is not None:
+                    known[key], new = (stamp, value), True
+            found.append(value)
+    finally:  # a look that is interrupted goes on from there
+        if new:
+            _write(table, known)
+    return found
+
+
+def _stamp(name: str) -> tuple[int, int] | None:
+    try:
+        facts = os.stat(name)
+    except OSError:
+        return None
+    return facts.st_size, facts.st_mtime_ns
+
+
+def _read(table: Path) -> dict[str, tuple[tuple[int, int], Any]]:
+    try:
+        columns = pd.read_parquet(table, columns=_COLUMNS)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, KeyError) as error:
+        logger.warning("%s cannot be read (%s) and is written anew", table, error)
+        return {}
+    key, size, changed, value = (columns[name].tolist() for name in _COLUMNS)
+    return dict(zip(key, zip(zip(size, changed), value)))
+
+
+def _write(table: Path, known: Mapping[str, tuple[tuple[int, int], Any]]) -> None:
+    try:
+        with atomic_write(table) as unfinished:
+            rows = [(key, *stamp, value) for key, (stamp, value) in known.items()]
+            pd.DataFrame(rows, columns=_COLUMNS).to_parquet(unfinished)
+        (table.parent / ".gitignore").write_text("*\n", encoding="utf-8")
+    except OSError as error:
+        logger.warning("%s cannot be written (%s); the next start looks at all audio again", table, error)
