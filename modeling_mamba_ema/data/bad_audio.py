@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import multiprocessing
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from datasets import Dataset, DatasetDict
@@ -16,6 +21,7 @@ from .known_files import known_or_found
 from .utterances import Utterance, utterances_of
 
 _ENUMERATED = 50  # in a message; the file has all
+_MANY, _WORKERS = 20_000, 8  # fewer utterances are checked before other processes have started
 
 
 @dataclass(frozen=True)
@@ -46,22 +52,20 @@ def scan_audio(
     """
     reasons: dict[Utterance, str] = {}
 
-    def seconds_if_good(utterance: Utterance) -> float | None:
-        try:
-            return check_audio(utterance.file_name, utterance.start, utterance.end, utterance.channel, max_seconds)
-        except AudioFileError as error:
-            reasons[utterance] = str(error)
-            return None
+    def seconds_if_good(unknown: Sequence[Utterance]) -> Iterator[float | None]:
+        for utterance, found in zip(unknown, _check_all(unknown, max_seconds)):
+            if isinstance(found, str):
+                reasons[utterance] = found
+            yield None if isinstance(found, str) else found
 
     bad, seconds = [], {}
     utterances = {split: utterances_of(rows) for split, rows in splits.items()}
     everything = [utterance for part in utterances.values() for utterance in part]
-    progress = tqdm(everything, "checking audio", unit=" utterances", leave=False, disable=None)
-    found = iter(known_or_found(known, progress, seconds_if_good))
+    found = iter(known_or_found(known, everything, seconds_if_good))
     for split, rows in splits.items():
         # What passed when longer ones were allowed is checked again.
         seconds[split] = [
-            seconds_if_good(u) if length is not None and length > max_seconds else length
+            next(seconds_if_good([u])) if length is not None and length > max_seconds else length
             for u, length in zip(utterances[split], found)
         ]
         names = zip(rows["conversation_id"][:], rows["turn"][:], utterances[split], seconds[split])
@@ -69,6 +73,24 @@ def scan_audio(
             if length is None:
                 bad.append(BadAudio(split, str(conversation), int(turn), utterance.file_name, reasons[utterance]))
     return bad, seconds
+
+
+def _check_all(utterances: Sequence[Utterance], max_seconds: float) -> Iterator[float | str]:
+    """Seconds of each utterance, or why it cannot be used; many are looked at by a process a core."""
+    check = partial(_check, max_seconds=max_seconds)
+    with contextlib.ExitStack() as stack:
+        found: Iterator[float | str] = map(check, utterances)
+        if len(utterances) >= _MANY and (workers := min(os.cpu_count() or 1, _WORKERS)) > 1:
+            pool = stack.enter_context(ProcessPoolExecutor(workers, multiprocessing.get_context("fork")))
+            found = pool.map(check, utterances, chunksize=256)
+        yield from tqdm(found, "checking audio", len(utterances), unit=" utterances", leave=False, disable=None)
+
+
+def _check(utterance: Utterance, max_seconds: float) -> float | str:
+    try:
+        return check_audio(utterance.file_name, utterance.start, utterance.end, utterance.channel, max_seconds)
+    except AudioFileError as error:
+        return str(error)
 
 
 def drop_bad_audio(splits: Mapping[str, Dataset], bad: list[BadAudio]) -> DatasetDict:

@@ -138,7 +138,11 @@ class FrameCache:
             FrameCacheError: a file cannot be read.
         """
         names = list(dict.fromkeys(utterance.file_name for utterance in utterances))
-        found = known_or_found(self.root / "files.parquet", map(Utterance, names), lambda u: self._file_hash(u.file_name))
+        found = known_or_found(
+            self.root / "files.parquet",
+            [Utterance(name) for name in names],
+            lambda files: (self._file_hash(file.file_name) for file in files),
+        )
         self._file_hashes.update({name: digest for name, digest in zip(names, found) if digest is not None})
 
     def remove_damaged(self, utterances: Iterable[Utterance]) -> int:
@@ -154,12 +158,13 @@ class FrameCache:
             return None
 
         entries = {str(self.path(utterance)): utterance for utterance in utterances if self.is_there(utterance)}
-        known_or_found(self._entries, map(Utterance, entries), check)
+        known_or_found(self._entries, [Utterance(name) for name in entries], lambda unknown: map(check, unknown))
         return damaged
 
     def count_as_sound(self, utterances: Iterable[Utterance]) -> None:
         """Note entries that were just written, so that the next start need not read them."""
-        known_or_found(self._entries, (Utterance(str(self.path(utterance))) for utterance in utterances), lambda _: 1.0)
+        entries = [Utterance(str(self.path(utterance))) for utterance in utterances]
+        known_or_found(self._entries, entries, lambda written: [1.0] * len(written))
 
     def is_sound(self, utterance: Utterance) -> bool:
         """Whether there is an entry that can be used; all of it is read."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,9 +20,9 @@ _COLUMNS = ["utterance", "bytes", "changed", "value"]
 
 
 def known_or_found(
-    table: Path, utterances: Iterable[Utterance], find: Callable[[Utterance], Value | None]
+    table: Path, utterances: Sequence[Utterance], find: Callable[[Sequence[Utterance]], Iterable[Value | None]]
 ) -> list[Value | None]:
-    """`[find(utterance) for utterance in utterances]`, without those that a table knows from an earlier call.
+    """A value for each utterance: from a table, or found for those that it does not know from an earlier call.
 
     A value counts as long as its file keeps its path, size and time of change. A table that cannot be read is written
     anew; where none can be written, the next call looks again.
@@ -30,28 +30,29 @@ def known_or_found(
     Args:
         table: a Parquet file, for the values of one such function.
         utterances: the files, or stretches of them.
-        find: gives None for what is not to be kept.
+        find: called with those that are not known; None is not kept.
     """
     known = _read(table)
-    stamps: dict[str, tuple[int, int] | None] = {}
-    found: list[Value | None] = []
-    new = False
+    stamps = {name: _stamp(name) for name in dict.fromkeys(utterance.file_name for utterance in utterances)}
+    values: dict[Utterance, Value | None] = {}
+    for utterance in utterances:
+        stamp, value = known.get(_key(utterance), (None, None))
+        if stamp is not None and stamp == stamps[utterance.file_name]:
+            values[utterance] = value
+    unknown = [utterance for utterance in dict.fromkeys(utterances) if utterance not in values]
     try:
-        for utterance in utterances:
-            name = utterance.file_name
-            if name not in stamps:
-                stamps[name] = _stamp(name)
-            key = f"{name}|{utterance.start}|{utterance.end}|{utterance.channel}"
-            stamp, value = known.get(key, (None, None))
-            if stamp is None or stamp != stamps[name]:
-                stamp, value = stamps[name], find(utterance)
-                if stamp is not None and value is not None:
-                    known[key], new = (stamp, value), True
-            found.append(value)
+        for utterance, value in zip(unknown, find(unknown)):
+            values[utterance], stamp = value, stamps[utterance.file_name]
+            if stamp is not None and value is not None:
+                known[_key(utterance)] = (stamp, value)
     finally:  # a look that is interrupted goes on from there
-        if new:
+        if unknown:
             _write(table, known)
-    return found
+    return [values[utterance] for utterance in utterances]
+
+
+def _key(utterance: Utterance) -> str:
+    return f"{utterance.file_name}|{utterance.start}|{utterance.end}|{utterance.channel}"
 
 
 def _stamp(name: str) -> tuple[int, int] | None:
