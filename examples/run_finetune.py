@@ -7,6 +7,7 @@ Several processes or GPUs: `accelerate launch --config_file configuration/accele
 """
 
 import argparse
+import atexit
 import json
 import logging
 import shlex
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import datasets
 import transformers
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from huggingface_hub import get_token
 from transformers import set_seed
@@ -154,6 +156,8 @@ def main() -> int:
         if arguments.push_to_hub:
             private = arguments.hub_private_repo is not False
             logger.info("uploaded: %s", publish(output / "model", arguments.hub_model_id, private))
+    # Threads of torch's exchange that still run when Python ends would abort it.
+    atexit.register(PartialState().destroy_process_group)
     return 0
 
 

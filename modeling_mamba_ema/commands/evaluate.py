@@ -52,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    import atexit
     import json
     import logging
 
@@ -104,4 +105,6 @@ def run(options: argparse.Namespace) -> int:
                 save_predictions(risk, options.output / "risk_coverage.csv")
                 plot_risk_against_coverage(risk).savefig(options.output / "risk_coverage.png")
         print(f"{describe_metrics(options.split, metrics, model.config)}\nwritten to {options.output}")
+    # Threads of torch's exchange that still run when Python ends would abort it.
+    atexit.register(trainer.accelerator.state.destroy_process_group)
     return 0

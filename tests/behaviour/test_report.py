@@ -175,7 +175,7 @@ def test_the_command_writes_a_page_and_goes_on_where_it_stopped(tmp_path, monkey
     assert main([*command, "--by", "age"]) == 1
     message = capsys.readouterr().err
     assert "--by names age, which" in message
-    assert message.count("seconds") == 1
+    assert message.count("snr_db") == 1
 
     assert main([*command, "--card"]) == 1
     assert "model is no folder with a README.md" in capsys.readouterr().err

@@ -21,7 +21,6 @@ from tests.support.runs import FINETUNE
 from tests.support.tiny_corpus import write_corpus, write_run
 
 RATE = 16_000
-LABELS = ["valence", "arousal"]
 # What is done to the files of a corpus, and the reason the scan gives.
 FAULTS = {
     "text": "no audio file that can be read",
@@ -157,7 +156,7 @@ def test_each_file_is_opened_once_at_the_first_start_and_only_changed_ones_at_th
 
     def start():
         splits = load_splits(data, tiny_config(), tmp_path)
-        for dataset in build_datasets(data, splits, LABELS).values():
+        for dataset in build_datasets(data, splits, tiny_config()).values():
             seconds_of_turns(dataset)
         names = sorted(opened)
         opened.clear()

@@ -122,4 +122,4 @@ def test_what_is_left_out_of_a_turn_is_in_neither_its_reading_nor_the_summary():
     assert "2 turns" in summary
     assert "surely pleasant in 2" in summary
     assert "surely calm in 1" in summary
-    assert summarise([whole.only([])], ["turn 1"]) == "Nothing was scored."
+    assert summarise([whole.only([])], ["turn 1"]) == "There are no values to sum up."

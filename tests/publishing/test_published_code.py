@@ -29,6 +29,7 @@ ALLOWED_MODULES = {
         "base64",
         "binascii",
         "collections.abc",
+        "concurrent.futures",
         "contextlib",
         "dataclasses",
         "difflib",
@@ -40,6 +41,7 @@ ALLOWED_MODULES = {
         "math",
         "os",
         "pathlib",
+        "threading",
     ),
     *("re", "reprlib", "struct", "typing", "warnings", "wave"),
 }
@@ -53,7 +55,7 @@ GUARDED_MODULES = {
     "torch._C._functorch",
 }
 # Of os, the one name that is used in annotations.
-ALLOWED_OS_NAMES = {"PathLike"}
+ALLOWED_OS_NAMES = {"PathLike", "register_at_fork"}
 FORBIDDEN_NAMES = {"eval", "exec", "compile", "open", "input", "globals", "breakpoint", "__import__", "__builtins__"}
 FORBIDDEN_ATTRIBUTES = {
     *("load", "loads", "hub", "jit", "save", "open", "write_text", "write_bytes", "mkdir", "touch", "unlink", "rmdir"),
@@ -156,8 +158,8 @@ def test_the_scan_sees(source):
 def test_published_code_is_flat_and_short_enough_to_be_read(folder, record_property):
     lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in folder.glob("*.py")}
     record_property("figure", f"{len(lines)} files, {sum(lines.values())} lines, the longest {max(lines.values())}")
-    assert sum(lines.values()) < 5_850
-    assert max(lines.values()) < 840
+    assert sum(lines.values()) < 6_100
+    assert max(lines.values()) < 880
 
 
 @pytest.mark.promise("E-12")

@@ -56,7 +56,8 @@ def start_program(*arguments: Any, **variables: str) -> subprocess.Popen[str]:
 
 # Runs several programs one after the other in the processes of one launch, which take longer to start than to run.
 _ONE_AFTER_THE_OTHER = """
-import json, runpy, sys
+import atexit, json, runpy, sys
+from accelerate import PartialState
 for path, *arguments in json.loads(sys.argv[1]):
     sys.argv = [path, *arguments]
     try:
@@ -64,6 +65,7 @@ for path, *arguments in json.loads(sys.argv[1]):
     except SystemExit as end:
         if end.code:
             raise
+atexit.register(PartialState().destroy_process_group)  # else threads of torch's exchange may abort the end
 """
 
 
