@@ -156,7 +156,7 @@ def main() -> int:
         if arguments.push_to_hub:
             private = arguments.hub_private_repo is not False
             logger.info("uploaded: %s", publish(output / "model", arguments.hub_model_id, private))
-    # Threads of torch's exchange that still run when Python ends would abort it.
+    PartialState().wait_for_everyone()  # a process that ends badly would take the first along while it writes
     atexit.register(PartialState().destroy_process_group)
     return 0
 

@@ -52,7 +52,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    import atexit
     import json
     import logging
 
@@ -105,6 +104,5 @@ def run(options: argparse.Namespace) -> int:
                 save_predictions(risk, options.output / "risk_coverage.csv")
                 plot_risk_against_coverage(risk).savefig(options.output / "risk_coverage.png")
         print(f"{describe_metrics(options.split, metrics, model.config)}\nwritten to {options.output}")
-    # Threads of torch's exchange that still run when Python ends would abort it.
-    atexit.register(trainer.accelerator.state.destroy_process_group)
+    trainer.accelerator.wait_for_everyone()  # a process that ends badly would take the first along while it writes
     return 0

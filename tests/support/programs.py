@@ -56,7 +56,7 @@ def start_program(*arguments: Any, **variables: str) -> subprocess.Popen[str]:
 
 # Runs several programs one after the other in the processes of one launch, which take longer to start than to run.
 _ONE_AFTER_THE_OTHER = """
-import atexit, json, runpy, sys
+import json, os, runpy, sys
 from accelerate import PartialState
 for path, *arguments in json.loads(sys.argv[1]):
     sys.argv = [path, *arguments]
@@ -65,7 +65,9 @@ for path, *arguments in json.loads(sys.argv[1]):
     except SystemExit as end:
         if end.code:
             raise
-atexit.register(PartialState().destroy_process_group)  # else threads of torch's exchange may abort the end
+PartialState().wait_for_everyone()
+sys.stdout.flush(), sys.stderr.flush()
+os._exit(0)  # a thread of torch's exchange that lets go of a tensor while Python ends would abort the process
 """
 
 
