@@ -16,7 +16,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .model_options import add_model_options, number_between
+from .model_options import add_int8_option, add_model_options, number_between
 
 HELP = "measure a model on a corpus with labels"
 
@@ -31,6 +31,7 @@ def renaming(text: str) -> tuple[str, str]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser, device=False)
+    add_int8_option(parser)
     parser.add_argument("source", help="a corpus: folder with metadata.jsonl/.csv/.parquet, or such a file")
     parser.add_argument(
         "--columns", nargs="*", default=[], type=renaming, metavar="NAME=COLUMN", help="such as valence=EmoVal"
@@ -82,6 +83,8 @@ def run(options: argparse.Namespace) -> int:
         output_dir=str(options.output), per_device_eval_batch_size=options.batch_size, **no_training
     )
     model, extractor = load_model(options.model, options.revision)
+    if options.int8:
+        model.quantize_speech_encoder()
     data = DataSection(source=options.source, columns=dict(options.columns), on_bad_audio=options.on_bad_audio)
     data.cache_folder = options.cache_folder
     data.max_seconds = extractor.max_seconds

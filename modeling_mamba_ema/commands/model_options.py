@@ -27,7 +27,11 @@ def add_model_options(parser: argparse.ArgumentParser, device: bool = True) -> N
     parser.add_argument("--revision", default="main", help="commit, tag or branch of a model on the Hub")
     if device:
         parser.add_argument("--device", default="cpu", help="where the model runs, e.g. cuda")
-        parser.add_argument("--int8", action="store_true", help="the speech encoder in 8 bits: faster on a CPU")
+        add_int8_option(parser)
+
+
+def add_int8_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--int8", action="store_true", help="the speech encoder in 8 bits: faster on a CPU")
 
 
 def add_channel_option(parser: argparse.ArgumentParser, split: bool = True) -> None:
@@ -49,7 +53,6 @@ def load_tracker(options: argparse.Namespace) -> EmotionTracker:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    tracker = EmotionTracker.from_pretrained(options.model, options.revision, getattr(options, "device", "cpu"))
-    if "device" in options and options.int8:
-        tracker.model.quantize_speech_encoder()
-    return tracker
+    if "device" not in options:  # a command that runs the model on the CPU as it is
+        return EmotionTracker.from_pretrained(options.model, options.revision)
+    return EmotionTracker.from_pretrained(options.model, options.revision, options.device, options.int8)

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import argparse
 
-from .model_options import add_model_options, number_between
+from .model_options import add_int8_option, add_model_options, number_between
 
 HELP = "score a corpus of any size into Parquet files"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser, device=False)
+    add_int8_option(parser)
     parser.add_argument("source", help="a corpus, or a folder of audio files")
     parser.add_argument("--split", help="one split of the corpus alone")
     parser.add_argument("--output", required=True, help="folder of the parts")
@@ -43,7 +44,9 @@ def run(options: argparse.Namespace) -> int:
     logging.disable_progress_bar()
     gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     devices = ["cpu"] * options.workers if options.workers else gpus or ["cpu"]
-    asked = ScoringOptions(options.model, options.revision, options.rows_per_part, options.seconds_per_batch)
+    asked = ScoringOptions(
+        options.model, options.revision, options.int8, options.rows_per_part, options.seconds_per_batch
+    )
     corpus = read_corpus(options.source, options.split)
     turns, without = score_corpus(corpus, options.output, asked, devices, options.ray)
     print(f"{turns} turns in {options.output}, {without} of them without values (their reason is in the column error)")

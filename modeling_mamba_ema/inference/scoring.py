@@ -53,15 +53,19 @@ class ScoringOptions:
     """What a run of scoring is asked for.
 
     Attributes:
-        model, revision: as for `EmotionTracker.from_pretrained`.
+        model, revision, int8: as for `EmotionTracker.from_pretrained`.
         rows_per_part: turns that a part holds, and some more until its last conversation ends.
         seconds_per_batch: of audio in one pass of the model.
     """
 
     model: str
     revision: str = "main"
+    int8: bool = False
     rows_per_part: int = 2_000
     seconds_per_batch: float = 120.0
+
+    def tracker(self, device: str) -> EmotionTracker:
+        return EmotionTracker.from_pretrained(self.model, self.revision, device, self.int8)
 
 
 def read_corpus(source: str, split: str | None = None) -> pd.DataFrame:
@@ -140,7 +144,7 @@ def score_corpus(
         OSError: a process ended; the same call goes on.
     """
     parts = list(_parts(corpus, options.rows_per_part))
-    tracker = EmotionTracker.from_pretrained(options.model, options.revision, devices[0])
+    tracker = options.tracker(devices[0])
     _check_plan(str(output), corpus, options, len(parts), tracker.weights_sha256)
     files, folder = url_to_fs(str(output))
     paths = [f"{folder}/part-{number:05d}.parquet" for number in range(len(parts))]
@@ -303,7 +307,7 @@ def _start(options: ScoringOptions, devices: Any, processes: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches them all; the first process ends the others
     logging.disable_progress_bar()
     torch.set_num_threads(max(1, torch.get_num_threads() // processes))
-    _state = EmotionTracker.from_pretrained(options.model, options.revision, devices.get()), options
+    _state = options.tracker(devices.get()), options
 
 
 def _score(turns: list[dict[str, Any]], path: str) -> int:

@@ -157,7 +157,11 @@ class EmotionTracker:
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, revision: str = "main", device: str | torch.device = "cpu"
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        revision: str = "main",
+        device: str | torch.device = "cpu",
+        int8: bool = False,
     ) -> EmotionTracker:
         """A tracker over a saved model. The code is this package's; none is loaded from the model's folder.
 
@@ -165,13 +169,15 @@ class EmotionTracker:
             pretrained_model_name_or_path: a folder or a Hub name.
             revision: commit, tag or branch on the Hub.
             device: where the model runs.
+            int8: the speech encoder in 8 bits, on a CPU; see `MambaEMAForRegression.quantize_speech_encoder`.
 
         Raises:
             OSError: there is no such model, or its weights are damaged.
             ValueError: it is another kind of model, it lacks weights, which would leave random numbers in their
                 places, or the device cannot be used.
         """
-        return cls(*load_model(pretrained_model_name_or_path, revision, device))
+        model, extractor = load_model(pretrained_model_name_or_path, revision, device)
+        return cls(model.quantize_speech_encoder() if int8 else model, extractor)
 
     @property
     def labels(self) -> list[str]:

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from ..inference.scoring import ScoringOptions, Task, score_to_file
-from ..inference.tracker import EmotionTracker
 
 try:
     import ray
@@ -28,7 +27,7 @@ class ScoringActor:
     """Scores parts with a model that is loaded once."""
 
     def __init__(self, options: ScoringOptions, weights: str, device: str):
-        self._options, self._tracker = options, EmotionTracker.from_pretrained(options.model, options.revision, device)
+        self._options, self._tracker = options, options.tracker(device)
         if self._tracker.weights_sha256 != weights:
             raise ValueError(f"{options.model} on {platform.node()} has other weights than where the run was started")
 
