@@ -294,7 +294,8 @@ def _convolve_all(layers: list[Any], weights: list[torch.Tensor], features: torc
     frames = (len(features) - field) // hop + 1
     # A GPU would wait for the start of small kernels, and where gradients are wanted all of it is kept in any case.
     size = frames
-    kept = features.requires_grad or any(weight.requires_grad for weight in weights)
+    # In inference mode a view of a weight still says that it requires a gradient.
+    kept = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (features, *weights))
     if features.device.type == "cpu" and not kept:
         conv = layers[0].conv
         size = max(1, PIECE_VALUES // (hop // conv.stride[0] * conv.out_channels))

@@ -238,6 +238,20 @@ def test_a_forked_process_has_no_threads_of_its_parent(two_threads):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("mode", [torch.inference_mode, torch.no_grad, torch.enable_grad])
+def test_the_front_end_works_in_pieces_wherever_nothing_is_kept_for_a_gradient(monkeypatch, norm, mode):
+    lengths = []
+    convolve = fast_speech_encoder._convolve
+    monkeypatch.setattr(fast_speech_encoder, "PIECE_VALUES", 20_000)
+    monkeypatch.setattr(
+        fast_speech_encoder, "_convolve", lambda *args: lengths.append(len(args[-1])) or convolve(*args)
+    )
+    with mode():
+        fast_hidden_states(wavlm(norm), *batch([16_000]), [1])
+    assert (max(lengths) > 15_000) is (mode is torch.enable_grad)
+
+
 def test_the_norm_over_time_is_right_where_neighbouring_samples_are_nearly_equal():
     model = wavlm("group")
     waveform = (torch.arange(16_000.0) * 0.01).sin() + 1e-3 * torch.randn(16_000, generator=torch.manual_seed(0))
