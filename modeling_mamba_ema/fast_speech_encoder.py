@@ -672,8 +672,8 @@ def quantize_linear_layers(backbone: nn.Module) -> None:
     for name, layer in layers.items():
         if not _is_plain(layer) or layer.weight.device.type != "cpu":
             raise ValueError(
-                f"{name} of the speech encoder is {type(layer).__name__}, on {next(layer.parameters()).device}; plain "
-                "linear layers on a CPU can be quantised: merge adapters first"
+                f"{name} of the speech encoder is {type(layer).__name__}, on {layer.weight.device}; plain linear "
+                "layers on a CPU can be quantised: merge adapters first"
             )
     for name, layer in layers.items():
         parent, _, own = name.rpartition(".")
