@@ -56,8 +56,17 @@ def start_program(*arguments: Any, **variables: str) -> subprocess.Popen[str]:
 
 # Runs several programs one after the other in the processes of one launch, which take longer to start than to run.
 _ONE_AFTER_THE_OTHER = """
-import json, os, runpy, sys
+import atexit, contextlib, json, os, runpy, sys
 from accelerate import PartialState
+
+@atexit.register  # called after what the programs register
+def no_thread_of_gloo_is_left():
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(FileNotFoundError):
+            if open(f"/proc/self/task/{thread}/comm").read() == "pt_gloo_runloop\\n":
+                print("a thread of gloo is left, which may abort the process", file=sys.stderr, flush=True)
+                os._exit(1)
+
 for path, *arguments in json.loads(sys.argv[1]):
     sys.argv = [path, *arguments]
     try:
@@ -66,8 +75,6 @@ for path, *arguments in json.loads(sys.argv[1]):
         if end.code:
             raise
 PartialState().wait_for_everyone()
-sys.stdout.flush(), sys.stderr.flush()
-os._exit(0)  # a thread of torch's exchange that lets go of a tensor while Python ends would abort the process
 """
 
 
