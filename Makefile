@@ -33,7 +33,7 @@ baseline: $(STAMP) ## what eGeMAPS and an SVR reach on the demo's corpus, beside
 	$(BIN)/python examples/classical_baseline.py data/demo --predictions $(DEMO)/predictions_test.csv
 
 test: $(STAMP) ## the test suite, without tests marked slow or gpu
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-slow: $(STAMP) ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

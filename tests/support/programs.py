@@ -131,6 +131,12 @@ def _run_forked(words: list[str], variables: dict[str, str], printed: str) -> No
         runpy.run_path(kind, run_name="__main__")
 
 
+def fork_two(*arguments: Any) -> list[Forked]:
+    """A program in two processes that find each other as those of `torchrun` do."""
+    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [Forked(*arguments, RANK=rank, LOCAL_RANK=rank, **where) for rank in "01"]
+
+
 # Runs several programs one after the other in the processes of one launch, which take longer to start than to run.
 _ONE_AFTER_THE_OTHER = """
 import atexit, contextlib, json, os, runpy, sys
