@@ -217,6 +217,3 @@ def quantize_products(path: Path) -> None:
         path, rounded, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8
     )
     rounded.replace(path)
-
-
-__all__ = ["export_onnx"]
