@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import transformers
@@ -78,11 +79,8 @@ class Forked:
         self._printed = tempfile.NamedTemporaryFile("r")  # noqa: SIM115 (a pipe could fill up)
         words = [str(argument) for argument in arguments]
         self._process = _FORKS.Process(target=_run_forked, args=(words, variables, self._printed.name))
-        kept = {name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "PYTHONPATH")}
-        os.environ.update({name: environment()[name] for name in kept})  # for the first one's parent
-        self._process.start()
-        for name, value in kept.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+        with patch.dict(os.environ, environment()):  # the first one starts the process of which all are copies
+            self._process.start()
         atexit.register(self.kill)  # multiprocessing waits at its end for all that still run
         assert self._process.pid is not None
         self.pid = self._process.pid
