@@ -576,15 +576,13 @@ def _attend_one_by_one(
         key, value = key.flip(0).transpose(0, 1), value.flip(0).transpose(0, 1)  # (heads, frames, size), reversed
         query, gate = query.transpose(0, 1), gate.t().unsqueeze(-1)  # (heads, frames, size), (heads, frames, 1)
         rows = max(1, ATTENTION_ENTRIES // (query.shape[0] * query.shape[1]))
+        # One place for the masks of all blocks: glibc does not always find the last one's again, and memory would grow.
+        place = None if torch.is_grad_enabled() else bias.new_empty(bias[:, :rows].shape)
         for start in range(0, query.shape[1], rows):
             block = slice(start, start + rows)
-            output = F.scaled_dot_product_attention(
-                query[None, :, block],
-                key[None],
-                value[None],
-                attn_mask=(gate[:, block] * bias[:, block])[None],
-                dropout_p=dropout,
-            )
+            out = None if place is None else place[:, : query[:, block].shape[1]]
+            mask = torch.mul(gate[:, block], bias[:, block], out=out)
+            output = F.scaled_dot_product_attention(query[None, :, block], key[None], value[None], mask[None], dropout)
             outputs.append(output[0].transpose(0, 1).flatten(1))  # (rows, hidden)
     return torch.cat(outputs)
 
