@@ -109,7 +109,7 @@ def test_a_lost_machine_ends_the_other_with_a_sentence_and_the_run_goes_on_with_
                 os.kill(victim, signal.SIGKILL)
         for launcher in launchers:
             launcher.communicate()
-    assert f"run_finetune.py: process {lost}" in printed
+    assert f"run_finetune.py: process {lost}" in printed, printed
     assert "no longer answers" in printed
     assert "The same command goes on from the newest checkpoint" in printed.rsplit("Root Cause", 1)[1]
     done = int(max((tmp_path / "run").glob("checkpoint-*/SHA256SUMS"), key=os.path.getmtime).parent.name.split("-")[1])
