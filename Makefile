@@ -32,8 +32,9 @@ baseline: $(STAMP) ## what eGeMAPS and an SVR reach on the demo's corpus, beside
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[baseline]'
 	$(BIN)/python examples/classical_baseline.py data/demo --predictions $(DEMO)/predictions_test.csv
 
+# A file's tests stay together, as they share fixtures; the files run in their order, in which no long one comes last.
 test: $(STAMP) ## the test suite, without tests marked slow or gpu
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 test-slow: $(STAMP) ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow

@@ -7,7 +7,6 @@ Several processes or GPUs: `accelerate launch --config_file configuration/accele
 """
 
 import argparse
-import atexit
 import json
 import logging
 import shlex
@@ -157,7 +156,6 @@ def main() -> int:
             private = arguments.hub_private_repo is not False
             logger.info("uploaded: %s", publish(output / "model", arguments.hub_model_id, private))
     PartialState().wait_for_everyone()  # a process that ends badly would take the first along while it writes
-    atexit.register(PartialState().destroy_process_group)
     return 0
 
 

@@ -26,16 +26,7 @@ _MODULES = {
     "MambaEMAPipeline": "pipeline_mamba_ema",
 }
 
-__all__ = [
-    "ConversationState",
-    "InvalidAudioError",
-    "MambaEMAConfig",
-    "MambaEMAFeatureExtractor",
-    "MambaEMAForRegression",
-    "MambaEMAModel",
-    "MambaEMAPipeline",
-    "__version__",
-]
+__all__ = [*_MODULES, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

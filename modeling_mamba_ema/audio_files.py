@@ -563,16 +563,3 @@ class _PlainWave:
         padded = np.zeros((*octets.shape[:2], 4), dtype=np.uint8)
         padded[..., 4 - self._width :] = octets
         return padded.view("<i4")[..., 0].astype(np.float32) / 2**31
-
-
-__all__ = [
-    "AudioFileError",
-    "Recording",
-    "audio_seconds",
-    "check_audio",
-    "decoded_audio",
-    "is_audio_decoder",
-    "is_audio_file",
-    "load_audio",
-    "load_stretches",
-]

@@ -16,9 +16,8 @@ ATTENTION = ["q_proj", "k_proj", "v_proj", "out_proj"]
 RANGES = {"valence": (1, 7), "arousal": (1, 7)}
 every_kind = pytest.mark.parametrize("kind", KINDS)
 # Not all pairs: the norm is that of the front end, which all kinds share.
-kinds_and_norms = pytest.mark.parametrize(
-    ("kind", "norm"), [("wavlm", "layer"), ("wavlm", "group"), ("wav2vec2", "layer"), ("hubert", "group")]
-)
+ALSO = [pytest.param(kind, norm, marks=pytest.mark.slow) for kind, norm in (("wavlm", "group"), ("wav2vec2", "layer"))]
+kinds_and_norms = pytest.mark.parametrize(("kind", "norm"), [("wavlm", "layer"), ("hubert", "group"), *ALSO])
 
 
 def model_of(kind="wavlm", norm="layer", **fields):

@@ -259,7 +259,7 @@ def one_of_two_processes(rank, folder):
 def two_processes(tmp_path_factory):
     """What each of two processes computed; starting them takes longer than all they do."""
     folder = tmp_path_factory.mktemp("two_processes")
-    mp.spawn(one_of_two_processes, args=(str(folder),), nprocs=2)
+    mp.start_processes(one_of_two_processes, args=(str(folder),), nprocs=2, start_method="forkserver")
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 

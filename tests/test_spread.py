@@ -180,7 +180,7 @@ def test_training_learns_it_beside_the_values(tmp_path, spread_split):
     model = MambaEMAForRegression(tiny_config(predict_spread=True, context="none"))
     before = spread_metrics(table_of_predictions(tmp_path, spread_split, model), model.config)
     arguments = {
-        "max_steps": 60,
+        "max_steps": 40,
         "learning_rate": 5e-3,
         "max_seconds_per_batch": 100.0,
         "lr_scheduler_type": "constant",

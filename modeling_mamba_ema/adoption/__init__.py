@@ -2,5 +2,3 @@
 
 from .adopt import Adoption, adopt
 from .wavlm import convert_wavlm
-
-__all__ = ["Adoption", "adopt", "convert_wavlm"]

@@ -3,16 +3,3 @@
 from .conditions import CONDITIONS, NO_SPEECH
 from .measures import RECORDING, correlations, measure, measure_changes, measure_groups, recording_facts
 from .page import add_to_card, write_report
-
-__all__ = [
-    "CONDITIONS",
-    "NO_SPEECH",
-    "RECORDING",
-    "add_to_card",
-    "correlations",
-    "measure",
-    "measure_changes",
-    "measure_groups",
-    "recording_facts",
-    "write_report",
-]

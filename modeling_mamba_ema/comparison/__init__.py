@@ -3,5 +3,3 @@
 from .report import write_comparison
 from .runs import check_comparable, train_all
 from .statistics import Cell, PoolingResult
-
-__all__ = ["Cell", "PoolingResult", "check_comparable", "train_all", "write_comparison"]

@@ -70,6 +70,3 @@ def _seconds_of_text(text: str) -> float:
         return float(text) if "_" not in text else math.nan
     except ValueError:
         return math.nan
-
-
-__all__ = ["delimiter_of", "read_text", "seconds_of"]

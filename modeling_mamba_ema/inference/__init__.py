@@ -8,15 +8,3 @@ from .loading import load_model
 from .segments import Segment, read_segments
 from .timeline import TimelineRow, TimelineWriter, emotion_timeline, timeline_columns
 from .tracker import EmotionTracker, TurnEmotion
-
-__all__ = [
-    "EmotionTracker",
-    "Segment",
-    "TimelineRow",
-    "TimelineWriter",
-    "TurnEmotion",
-    "emotion_timeline",
-    "load_model",
-    "read_segments",
-    "timeline_columns",
-]

@@ -135,6 +135,3 @@ class OnnxEmotionTracker:
             if not low_level:
                 samples = samples / np.sqrt(np.square(samples, dtype=np.float64).mean() + 1e-7)
         return samples.astype(np.float32), low_level
-
-
-__all__ = ["OnnxEmotionTracker"]

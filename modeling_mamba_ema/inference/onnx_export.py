@@ -124,10 +124,9 @@ def export_onnx(model: MambaEMAForRegression, folder: str | Path, int8: bool = F
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config
 
-    batch, samples = (
-        torch.export.Dim("batch", max=4096),
-        torch.export.Dim("samples", max=round(SAMPLING_RATE * DEFAULT_MAX_SECONDS)),
-    )
+    batch = torch.export.Dim("batch", max=4096)
+    # From two frames on; torch traces the encoder a second time to find that out. A single frame runs all the same.
+    samples = torch.export.Dim("samples", min=720, max=round(SAMPLING_RATE * DEFAULT_MAX_SECONDS))
     waveforms = torch.randn(2, 8_000, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         pooled, _ = EncoderForExport(model)(waveforms)
@@ -218,6 +217,3 @@ def quantize_products(path: Path) -> None:
         path, rounded, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8
     )
     rounded.replace(path)
-
-
-__all__ = ["export_onnx"]

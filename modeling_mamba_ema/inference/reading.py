@@ -168,6 +168,3 @@ def _best_split(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     sums = np.cumsum(values - values.mean(axis=1, keepdims=True), axis=1)[:, sizes - 1]
     between = sums**2 * count / (sizes * (count - sizes))
     return sizes[between.argmax(axis=1)], between.max(axis=1)
-
-
-__all__ = ["change_points", "read_turn", "summarise", "trend"]

@@ -162,6 +162,3 @@ def _seconds(text: str | None, place: str) -> float:
     if seconds is None:
         raise ValueError(f"{place} has {text!r} where seconds from 0 are needed")
     return seconds
-
-
-__all__ = ["Segment", "equal_windows", "read_segments"]

@@ -172,6 +172,3 @@ class TimelineWriter:
 
     def __exit__(self, *exception: object) -> None:
         self.close()
-
-
-__all__ = ["TimelineRow", "TimelineWriter", "emotion_timeline", "timeline_columns"]

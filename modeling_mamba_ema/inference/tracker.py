@@ -486,6 +486,3 @@ def _stacked(states: Sequence[ConversationState | None]) -> ConversationState | 
     """The states of conversations with one model as a batch."""
     known = [state for state in states if state is not None]
     return ConversationState.stack(known) if known else None
-
-
-__all__ = ["EmotionTracker", "TurnEmotion"]

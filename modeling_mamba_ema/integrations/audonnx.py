@@ -71,6 +71,3 @@ def export_audonnx(model: MambaEMAForRegression, folder: str | Path) -> list[Pat
     lines = [f"  {name}: {json.dumps(value)}\n" for name, value in about.items()]  # JSON is YAML
     (folder / "model.yaml").write_text("$audonnx.core.model.Model:\n" + "".join(lines), encoding="utf-8")
     return [folder / "model.onnx", folder / "model.yaml"]
-
-
-__all__ = ["export_audonnx"]

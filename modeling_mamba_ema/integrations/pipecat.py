@@ -69,6 +69,3 @@ def in_words(heard: TurnEmotion) -> str:
     if heard.low_level:
         return "The user's last turn was too quiet to say how it sounded."
     return f"How the user's last turn sounded, estimated from 0 to 1: {values}. {heard.reading}".strip()
-
-
-__all__ = ["EmotionProcessor", "in_words"]

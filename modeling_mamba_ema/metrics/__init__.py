@@ -8,6 +8,3 @@ from .ccc.ccc import bootstrap_intervals, concordance_cc, paired_bootstrap_diffe
 def ccc_metric_path() -> str:
     """The folder to give to `evaluate.load`; nothing is fetched from anywhere."""
     return str(Path(__file__).parent / "ccc")
-
-
-__all__ = ["bootstrap_intervals", "ccc_metric_path", "concordance_cc", "paired_bootstrap_difference"]

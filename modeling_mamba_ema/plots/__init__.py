@@ -12,18 +12,3 @@ from .training_pictures import (
     plot_risk_against_coverage,
 )
 from .trajectory import plot_circumplex, plot_trajectory
-
-__all__ = [
-    "plot_attention",
-    "plot_by_row",
-    "plot_circumplex",
-    "plot_error_by_position",
-    "plot_learning_curve",
-    "plot_pooling_comparison",
-    "plot_poolings",
-    "plot_predictions",
-    "plot_risk_against_coverage",
-    "plot_timeline",
-    "plot_trajectory",
-    "write_picture",
-]

@@ -2,5 +2,3 @@
 
 from .model_card import TrainingFacts
 from .publish import PublishedFile, files_to_publish, prepare_release, publish, push_model
-
-__all__ = ["PublishedFile", "TrainingFacts", "files_to_publish", "prepare_release", "publish", "push_model"]

@@ -29,6 +29,3 @@ def load_sample_conversation() -> list[dict[str, Any]]:
         row["waveform"], row["sampling_rate"] = load_audio(row["file_name"]), SAMPLING_RATE
         turns.append(row)
     return turns
-
-
-__all__ = ["load_sample_conversation"]

@@ -4,5 +4,3 @@ from pathlib import Path
 
 # A model's folder, for `from_pretrained_speech_encoder` and `WavLMModel.from_pretrained`.
 FOLDER = Path(__file__).parent
-
-__all__ = ["FOLDER"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,6 +13,8 @@ import torch.distributed as dist
 from transformers import SchedulerType, TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+
+from .processes import leave_group
 
 # Of `metric_for_best_model`: a lower value of these is better.
 _ERRORS = ("loss", "rmse", "mae")
@@ -75,6 +78,8 @@ class MambaEMATrainingArguments(TrainingArguments):
         if self.disable_tqdm is None:
             self.disable_tqdm = False  # transformers ties it to how much its own logger says
         super().__post_init__()
+        if dist.is_initialized():
+            atexit.register(leave_group)
         for name, lowest in _LOWEST.items():
             value = getattr(self, name)
             if value is not None and value < lowest:

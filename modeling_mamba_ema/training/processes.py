@@ -6,7 +6,9 @@ from what it sees, and the averaged gradients mean nothing.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import json
 import os
 import re
@@ -73,6 +75,7 @@ def naming_lost_processes() -> Iterator[None]:
                 "GLOO_SOCKET_IFNAME on each to the network interface that they share, such as eth0 (`ip -brief "
                 "address` shows them): without it, the address of the host's own name is taken, often 127.0.0.1"
             ) from error
+        atexit.unregister(leave_group)  # it would wait for what the lost process was to send
         lost = _lost_processes()
         if not lost:
             raise
@@ -116,6 +119,17 @@ def tell_launcher(message: str) -> None:
     https://docs.pytorch.org/docs/stable/elastic/errors.html."""
     if (path := os.environ.get("TORCHELASTIC_ERROR_FILE")) is not None:
         Path(path).write_text(json.dumps({"message": message, "timestamp": int(time.time())}), encoding="utf-8")
+
+
+def leave_group() -> None:
+    """Leave the process group, where there is one, and wait for its threads; for `atexit`.
+
+    A thread of gloo that drops the last reference to a tensor while Python shuts down aborts the process with
+    "terminate called without an active exception", see https://github.com/pytorch/pytorch/pull/179291.
+    """
+    if dist.is_initialized():
+        gc.collect()  # the model that Trainer wrapped refers to the group, from cycles
+        dist.destroy_process_group()
 
 
 @contextlib.contextmanager

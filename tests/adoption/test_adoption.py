@@ -218,6 +218,8 @@ def test_the_pipeline_gives_published_numbers(adopted):
     assert {row["label"]: row["value"] for row in rows} == pytest.approx(dict(zip(LABELS, expected.tolist())), abs=1e-4)
 
 
+# The encoder and the pooling of the other are exported in tests/inference/test_onnx_export.py.
+@pytest.mark.parametrize("adopted", [pytest.param("odyssey", marks=pytest.mark.slow), "audeering"], indirect=True)
 def test_onnxruntime_gives_published_numbers(adopted, tmp_path):
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")

@@ -20,7 +20,7 @@ from modeling_mamba_ema.data.frame_cache import FrameCache, FrameCacheError, enc
 from modeling_mamba_ema.data.utterances import Utterance, utterances_of
 from modeling_mamba_ema.training import ConversationCollator, MambaEMATrainingArguments, cache_frames
 from tests.support.models import tiny_model
-from tests.support.programs import ROOT, call_command, call_program, environment, run_program
+from tests.support.programs import Forked, call_command, call_program, run_program
 from tests.support.tiny_corpus import LABELS, write_run
 
 EXTRACTOR = MambaEMAFeatureExtractor()
@@ -280,19 +280,9 @@ def runs(tmp_path_factory, corpus):
         return ["examples/run_finetune.py", str(folder / "run.yaml"), *overrides]
 
     assert call_program(*command("plain")) == 0
-    together = [
-        subprocess.Popen(
-            [sys.executable, *command(name, "data.cache_frames=true")],
-            cwd=ROOT,
-            env=environment(),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for name in ("first", "second")
-    ]
+    together = [Forked(*command(name, "data.cache_frames=true")) for name in ("first", "second")]
     for process in together:
-        _, log = process.communicate(timeout=200)
-        assert process.returncode == 0, log[-3000:]
+        assert process.wait() == 0, process.printed
     return folder
 
 

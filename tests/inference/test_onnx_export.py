@@ -1,6 +1,7 @@
 """The model in onnxruntime, without torch: the numbers of EmotionTracker, turn by turn."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -11,12 +12,23 @@ import torch
 from modeling_mamba_ema import MambaEMAFeatureExtractor, MambaEMAForRegression, tiny_wavlm
 from modeling_mamba_ema.__main__ import main
 from modeling_mamba_ema.inference import EmotionTracker
-from modeling_mamba_ema.inference.onnx_export import export_onnx
+from modeling_mamba_ema.inference.onnx_export import ConversationStepForExport, export_onnx, quantize_products
 from modeling_mamba_ema.sample import load_sample_conversation
 from tests.support.models import tiny_model
 from tests.support.programs import environment
 
 ONE_LAYER = {"num_hidden_layers": 1}
+# Much of what the others have one by one.
+TOGETHER = {
+    "norm": "layer",
+    "speech_encoder_layers": [0, -1],
+    "speech_encoder_pooling": "attentive_statistics",
+    "speech_encoder_pooling_hidden_size": 8,
+    "label_ranges": {"valence": (1, 7)},
+    "context_scope": "both",
+    "max_speakers": 2,
+    "interval_radii": {"valence": {"0.9": 0.3}, "arousal": {"0.9": 0.2}},
+}
 MODELS = [
     {"norm": "layer", "speech_encoder_layers": [0, -1], "label_ranges": {"valence": (1, 7)}, "seed": 0},
     {
@@ -90,25 +102,40 @@ def build(fields):
     return tiny_model(fields.pop("norm"), speech_encoder_config=ONE_LAYER, **fields)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        pytest.param(fields, marks=[pytest.mark.slow] if fields not in (MODELS[0], MODELS[-2]) else [])
-        for fields in MODELS
-    ],
-)
-def test_onnxruntime_gives_the_trackers_numbers_where_torch_cannot_be_imported(tmp_path, fields):
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A model and the folder that it was exported to: tracing takes most of the time of these tests."""
+    torch.set_num_threads(1)
+    model, folder = build(TOGETHER), tmp_path_factory.mktemp("exported")
+    files = export_onnx(model, folder)
+    assert {path.name for path in files} == {path.name for path in folder.iterdir()}
+    return model, folder
+
+
+def test_onnxruntime_gives_the_trackers_numbers_where_torch_cannot_be_imported(exported, tmp_path):
+    model, folder = exported
+    assert_the_trackers_numbers(model, folder, tmp_path)
+    assert_steps_are_batched_over_conversations(model, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fields", MODELS)
+def test_other_models_get_the_trackers_numbers_too(tmp_path, fields):
     torch.set_num_threads(1)
     model = build(fields)
+    export_onnx(model, tmp_path / "onnx")
+    assert_the_trackers_numbers(model, tmp_path / "onnx", tmp_path)
+    assert_steps_are_batched_over_conversations(model, tmp_path / "onnx")
+
+
+def assert_the_trackers_numbers(model, folder, tmp_path):
     random = np.random.default_rng(0)
     lengths = (16_000, 400, 5_555, 480_000, 719, 720, 30_001, 8_000)
     turns = [random.normal(0.01, 0.1, length).astype(np.float32) for length in lengths]
     turns.append(np.full(8_000, 1e-5, dtype=np.float32) * random.normal(size=8_000).astype(np.float32))
     np.savez(tmp_path / "turns.npz", *turns)
-    files = export_onnx(model, tmp_path / "onnx")
-    assert {path.name for path in files} == {path.name for path in (tmp_path / "onnx").iterdir()}
     done = subprocess.run(
-        [sys.executable, "-c", RUNNER, str(tmp_path / "onnx"), str(tmp_path / "turns.npz"), json.dumps(NAMES)],
+        [sys.executable, "-c", RUNNER, str(folder), str(tmp_path / "turns.npz"), json.dumps(NAMES)],
         capture_output=True,
         text=True,
         cwd=tmp_path,
@@ -133,37 +160,35 @@ def test_onnxruntime_gives_the_trackers_numbers_where_torch_cannot_be_imported(t
     assert wanted[-1].low_level
     assert answer["refused"] == 6
     assert answer["again"] == pytest.approx(wanted[0].values, abs=2e-5)
-    if fields.get("seed") == 0:
-        step_is_batched_over_conversations(model, tmp_path / "onnx")
 
 
-def step_is_batched_over_conversations(model, folder):
+def assert_steps_are_batched_over_conversations(model, folder):
     import onnxruntime
 
     step = onnxruntime.InferenceSession(folder / "conversation_step.onnx")
-    encoder = model.mamba_ema.conversation_encoder
-    state = {
-        name: tensor.numpy() for name, tensor in encoder.initial_state(5, "cpu", torch.float32).state_dict().items()
-    }
-    generator = torch.Generator().manual_seed(0)
-    observations = torch.randn(5, 3, model.mamba_ema.projection.in_features, generator=generator)
-    for turn in range(3):
-        logits, *tensors = step.run(None, {"pooled": observations[:, turn].numpy(), **state})
-        state = dict(zip(state, tensors))
-    with torch.no_grad():
-        projected = model.mamba_ema.projection(observations)
-        context, after = encoder(projected, torch.ones(5, 3, dtype=torch.bool))
-        wanted = model.head(torch.cat([projected, context], dim=-1))[:, -1]
-    np.testing.assert_allclose(logits, wanted, atol=2e-5)
-    for name, tensor in after.state_dict().items():
-        np.testing.assert_allclose(state[name], tensor, atol=2e-5, err_msg=name)
+    state = {name: tensor.numpy() for name, tensor in ConversationStepForExport(model).initial_state(5).items()}
+    width = model.mamba_ema.projection.in_features
+    observations = torch.randn(3, 5, width, generator=torch.Generator().manual_seed(0)).numpy()
+    alone = [{name: tensor[:1] for name, tensor in state.items()} for _ in range(5)]
+    for observed in observations:
+        together = step.run(None, {"pooled": observed, **state})
+        rows = [step.run(None, {"pooled": observed[row : row + 1], **alone[row]}) for row in range(5)]
+        for tensor, expected in zip(together, zip(*rows), strict=True):
+            np.testing.assert_allclose(tensor, np.concatenate(expected), atol=1e-5)
+        first = len(together) - len(state)
+        state = dict(zip(state, together[first:]))
+        alone = [dict(zip(state, row[first:])) for row in rows]
 
 
 @pytest.mark.slow
 def test_the_command_exports_a_folder(tmp_path, capsys):
-    build(MODELS[0]).save_pretrained(tmp_path / "model")
-    assert main(["export", "--model", str(tmp_path / "model"), str(tmp_path / "onnx")]) == 0
-    assert str(tmp_path / "onnx" / "encoder.onnx") in capsys.readouterr().out.splitlines()
+    model = MambaEMAForRegression.from_pretrained_speech_encoder(tiny_wavlm.FOLDER)
+    model.save_pretrained(tmp_path / "model")
+    for name, options in {"onnx": [], "int8": ["--int8"]}.items():
+        assert main(["export", "--model", str(tmp_path / "model"), str(tmp_path / name), *options]) == 0
+        assert str(tmp_path / name / "encoder.onnx") in capsys.readouterr().out.splitlines()
+    weights = sum(p.numel() * p.element_size() for p in model.speech_encoder.parameters())
+    assert (tmp_path / "int8" / "encoder.onnx").stat().st_size < 0.6 * weights
 
 
 def test_a_model_that_cannot_be_exported_is_refused(tmp_path):
@@ -174,20 +199,22 @@ def test_a_model_that_cannot_be_exported_is_refused(tmp_path):
         export_onnx(tiny_model().quantize_speech_encoder(), tmp_path)
 
 
-def test_products_in_8_bits_stay_near_the_trackers_numbers_in_a_smaller_file(tmp_path, monkeypatch):
-    model = MambaEMAForRegression.from_pretrained_speech_encoder(tiny_wavlm.FOLDER).eval()
-    model.save_pretrained(tmp_path / "model")
-    assert main(["export", "--model", str(tmp_path / "model"), str(tmp_path / "onnx"), "--int8"]) == 0
-    weights = sum(p.numel() * p.element_size() for p in model.speech_encoder.parameters())
-    assert (tmp_path / "onnx" / "encoder.onnx").stat().st_size < 0.6 * weights
+def test_products_in_8_bits_stay_near_the_trackers_numbers_in_a_smaller_file(exported, tmp_path, monkeypatch):
+    onnx = pytest.importorskip("onnx")
+    model, folder = exported
+    shutil.copytree(folder, tmp_path / "onnx")
+    quantize_products(tmp_path / "onnx" / "encoder.onnx")
+    graph = onnx.load(tmp_path / "onnx" / "encoder.onnx").graph
+    assert not {"MatMul", "Gemm"} & {node.op_type for node in graph.node if "weight" in "".join(node.input)}
     monkeypatch.syspath_prepend(tmp_path / "onnx")
     monkeypatch.delitem(sys.modules, "mamba_ema_onnx", raising=False)
     from mamba_ema_onnx import OnnxEmotionTracker
 
-    live, exported = EmotionTracker.from_pretrained(tmp_path / "model"), OnnxEmotionTracker(tmp_path / "onnx")
+    live = EmotionTracker(model, MambaEMAFeatureExtractor.for_model(model.config))
+    rounded = OnnxEmotionTracker(tmp_path / "onnx")
     differences = []
     for turn in load_sample_conversation()[:3]:
-        wanted = live.update(turn["waveform"], 16_000).values
-        got = exported.update(turn["waveform"])["values"]
+        wanted = live.update(turn["waveform"], 16_000, speaker=turn["speaker"]).values
+        got = rounded.update(turn["waveform"], turn["speaker"])["values"]
         differences += [abs(got[label] - value) for label, value in wanted.items()]
-    assert 0 < max(differences) < 0.03
+    assert 0 < max(differences) < 0.03, differences

@@ -16,7 +16,9 @@ from tests.support.programs import call_command
 RATE = 16_000
 
 
-@pytest.mark.parametrize(("norm", "context"), [("group", "none"), ("layer", "mamba_ema")])
+@pytest.mark.parametrize(
+    ("norm", "context"), [("group", "mamba_ema"), pytest.param("layer", "none", marks=pytest.mark.slow)]
+)
 def test_an_utterance_gets_the_trackers_numbers_on_the_labels_scales(tmp_path, norm, context):
     tiny_model(norm, context=context, label_ranges={"valence": (1, 7)}).save_pretrained(tmp_path / "model")
     assert call_command("export", "--audonnx", "--model", tmp_path / "model", tmp_path / "audonnx") == 0

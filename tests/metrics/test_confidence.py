@@ -46,7 +46,7 @@ def conversations(seed, count, first=0):
 def test_intervals_hold_what_they_were_asked_for_on_new_conversations_over_20_seeds(level, record_property):
     held, by_turns = [], []
     for seed in range(20):
-        table = conversations(seed, 260)
+        table = conversations(seed, 160)
         new = table["conversation_id"].str[1:].astype(int) >= 60
         config = tiny_config(interval_level=level, bounded_predictions=False)
         calibrate(config, table[~new])

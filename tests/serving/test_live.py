@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 from contextlib import contextmanager
 from functools import partial
 
@@ -242,7 +243,7 @@ def test_a_server_that_is_stopped_sends_the_turn_that_is_being_spoken(saved_mode
         for frame in frames_of((turn[: RATE + RATE // 4] * 32767).astype("<i2")):
             socket.send(frame)
         assert json.loads(socket.recv(timeout=HANGS))["partial"]
-        server.process.terminate()
+        server.process.send_signal(signal.SIGTERM)
         rows, closed = to_the_end(socket)
         assert server.process.wait(HANGS) == 0
     assert (closed.code, closed.reason) == (1001, "the server is stopping")

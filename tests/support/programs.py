@@ -1,17 +1,23 @@
 """Programs and commands of the repository, run by a test: in this process, in one of their own, or in two."""
 
+import atexit
 import json
+import multiprocessing
 import os
 import runpy
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+import torch
 import transformers
 
 from modeling_mamba_ema.__main__ import main
@@ -54,10 +60,94 @@ def start_program(*arguments: Any, **variables: str) -> subprocess.Popen[str]:
     )
 
 
+# What training and serving import takes seconds; a process that has imported it gives each program a copy of itself.
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    ["modeling_mamba_ema.training", "modeling_mamba_ema.serving", "modeling_mamba_ema.inference", __name__]
+)
+
+
+class Forked:
+    """A program in a process of its own, with the methods of [`subprocess.Popen`] that tests need.
+
+    Args:
+        arguments: those of Python: a file, or `-m` or `-c` and what follows, with the program's own.
+        variables: of its environment.
+    """
+
+    def __init__(self, *arguments: Any, **variables: str):
+        self._printed = tempfile.NamedTemporaryFile("r")  # noqa: SIM115 (a pipe could fill up)
+        words = [str(argument) for argument in arguments]
+        self._process = _FORKS.Process(target=_run_forked, args=(words, variables, self._printed.name))
+        with patch.dict(os.environ, environment()):  # the first one starts the process of which all are copies
+            self._process.start()
+        atexit.register(self.kill)  # multiprocessing waits at its end for all that still run
+        assert self._process.pid is not None
+        self.pid = self._process.pid
+
+    @property
+    def printed(self) -> str:
+        """Its standard output and standard error so far."""
+        self._printed.seek(0)
+        return self._printed.read()
+
+    @property
+    def returncode(self) -> int | None:
+        return self._process.exitcode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+    def kill(self) -> None:
+        self._process.kill()
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def wait(self, timeout: float = HANGS) -> int:
+        self._process.join(timeout)
+        if (code := self.returncode) is None:
+            raise subprocess.TimeoutExpired(self.printed[-2_000:], timeout)
+        return code
+
+
+def _run_forked(words: list[str], variables: dict[str, str], printed: str) -> None:
+    for stream in (sys.stdout, sys.stderr):
+        os.dup2(os.open(printed, os.O_WRONLY | os.O_APPEND), stream.fileno())
+    os.chdir(ROOT)
+    os.environ.update(environment(**variables))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    torch.set_num_threads(1)
+    transformers.utils.logging.set_verbosity_warning()
+    kind, sys.argv = words[0], words[1:] if words[0] in ("-m", "-c") else words
+    if kind == "-m":
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    elif kind == "-c":
+        code, sys.argv[0] = sys.argv[0], "-c"
+        exec(compile(code, "-c", "exec"), {"__name__": "__main__"})
+    else:
+        runpy.run_path(kind, run_name="__main__")
+
+
+def fork_two(*arguments: Any) -> list[Forked]:
+    """A program in two processes that find each other as those of `torchrun` do."""
+    where = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [Forked(*arguments, RANK=rank, LOCAL_RANK=rank, **where) for rank in "01"]
+
+
 # Runs several programs one after the other in the processes of one launch, which take longer to start than to run.
 _ONE_AFTER_THE_OTHER = """
-import json, os, runpy, sys
+import atexit, contextlib, json, os, runpy, sys
 from accelerate import PartialState
+
+@atexit.register  # called after what the programs register
+def no_thread_of_gloo_is_left():
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(FileNotFoundError):
+            if open(f"/proc/self/task/{thread}/comm").read() == "pt_gloo_runloop\\n":
+                print("a thread of gloo is left, which may abort the process", file=sys.stderr, flush=True)
+                os._exit(1)
+
 for path, *arguments in json.loads(sys.argv[1]):
     sys.argv = [path, *arguments]
     try:
@@ -66,8 +156,6 @@ for path, *arguments in json.loads(sys.argv[1]):
         if end.code:
             raise
 PartialState().wait_for_everyone()
-sys.stdout.flush(), sys.stderr.flush()
-os._exit(0)  # a thread of torch's exchange that lets go of a tensor while Python ends would abort the process
 """
 
 
@@ -113,7 +201,7 @@ def call_command(*arguments: Any) -> int:
         transformers.utils.logging.set_verbosity(verbosity)
 
 
-def wait_until(happened: Callable[[], Any], process: subprocess.Popen[str] | None = None) -> Any:
+def wait_until(happened: Callable[[], Any], process: subprocess.Popen[str] | Forked | None = None) -> Any:
     """Wait until a function gives something true, which is returned.
 
     Raises:
@@ -122,7 +210,8 @@ def wait_until(happened: Callable[[], Any], process: subprocess.Popen[str] | Non
     deadline = time.monotonic() + HANGS
     while not (answer := happened()):
         if process is not None and process.poll() is not None:
-            raise AssertionError(f"ended with {process.returncode}: {process.stderr and process.stderr.read()}")
+            printed = process.printed if isinstance(process, Forked) else process.stderr and process.stderr.read()
+            raise AssertionError(f"ended with {process.returncode}: {printed}")
         assert time.monotonic() < deadline, "nothing happens"
         time.sleep(0.01)
     return answer

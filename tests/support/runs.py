@@ -1,7 +1,6 @@
 """Runs of the fine-tuning program that something befalls, and what they leave."""
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from modeling_mamba_ema.training.checkpoints import newest_complete_checkpoint, seal_checkpoint
-from tests.support.programs import start_program
+from tests.support.programs import Forked
 
 FINETUNE = "examples/run_finetune.py"
 CHECKPOINT_FILES = (
@@ -37,9 +36,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def start_interrupted(configuration: Path, step: int, action: str, *options: Any) -> subprocess.Popen[str]:
+def start_interrupted(configuration: Path, step: int, action: str, *options: Any) -> Forked:
     """Start the program; after a step, before what follows from it is saved, it executes an action."""
-    return start_program("-c", _INTERRUPTED, step, action, FINETUNE, configuration, *options)
+    return Forked("-c", _INTERRUPTED, step, action, FINETUNE, configuration, *options)
 
 
 def make_checkpoint(folder: Path, step: int) -> None:

@@ -6,8 +6,6 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +17,7 @@ import pytest
 import soundfile as sf
 
 from modeling_mamba_ema.inference import EmotionTracker
-from tests.support.programs import HANGS, ROOT, environment, free_port, wait_until
+from tests.support.programs import HANGS, Forked, free_port, wait_until
 
 
 class Server:
@@ -30,7 +28,7 @@ class Server:
         address: http://127.0.0.1:PORT.
     """
 
-    def __init__(self, process: subprocess.Popen[str], address: str, headers: dict[str, str]):
+    def __init__(self, process: Forked, address: str, headers: dict[str, str]):
         self.process, self.address = process, address
         self.http = httpx.Client(base_url=address, timeout=HANGS, trust_env=False, headers=headers)
 
@@ -54,36 +52,18 @@ class Server:
 @contextlib.contextmanager
 def serving(model: Path, *options: Any, token: str = "") -> Iterator[Server]:
     """A server on a free port, killed at the end if it still runs."""
-    command = [sys.executable, "-m", "modeling_mamba_ema", "serve", "--model", model, "--port", 0, *options]
-    with tempfile.TemporaryFile("w+") as errors:  # a pipe could fill up
-        process = subprocess.Popen(
-            [str(word) for word in command],
-            cwd=ROOT,
-            env=environment(MAMBA_EMA_TOKEN=token),
-            stdout=subprocess.DEVNULL,
-            stderr=errors,
-            text=True,
-        )
-
-        def address() -> str | None:
-            errors.seek(0)
-            said = errors.read()
-            found = re.search(r"http://127\.0\.0\.1:\d+", said)
-            if found is None and process.poll() is not None:
-                raise AssertionError(f"the server ended with {process.returncode}: {said}")
-            return found and found.group()
-
-        try:
-            headers = {"Authorization": f"Bearer {token}"} if token else {}
-            server = Server(process, wait_until(address), headers)
-            yield server
-            server.http.close()
-            errors.seek(0)
-            said = errors.read()
-            assert "Traceback" not in said, said
-        finally:
-            process.kill()
-            process.wait(HANGS)
+    command = ["-m", "modeling_mamba_ema", "serve", "--model", model, "--port", 0, *options]
+    process = Forked(*command, MAMBA_EMA_TOKEN=token)
+    try:
+        address = wait_until(lambda: re.search(r"http://127\.0\.0\.1:\d+", process.printed), process).group()
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        server = Server(process, address, headers)
+        yield server
+        server.http.close()
+        assert "Traceback" not in process.printed, process.printed
+    finally:
+        process.kill()
+        process.wait(HANGS)
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from modeling_mamba_ema.training.accumulation import AccumulatedLoss
 from modeling_mamba_ema.training.batches import AudioSecondsBatchSampler, seconds_of_turns
 from modeling_mamba_ema.training.evaluation import start_from_context
 from tests.support.models import tiny_model
-from tests.support.programs import launch_two_processes
+from tests.support.programs import fork_two
 from tests.support.tiny_corpus import LABELS, make_trainer
 
 DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
@@ -218,7 +218,8 @@ SECONDS = 1.6  # a batch of all processes: 2 to 4 of the conversations
 @pytest.mark.parametrize("bf16", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["float32", "bf16"])
 def test_two_processes_train_as_one_does_on_one_large_batch(tmp_path, corpus, train_split, bf16):
     (tmp_path / "one_step.py").write_text(ONE_STEP.replace("SECONDS", str(SECONDS)))
-    launch_two_processes(tmp_path, [str(tmp_path / "one_step.py"), str(corpus), str(tmp_path), str(bf16)])
+    for process in fork_two(tmp_path / "one_step.py", corpus, tmp_path, bf16):
+        assert process.wait() == 0, process.printed
     sampler = AudioSecondsBatchSampler(seconds_of_turns(train_split), SECONDS, num_processes=2)
     items = [item for batch in sampler.batches(0)[:3] for item in batch]
     model = tiny_model(speech_encoder_config=NO_DROPOUT)

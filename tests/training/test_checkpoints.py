@@ -16,7 +16,7 @@ from modeling_mamba_ema.training.checkpoints import (
     why_incomplete,
 )
 from tests.support.pickles import pickles
-from tests.support.programs import HANGS, call_program, start_program, wait_until
+from tests.support.programs import Forked, call_program, wait_until
 from tests.support.runs import CHECKPOINT_FILES, FINETUNE, assert_same_run, make_checkpoint, start_interrupted
 from tests.support.tiny_corpus import make_trainer, write_run
 
@@ -112,10 +112,10 @@ def interrupted_run(tmp_path, corpus, number):
     run = tmp_path / "run"
     configuration = write_run(tmp_path / "run.yaml", corpus, run)
     process = start_interrupted(configuration, 5, f"os.kill(os.getpid(), {number:d})")
-    _, log = process.communicate(timeout=HANGS)
+    code = process.wait()
     assert not list(run.glob("broken-*"))
     assert not (run / "results.json").exists()
-    return run, configuration, process.returncode, log
+    return run, configuration, code, process.printed
 
 
 def test_a_run_that_is_killed_goes_on_to_the_same_weights(tmp_path, corpus, uninterrupted):
@@ -154,11 +154,11 @@ def test_eight_kills_at_random_moments_change_nothing(tmp_path, corpus, uninterr
     run, random = tmp_path / "run", np.random.default_rng(0)
     configuration = write_run(tmp_path / "run.yaml", corpus, run)
     for _ in range(8):
-        process = start_program(FINETUNE, configuration)
+        process = Forked(FINETUNE, configuration)
         wait_for_another_checkpoint(run, process)
         time.sleep(random.uniform(0, 0.2))  # whenever the kill comes, it changes nothing
         process.kill()
-        process.communicate(timeout=HANGS)
+        process.wait()
     assert call_program(FINETUNE, configuration) == 0
     assert_same_run(run, uninterrupted)
 

@@ -60,10 +60,9 @@ def test_a_disk_that_fills_up_while_saving_costs_nothing_but_the_steps_since_the
     # No file may grow beyond this any more; to the program a write fails as on a full disk.
     full = "resource.setrlimit(resource.RLIMIT_FSIZE, (2_000, resource.RLIM_INFINITY))"
     process = start_interrupted(configuration, 3, full)
-    _, log = process.communicate(timeout=HANGS)
-    assert process.returncode == 1
-    assert "could not be saved" in log
-    assert "the same command goes on from the newest" in log
+    assert process.wait() == 1
+    assert "could not be saved" in process.printed
+    assert "the same command goes on from the newest" in process.printed
     there = sorted(path.name for path in run.glob("*checkpoint*"))
     assert newest_complete_checkpoint(run).name == "checkpoint-2"
     assert sorted(path.name for path in run.glob("*checkpoint*")) == there  # nothing incomplete was left

@@ -15,7 +15,7 @@ from transformers import AutoModel
 from modeling_mamba_ema.data.dataset import ConversationDataset
 from modeling_mamba_ema.inference import EmotionTracker
 from modeling_mamba_ema.metrics.tables import metrics_of_table
-from tests.support.programs import call_program, launch_two_processes, run_program
+from tests.support.programs import Forked, call_program, launch_two_processes
 from tests.support.runs import FINETUNE
 from tests.support.tiny_corpus import LABELS, write_run
 
@@ -130,8 +130,9 @@ def test_the_log_has_a_line_of_metrics_an_epoch_and_the_card_the_command_that_wa
     run["training"] = {name: value for name, value in run["training"].items() if "_st" not in name}  # by epochs
     configuration.write_text(yaml.safe_dump(run))
     given = ["training.num_train_epochs=2", "model.params.label_ranges={valence: [0, 1]}"]
-    done = run_program(FINETUNE, configuration, *given)
-    log = done.stdout + done.stderr
+    program = Forked(FINETUNE, configuration, *given)
+    assert program.wait() == 0, program.printed
+    log = program.printed
     metrics = r"epoch [12]: CCC valence \S+, arousal \S+, mean \S+; RMSE \S+ on a scale from 0 to 1"
     assert len(re.findall(metrics, log)) == 2
     assert "eval_" not in log  # no dictionaries of metrics

@@ -247,8 +247,7 @@ def test_adapters_are_not_put_on_other_weights_than_those_they_were_trained_on(r
 def test_a_killed_run_goes_on_to_the_weights_of_one_that_was_never_stopped(run, tmp_path):
     path, overrides, folder = run
     options = [*overrides, f"training.output_dir={tmp_path / 'run'}"]
-    process = start_interrupted(path, 5, "os.kill(os.getpid(), signal.SIGKILL)", *options)
-    process.communicate()
+    start_interrupted(path, 5, "os.kill(os.getpid(), signal.SIGKILL)", *options).wait()
     assert call_program(FINETUNE, path, *options) == 0
     assert_same_run(tmp_path / "run", folder)
 

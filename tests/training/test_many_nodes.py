@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.programs import HANGS, ROOT, call_program, environment, free_port, wait_until
+from tests.support.programs import HANGS, ROOT, call_program, environment, fork_two, wait_until
 from tests.support.runs import FINETUNE
 from tests.support.tiny_corpus import write_run
 from tests.training.test_accumulation import NO_DROPOUT, NO_GRADIENT
@@ -165,19 +165,8 @@ with naming_lost_processes():
 
 @pytest.mark.parametrize("lost", [0, 1])
 def test_the_process_that_was_lost_is_named(lost):
-    port = str(free_port())
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", LOST, str(lost)],
-            cwd=ROOT,
-            env=environment(
-                RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port
-            ),
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    printed = [process.communicate(timeout=HANGS)[1] for process in started]
-    assert f"ConnectionError: process {lost}" in printed[1 - lost]
-    assert "no longer answers" in printed[1 - lost]
+    started = fork_two("-c", LOST, lost)
+    assert started[lost].wait() == -signal.SIGKILL
+    assert started[1 - lost].wait() == 1
+    assert f"ConnectionError: process {lost}" in started[1 - lost].printed
+    assert "no longer answers" in started[1 - lost].printed

@@ -47,6 +47,3 @@ def read_corpus(name: str, folder: Path, fold: int = 1, ratings: Path | None = N
     if fold not in range(1, module.FOLDS + 1):
         raise CorpusError(f"{name} has {module.FOLDS} fold{'s' * (module.FOLDS > 1)}; there is no fold {fold}")
     return module.read(folder, fold, ratings) if name in RATED_ELSEWHERE else module.read(folder, fold)
-
-
-__all__ = ["RATED_ELSEWHERE", "CorpusError", "corpus_names", "read_corpus"]
