@@ -1,11 +1,11 @@
-"""WavLM at inference: transformers' `WavLMModel`, padded and one by one, its heads, other runtimes, and this package.
+"""WavLM at inference: transformers' `WavLMModel`, padded and one by one, other runtimes, and this package.
 
     python benchmarks/bench_encoder.py [--size large] [--utterances 8] [--rounds 2] [--runtimes] [--json FILE]
 
 The variants run in turn in one process on the same noise of realistic lengths (log-normal, median 4 s, 1 to 15 s), with
 random weights of the published shape. Reported: seconds of audio per second, the ratios to `WavLMModel` in float32 on
 the padded batch and one by one, and the share of this machine's matrix-product peak, measured in the same run, that the
-utterances' own operations make. The two heads, hardly more than the padded batch, are timed once, after the others.
+utterances' own operations make. The padded batches, which take several times as long, are timed once, after the others.
 Memory is what a fresh process each takes beside the weights, with two of the layers: a layer's memory is free again for
 the next.
 """
@@ -32,33 +32,13 @@ from measuring import (
     table,
     wavlm_config,
 )
-from torch import nn
-from transformers import WavLMConfig, WavLMForSequenceClassification, WavLMModel
+from transformers import WavLMConfig, WavLMModel
 
 from modeling_mamba_ema.fast_speech_encoder import fast_hidden_states, quantize_linear_layers
 
 PADDED = "WavLMModel, padded batch"
 ALONE = "WavLMModel, one by one"
 OURS = "this package"
-
-
-class AttentiveStatistics(nn.Module):
-    """The head of the Odyssey 2024 baseline on `WavLMModel`: attention-weighted mean and deviation, two layers."""
-
-    def __init__(self, wavlm: WavLMModel, outputs: int = 3):
-        super().__init__()
-        width = wavlm.config.hidden_size
-        self.wavlm = wavlm
-        self.attention = nn.Linear(width, 1)
-        self.head = nn.Sequential(nn.Linear(2 * width, width), nn.ReLU(), nn.Linear(width, outputs))
-
-    def forward(self, waveforms: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        frames = self.wavlm(waveforms, attention_mask=mask).last_hidden_state
-        valid = self.wavlm._get_feature_vector_attention_mask(frames.shape[1], mask).unsqueeze(-1)
-        weights = self.attention(frames).masked_fill(~valid.bool(), -torch.inf).softmax(dim=1)
-        mean = (weights * frames).sum(dim=1)
-        deviation = (weights * (frames - mean.unsqueeze(1)).square()).sum(dim=1).clamp_min(1e-9).sqrt()
-        return self.head(torch.cat([mean, deviation], dim=1))
 
 
 def operations(config: WavLMConfig, lengths: list[int]) -> float:
@@ -88,21 +68,6 @@ def variants(model: WavLMModel, waveforms: torch.Tensor, lengths: torch.Tensor) 
         PADDED: lambda: model(waveforms, attention_mask=mask),
         ALONE: lambda: [model(row[None, :length]) for row, length in zip(waveforms, lengths.tolist())],
         OURS: lambda: fast_hidden_states(model, waveforms, lengths, last),
-    }
-
-
-def heads(wavlm: WavLMModel, waveforms: torch.Tensor, lengths: torch.Tensor) -> dict[str, Callable[[], Any]]:
-    """Peers' models around the same weights, on the padded batch."""
-    mask = (torch.arange(waveforms.shape[1]) < lengths.unsqueeze(1)).long()
-    with torch.device("meta"):
-        classifier = WavLMForSequenceClassification(wavlm.config)
-    classifier.wavlm = wavlm
-    classifier.projector.to_empty(device="cpu"), classifier.classifier.to_empty(device="cpu")
-    classifier.eval()
-    attentive = AttentiveStatistics(wavlm).eval()
-    return {
-        "WavLMForSequenceClassification, padded batch, float32": lambda: classifier(waveforms, attention_mask=mask),
-        "attentive statistics on WavLMModel, padded batch, float32": lambda: attentive(waveforms, mask),
     }
 
 
@@ -176,22 +141,22 @@ def main() -> None:
     short = padded_batch([1.0, 0.5])
     functions, warm_up = (interleaved_variants(models, runtimes, *batch) for batch in ((waveforms, lengths), short))
     with torch.inference_mode():
-        times = interleaved(functions, arguments.rounds, warm_up)
-        times |= interleaved(heads(model, waveforms, lengths), 1, heads(model, *short))
+        padded = {name: functions.pop(name) for name in list(functions) if name.startswith(PADDED)}
+        times = interleaved(functions, arguments.rounds, warm_up) | interleaved(padded, 1, warm_up)
     peaks = {str(dtype)[6:]: matrix_product_peak(dtype) for dtype in (torch.float32, torch.bfloat16)}
-    padded, alone = times[f"{PADDED}, float32"], times[f"{ALONE}, float32"]
+    batch, alone = times[f"{PADDED}, float32"], times[f"{ALONE}, float32"]
     figures: dict[str, Any] = {"seconds_of_audio": seconds, "gflop": gflop, "peak_gflops": peaks, "variants": {}}
     rows = []
     for name, time in sorted(times.items(), key=lambda item: -item[1]):
         peak = peaks.get(name.rpartition(", ")[2])  # there is none for integers: it is the processor's, not torch's
         figures["variants"][name] = {
             "audio_per_second": seconds / time,
-            "ratio": padded / time,
+            "ratio": batch / time,
             "ratio_to_one_by_one": alone / time,
             "of_peak": peak and gflop / time / peak,
         }
         share = f"{gflop / time / peak:.0%}" if peak else ""
-        rows.append([name, f"{seconds / time:.1f}", f"{padded / time:.2f}x", f"{alone / time:.2f}x", share])
+        rows.append([name, f"{seconds / time:.1f}", f"{batch / time:.2f}x", f"{alone / time:.2f}x", share])
     print(f"WavLM-{arguments.size}, {arguments.utterances} utterances, {seconds:.1f} s of audio; {machine()}")
     print("matrix-product peak: " + ", ".join(f"{name} {peak:.0f} GFLOP/s" for name, peak in peaks.items()) + "\n")
     header = ["inference", "audio seconds a second", "against the padded batch", "against one by one", "of the peak"]

@@ -1,17 +1,18 @@
 """One CUDA device: WavLM as transformers ships it and as this package runs it, and the updater's steps.
 
-    python benchmarks/bench_gpu.py [--rounds 10] [--json FILE]      (or: make bench-gpu)
+    python benchmarks/bench_gpu.py [--rounds 10] [--compile] [--json FILE]      (or: make bench-gpu)
 
-Written without a GPU at hand; no figure of it has been published. Utterances of 4 s and 15 s in batches of 1, 8 and 32,
+Utterances of 4 s and 15 s in batches of 1, 8 and 32,
 and 32 of realistic lengths, in WavLM-large's shape with random weights. Variants run in turn in one process; times are
 the wall clock's until the device has finished, medians, after one round that is not counted. The roofline of a batch is
 the longer of two times, each with a peak measured in the same run: its products at the rate of a large product in the
 same dtype (float32 without TF32, as torch's default is), and one reading of the weights at the rate of a large copy.
 
-"layers compiled" is `torch.compile(..., dynamic=True)` around this package's transformer layer. It compiles anew for
-every number of utterances and every pattern of equal lengths, so the package does not use it; the row shows what is
-left to gain. Below: a stream's turn in the conversation encoder, eager and as a CUDA graph, and the scan over the turns
-of whole conversations, as matrix products and as mamba-ssm's Triton kernel where that is installed.
+With `--compile`, "layers compiled" is `torch.compile(..., dynamic=True)` around this package's transformer layer. It
+compiles anew for every number of utterances and every pattern of equal lengths, which takes minutes, so the package
+does not use it; the row shows what is left to gain. Below: a stream's turn in the conversation encoder, eager and as a
+CUDA graph, and the scan over the turns of whole conversations, as matrix products and as mamba-ssm's Triton kernel
+where that is installed.
 """
 
 import sys
@@ -79,10 +80,11 @@ def compiled(function: Callable[[], Any]) -> Callable[[], Any]:
     return run
 
 
-def encoder_figures(dtype: torch.dtype, rounds: int) -> dict[str, Any]:
+def encoder_figures(dtype: torch.dtype, rounds: int, with_compiled: bool) -> dict[str, Any]:
     """Seconds of audio a second of each variant and batch, with ratios to WavLMModel and shares of the roofline."""
     config = wavlm_config("large")
-    model = WavLMModel(config).eval().to(DEVICE, dtype)
+    with torch.device(DEVICE):  # drawing the weights on the CPU takes longer than all rounds
+        model = WavLMModel(config).eval().to(dtype)
     operations_a_second, bytes_a_second = peaks(dtype)
     reading = sum(weight.nbytes for weight in model.parameters()) / bytes_a_second
     figures: dict[str, Any] = {
@@ -102,8 +104,9 @@ def encoder_figures(dtype: torch.dtype, rounds: int) -> dict[str, Any]:
         functions = {
             SHIPPED: lambda waveforms=waveforms, mask=mask: model(waveforms, attention_mask=mask),
             OURS: ours,
-            COMPILED: compiled(ours),
         }
+        if with_compiled:
+            functions[COMPILED] = compiled(ours)
         roofline = max(operations(config, lengths.tolist()) * 1e9 / operations_a_second, reading)
         times = times_of(functions, rounds)
         figures["batches"][batch] = {
@@ -191,6 +194,7 @@ def step_figures(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[s
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--rounds", type=int, default=10, help="counted rounds (default 10)")
+    parser.add_argument("--compile", action="store_true", help="measure compiled layers, too")
     arguments = parser.parse_args()
     if DEVICE == "cuda" and not torch.cuda.is_available():
         sys.exit("bench_gpu.py measures a CUDA device, and torch finds none here")
@@ -200,7 +204,7 @@ def main() -> None:
     for dtype in (torch.bfloat16, torch.float32):
         name = str(dtype)[6:]
         with torch.inference_mode():
-            encoders = figures[name] = encoder_figures(dtype, arguments.rounds)
+            encoders = figures[name] = encoder_figures(dtype, arguments.rounds, arguments.compile)
         print(f"\n{name}: {encoders['peak_tflops']:.0f} TFLOP/s, {encoders['peak_gb_a_second']:.0f} GB/s\n")
         rows = [
             [

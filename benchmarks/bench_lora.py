@@ -62,9 +62,10 @@ def build(variant: str, arguments: argparse.Namespace) -> Any:
     torch.manual_seed(0)
     config = wavlm_config(arguments.size)
     config.num_hidden_layers = arguments.layers or config.num_hidden_layers
-    if variant == PADDED:
-        return PaddedRegression(config).train()
-    model = MambaEMAForRegression(MambaEMAConfig(speech_encoder_config=config)).train()
+    with torch.device(arguments.device):  # drawing a large model's weights on the CPU takes longer than its steps
+        if variant == PADDED:
+            return PaddedRegression(config).train()
+        model = MambaEMAForRegression(MambaEMAConfig(speech_encoder_config=config)).train()
     if variant.startswith(LORA):
         add_lora(model, {}, base="random weights", revision="main")
     else:

@@ -1,7 +1,7 @@
 """Pretrain the tiny WavLM that ships with the package (`modeling_mamba_ema/tiny_wavlm`).
 
     pip install '.[train,demo,baseline]'
-    OMP_NUM_THREADS=1 python examples/pretrain_tiny_wavlm.py --output outputs/tiny_wavlm
+    OMP_NUM_THREADS=1 python examples/pretrain_tiny_wavlm.py --output outputs/tiny_wavlm --device cuda --workers 16
 
 WavLM's recipe in small (Chen et al. 2022, "WavLM: Large-Scale Self-Supervised Pre-Training for Full Stack Speech
 Processing"): the model hears speech in noise and rooms or with somebody else talking over it, spans of frames are
@@ -13,6 +13,7 @@ voices that the demo validates and tests on are left out.
 """
 
 import argparse
+import itertools
 import logging
 import math
 import multiprocessing
@@ -27,6 +28,7 @@ import transformers
 from sklearn.cluster import MiniBatchKMeans
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Dataset
 from transformers import WavLMConfig, WavLMModel
 from transformers.audio_utils import mel_filter_bank
 from transformers.models.wavlm.modeling_wavlm import _compute_mask_indices
@@ -73,8 +75,8 @@ CLUSTERS = {"mfcc": 100, "pitch": 64, "quality": 64}
 # Speech
 
 
-def make_clips(count: int, seconds: float, seed: int) -> list[np.ndarray]:
-    """Clean clips of at least `seconds`, int16, each of one speaker who changes expression between phrases.
+def make_clips(count: int, seconds: float, seed: int, workers: int) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    """Clean clips of at least `seconds`, int16, each of one speaker who changes expression, with their features.
 
     eSpeak NG damages its memory in long runs, so every 50 clips are made in a process of their own; those of a process
     that crashes are left out.
@@ -82,17 +84,23 @@ def make_clips(count: int, seconds: float, seed: int) -> list[np.ndarray]:
     held_out = {speaker.voice.split("+")[1] for split in ("validation", "test") for speaker in SPEAKERS[split]}
     if held_out & set(VARIANTS.split()):
         raise ValueError(f"{held_out & set(VARIANTS.split())} are voices that the demo validates or tests on")
-    clips: list[np.ndarray] = []
-    for first in range(0, count, 50):
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+    clips: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
+    context = multiprocessing.get_context("fork")
+    ranges = (range(first, min(first + 50, count)) for first in range(0, count, 50))
+    while some := list(itertools.islice(ranges, workers)):
+        pools = [ProcessPoolExecutor(1, mp_context=context) for _ in some]
+        futures = [pool.submit(_clips, indices, seconds, seed) for pool, indices in zip(pools, some)]
+        for indices, pool, future in zip(some, pools, futures):
             try:
-                clips += pool.submit(_clips, range(first, min(first + 50, count)), seconds, seed).result()
+                clips += future.result()
             except BrokenProcessPool:
-                logger.warning("eSpeak NG crashed in the clips from %d on, which are left out", first)
+                logger.warning("eSpeak NG crashed in the clips from %d on, which are left out", indices[0])
+            pool.shutdown()
     return clips
 
 
-def _clips(indices: range, seconds: float, seed: int) -> list[np.ndarray]:
+def _clips(indices: range, seconds: float, seed: int) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    torch.set_num_threads(1)
     synthesizer, clips = Synthesizer(), []
     for index in indices:
         generator = np.random.default_rng([seed, index])
@@ -109,8 +117,9 @@ def _clips(indices: range, seconds: float, seed: int) -> list[np.ndarray]:
             text = draw_text(language, generator)
             pieces.append(say(synthesizer, text, speaker, draw_expression(generator), generator))
             pieces.append(np.zeros(int(generator.uniform(0.05, 0.4) * SAMPLING_RATE), dtype=np.float32))
-        clip = np.concatenate(pieces)
-        clips.append(np.round(clip / np.abs(clip).max() * 32_000).astype(np.int16))
+        speech = np.concatenate(pieces)
+        clip = np.round(speech / np.abs(speech).max() * 32_000).astype(np.int16)
+        clips.append((clip, clip_features(clip)))
     return clips
 
 
@@ -236,50 +245,66 @@ def normalise(waveform: np.ndarray) -> torch.Tensor:
     return torch.from_numpy((waveform - waveform.mean()) / np.sqrt(waveform.var() + 1e-7)).float()
 
 
-def train(
-    model: WavLMModel, clips: list[np.ndarray], targets: dict[str, list[np.ndarray]], options: argparse.Namespace
-) -> None:
-    """Teach the model to predict the targets of clean clips from disturbed ones."""
-    heads = Heads(model.config.hidden_size, {name: CLUSTERS[name] for name in targets})
+class Batches(Dataset):
+    """For each step the crops as they are heard, the clusters of the clean ones, and which frames are masked."""
+
+    def __init__(self, clips: list[np.ndarray], targets: dict[str, list[np.ndarray]], options: argparse.Namespace):
+        self.clips, self.targets, self.options = clips, targets, options
+        self.frames = int(options.seconds * SAMPLING_RATE) // HOP
+        self.samples = (self.frames - 1) * HOP + WINDOW
+
+    def __len__(self) -> int:
+        return self.options.steps
+
+    def __getitem__(self, step: int) -> tuple[torch.Tensor, dict[str, torch.Tensor], torch.Tensor]:
+        """(batch, samples), clusters (batch, frames) by target, and (batch, frames) of bool"""
+        generator = np.random.default_rng([self.options.seed, step])
+        heard, wanted = [], {name: [] for name in self.targets}
+        for index in generator.integers(len(self.clips), size=self.options.batch_size):
+            first = int(generator.integers((len(self.clips[index]) - self.samples) // HOP))
+            clip = self.clips[index][first * HOP : first * HOP + self.samples] / 32_768
+            other = self.clips[generator.integers(len(self.clips))] / 32_768
+            heard.append(normalise(disturb(clip, other, generator)))
+            for name in self.targets:
+                wanted[name].append(self.targets[name][index][first : first + self.frames])
+        np.random.seed(generator.integers(2**32))  # of the next line
+        mask = _compute_mask_indices((len(heard), self.frames), self.options.mask_prob, 10)
+        truth = {name: torch.from_numpy(np.stack(rows).astype(np.int64)) for name, rows in wanted.items()}
+        return torch.stack(heard), truth, torch.from_numpy(mask)
+
+
+def train(model: WavLMModel, batches: Batches, options: argparse.Namespace) -> None:
+    """Teach the model to predict the clusters of clean speech from what it hears."""
+    heads = Heads(model.config.hidden_size, {name: CLUSTERS[name] for name in batches.targets}).to(options.device)
     parameters = [*model.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = transformers.get_cosine_schedule_with_warmup(optimizer, options.steps // 12, options.steps)
-    generator = np.random.default_rng([options.seed, options.steps])
-    np.random.seed(options.seed)  # of _compute_mask_indices
-    frames = int(options.seconds * SAMPLING_RATE) // HOP
-    samples = (frames - 1) * HOP + WINDOW
+    # A worker asks for one step after another; with as many workers as cores, torch needs one thread in each.
+    workers = options.workers if options.workers > 1 else 0
+    loader = DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=options.device == "cuda")
     model.train()
-    losses: dict[str, list[float]] = {}
-    for step in range(options.steps):
-        # 1. a batch of crops, as they are heard and as they should be
-        heard, wanted = [], {name: [] for name in targets}
-        for index in generator.integers(len(clips), size=options.batch_size):
-            first = int(generator.integers((len(clips[index]) - samples) // HOP))
-            clip = clips[index][first * HOP : first * HOP + samples] / 32_768
-            other = clips[generator.integers(len(clips))] / 32_768
-            heard.append(normalise(disturb(clip, other, generator)))
-            for name in targets:
-                wanted[name].append(targets[name][index][first : first + frames])
-        mask = torch.from_numpy(_compute_mask_indices((len(heard), frames), options.mask_prob, 10))
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            hidden = model(torch.stack(heard), mask_time_indices=mask).last_hidden_state
-        # 2. frames that are masked, and frames that are heard, count alike
-        loss = torch.zeros(())
-        for name in targets:
-            truth = torch.from_numpy(np.stack(wanted[name]).astype(np.int64))
-            for kind, chosen in (("masked", mask), ("heard", ~mask)):
-                value = F.cross_entropy(heads(name, hidden[chosen].float()), truth[chosen])
+    losses: dict[str, list[torch.Tensor]] = {}
+    for step, (heard, truth, mask) in enumerate(loader):
+        heard, mask = heard.to(options.device), mask.to(options.device)
+        with torch.autocast(torch.device(options.device).type, dtype=torch.bfloat16):
+            hidden = model(heard, mask_time_indices=mask).last_hidden_state
+        # Frames that are masked, and frames that are heard, count alike.
+        loss = torch.zeros((), device=options.device)
+        for name, clusters in truth.items():
+            scores = heads(name, hidden.float())
+            each = F.cross_entropy(scores.flatten(0, 1), clusters.to(options.device).flatten(), reduction="none")
+            for kind, chosen in (("masked", mask.flatten()), ("heard", ~mask.flatten())):
+                value = (each * chosen).sum() / chosen.sum()
                 loss = loss + 0.5 * value
-                losses.setdefault(f"{name} {kind}", []).append(value.item())
-        # 3. step
+                losses.setdefault(f"{name} {kind}", []).append(value.detach())
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 2.0)
         optimizer.step()
         schedule.step()
         if (step + 1) % 100 == 0:
-            means = ", ".join(f"{name} {np.mean(values):.3f}" for name, values in losses.items())
-            logger.info("step %d: %s (CPU %.0f s)", step + 1, means, time.process_time())
+            means = ", ".join(f"{name} {torch.stack(values).mean():.3f}" for name, values in losses.items())
+            logger.info("step %d: %s", step + 1, means)
             losses = {}
 
 
@@ -293,19 +318,23 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
     parser.add_argument("--mask-prob", type=float, default=0.5)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--workers", type=int, default=1, help="processes that make speech, as many as there are cores")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers.utils.logging.set_verbosity_error()
     torch.manual_seed(options.seed)
-    clips = make_clips(options.clips, options.clip_seconds, options.seed)
-    logger.info("%d clips, %.1f h", len(clips), sum(map(len, clips)) / SAMPLING_RATE / 3600)
-    features = [clip_features(clip) for clip in clips]
+    started = time.monotonic()
+    clips, features = zip(*make_clips(options.clips, options.clip_seconds, options.seed, options.workers))
+    hours = sum(map(len, clips)) / SAMPLING_RATE / 3600
+    logger.info("%d clips, %.1f h (%.0f s)", len(clips), hours, time.monotonic() - started)
     targets = {name: cluster([f[name] for f in features], CLUSTERS[name], options.seed) for name in CLUSTERS}
-    model = WavLMModel(WavLMConfig(**CONFIG))
-    logger.info("targets made, %d weights (CPU %.0f s)", model.num_parameters(), time.process_time())
-    train(model, clips, targets, options)
-    model.half().save_pretrained(options.output)
+    model = WavLMModel(WavLMConfig(**CONFIG)).to(options.device)
+    logger.info("targets made, %d weights (%.0f s)", model.num_parameters(), time.monotonic() - started)
+    train(model, Batches(list(clips), targets, options), options)
+    logger.info("trained (%.0f s)", time.monotonic() - started)
+    model.to("cpu").half().save_pretrained(options.output)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import math
 import os
 import warnings
 import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -79,9 +79,23 @@ def load_audio(
             NaN, or the utterance is too short (25 ms) or too long.
         ImportError: `soxr` is needed for the file's sampling rate and is not installed.
     """
-    with Recording(source, channel) as recording:
-        recording.check_length(start, end, max_seconds)
-        return recording.read(start, end)
+    return load_stretches(source, [(start, end, channel)], max_seconds)[0]
+
+
+def load_stretches(
+    source: Any, stretches: Iterable[tuple[float | None, float | None, int | None]], max_seconds: float = MAX_SECONDS
+) -> list[np.ndarray]:
+    """As [`load_audio`] for several stretches (start, end, channel) of a file, which is opened once.
+
+    A decoder of MP3 that was just opened goes through all frames before a stretch, which takes longer than decoding it.
+    """
+    waveforms = []
+    with Recording(source) as recording:
+        for start, end, channel in stretches:
+            channel = recording.checked_channel(channel)
+            recording.check_length(start, end, max_seconds)
+            waveforms.append(recording.read(start, end, channel))
+    return waveforms
 
 
 def check_audio(
@@ -560,4 +574,5 @@ __all__ = [
     "is_audio_decoder",
     "is_audio_file",
     "load_audio",
+    "load_stretches",
 ]

@@ -9,6 +9,8 @@ What transformers' WavLM, wav2vec 2.0 and HuBERT spend beyond their matrix produ
 - The convolutions work on (channels, time) and transpose around every layer norm. Here they are matrix products over
   (time, channels), where a stride is a view.
 - On a CPU oneDNN computes the GELU and adds the residual while it writes a product.
+- On other devices, where starting a kernel costs more than some values that are thrown away, utterances are convolved
+  as one sequence, and attention works on padded groups of utterances of similar length.
 
 Linear layers that are more than a weight and a bias (adapters, quantised weights, hooks) are called as the modules they
 are. `hidden_states_one_by_one` in `speech_encoder.py` is the reference, which the tests compare this file with.
@@ -24,6 +26,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -53,6 +56,16 @@ ATTENTION_ENTRIES = 2**21
 MASK_ENTRIES = 2**26
 # Memory-efficient attention on a GPU reads a mask whose rows are a multiple of 8 long; any other is copied into one.
 MASK_ALIGNMENT = 8
+# The shortest utterance of a padded group has at least this part of the longest one's frames.
+SIMILAR_LENGTH = 0.6
+# Samples that the front end works on at a time on other devices (60 s; 0.5 GB in half precision).
+FRONT_END_SAMPLES = 960_000
+# Taps of the position embedding's convolution in one product there; the windows take as many times the frames' memory.
+TAPS = 16
+
+# Attention of each utterance to itself: queries, keys, values (all frames, heads, size), WavLM's gates (all frames,
+# heads) or None, and the probability of dropout -> (all frames, hidden)
+Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, float], torch.Tensor]
 
 # Called as modules wherever they are more than a weight and a bias, whatever they are.
 _LINEAR_LAYERS = {
@@ -128,6 +141,11 @@ def fast_hidden_states(
         by_index = dict(zip(order, itertools.chain.from_iterable(states)))
         rows.append([by_index[index] for index in range(len(samples))])
     return [nn.utils.rnn.pad_sequence(row, batch_first=True) for row in rows]
+
+
+def _works_together(device: torch.device) -> bool:
+    """Whether starting a kernel costs more than computing some values that are thrown away."""
+    return device.type != "cpu"
 
 
 def _divide(samples: list[int], config: Any) -> tuple[list[list[int]], list[list[int]]]:
@@ -224,12 +242,12 @@ def _encode(
     # 3. transformer layers up to the highest that is read
     states: dict[int, torch.Tensor] = {}  # only what is asked for: every other layer's memory is free again
     hidden = _keep(states, 0, hidden, frames, layers, next_layer_reads)
-    biases = position_biases(backbone, frames) if config.model_type == "wavlm" and max(layers) else None
+    attend = attention_over(backbone, frames, hidden.device)
     layer: Any
     for index, layer in enumerate(encoder.layers[: max(layers)], start=1):
         dropped = backbone.training and index > 1 and config.layerdrop > 0 and torch.rand([]) < config.layerdrop
         if not dropped:
-            hidden = _checkpointed(layer, _layer)(layer, hidden, frames, biases, config.do_stable_layer_norm)
+            hidden = _checkpointed(layer, _layer)(layer, hidden, attend, config.do_stable_layer_norm)
         if index == config.num_hidden_layers and config.do_stable_layer_norm:
             hidden = _norm(encoder.layer_norm, hidden)
         hidden = _keep(states, index, hidden, frames, layers, next_layer_reads)
@@ -254,7 +272,7 @@ def _keep(
     return hidden
 
 
-def _checkpointed(layer: Any, function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+def _checkpointed(layer: Any, function: Callable[..., Any]) -> Callable[..., Any]:
     """The function, whose activations are computed again for the gradient where the layer says so."""
     if getattr(layer, "gradient_checkpointing", False) and layer.training and torch.is_grad_enabled():
         return functools.partial(layer._gradient_checkpointing_func, function)
@@ -272,8 +290,13 @@ def _front_end(feature_extractor: Any, utterances: list[torch.Tensor]) -> list[t
     """Waveforms (samples,) -> features (frames, channels): convolutions as matrix products over (time, channels)"""
     layers = list(feature_extractor.conv_layers)
     weights = [layer.conv.weight.transpose(1, 2).flatten(1) for layer in layers]  # (out, kernel * in)
-    convolve = _checkpointed(layers[0], _convolve_all)
-    return [convolve(layers, weights, utterance.unsqueeze(1)) for utterance in utterances]
+    if not _works_together(utterances[0].device):
+        convolve = _checkpointed(layers[0], _convolve_all)
+        return [convolve(layers, weights, utterance.unsqueeze(1)) for utterance in utterances]
+    together = _checkpointed(layers[0], _convolve_together)
+    samples = [len(utterance) for utterance in utterances]
+    groups = _groups(list(range(len(samples))), samples, FRONT_END_SAMPLES)
+    return [frames for group in groups for frames in together(layers, weights, [utterances[i] for i in group])]
 
 
 def _convolve_all(layers: list[Any], weights: list[torch.Tensor], features: torch.Tensor) -> torch.Tensor:
@@ -287,16 +310,12 @@ def _convolve_all(layers: list[Any], weights: list[torch.Tensor], features: torc
     if isinstance(norms[0], nn.GroupNorm):
         first, biases[0] = _with_norm_over_time(layers[0].conv, norms[0], weights[0], features[:, 0])
         weights, norms[0] = [first, *weights[1:]], None
-    field = hop = 1  # samples that a frame sees, and from one frame to the next
-    for layer in reversed(layers):
-        field = (field - 1) * layer.conv.stride[0] + layer.conv.kernel_size[0]
-        hop *= layer.conv.stride[0]
+    field, hop = _field_and_hop(layers)
     frames = (len(features) - field) // hop + 1
-    # A GPU would wait for the start of small kernels, and where gradients are wanted all of it is kept in any case.
+    # Where gradients are wanted all of it is kept in any case. In inference mode a view of a weight still says that it
+    # requires a gradient.
     size = frames
-    # In inference mode a view of a weight still says that it requires a gradient.
-    kept = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (features, *weights))
-    if features.device.type == "cpu" and not kept:
+    if not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (features, *weights))):
         conv = layers[0].conv
         size = max(1, PIECE_VALUES // (hop // conv.stride[0] * conv.out_channels))
     pieces = []
@@ -307,6 +326,45 @@ def _convolve_all(layers: list[Any], weights: list[torch.Tensor], features: torc
             piece = _convolve(layer, weight, bias, norm, piece)
         pieces.append(piece)
     return torch.cat(pieces)
+
+
+def _convolve_together(
+    layers: list[Any], weights: list[torch.Tensor], utterances: list[torch.Tensor]
+) -> list[torch.Tensor]:
+    """All convolutions of all utterances as one sequence, (samples,) each -> (frames, channels) each.
+
+    Every utterance begins at a multiple of the hop, so that it has the frames that it has alone; those between, which
+    see the end of one and the beginning of the next, are left out.
+    """
+    field, hop = _field_and_hop(layers)
+    first, norm = layers[0], getattr(layers[0], "layer_norm", None)
+    if isinstance(norm, nn.GroupNorm):  # another weight for each utterance
+        stride, convolved = first.conv.stride[0], []
+        for utterance in utterances:
+            weight, bias = _with_norm_over_time(first.conv, norm, weights[0], utterance)
+            features = _convolve(first, weight, bias, None, utterance.unsqueeze(1))
+            length = math.ceil(len(utterance) / hop) * (hop // stride)
+            convolved.append(F.pad(features, (0, 0, 0, length - len(features))))
+        sequence = torch.cat(convolved)
+    else:
+        samples = torch.cat([F.pad(utterance, (0, -len(utterance) % hop)) for utterance in utterances])
+        sequence = _convolve(first, weights[0], first.conv.bias, norm, samples.unsqueeze(1))
+    for layer, weight in zip(layers[1:], weights[1:]):
+        sequence = _convolve(layer, weight, layer.conv.bias, getattr(layer, "layer_norm", None), sequence)
+    frames, start = [], 0
+    for utterance in utterances:
+        frames.append(sequence[start : start + (len(utterance) - field) // hop + 1])
+        start += math.ceil(len(utterance) / hop)
+    return frames
+
+
+def _field_and_hop(layers: list[Any]) -> tuple[int, int]:
+    """Samples that a frame of the front end sees, and from one frame to the next."""
+    field = hop = 1
+    for layer in reversed(layers):
+        field = (field - 1) * layer.conv.stride[0] + layer.conv.kernel_size[0]
+        hop *= layer.conv.stride[0]
+    return field, hop
 
 
 def _convolve(
@@ -353,6 +411,8 @@ def _positions(embedding: Any, hidden: torch.Tensor, frames: list[int]) -> torch
     weight, bias = conv.weight, conv.bias  # the weight is computed from its norm and its direction: read it only once
     if weight.shape[1] % 16:  # oneDNN 3.12 errs on bfloat16 groups of 8 channels; no published WavLM has them
         weight, bias = _at_least_float32(weight), _at_least_float32(bias)
+    if _works_together(hidden.device):
+        return embedding.activation(_convolve_in_groups(conv, weight, bias, hidden.to(weight.dtype), frames))
     outputs = []
     for utterance in hidden.to(weight.dtype).split(frames):
         channels_first = utterance.t().unsqueeze(0)  # (1, hidden, frames)
@@ -361,13 +421,34 @@ def _positions(embedding: Any, hidden: torch.Tensor, frames: list[int]) -> torch
     return torch.cat(outputs)
 
 
-def _layer(
-    layer: Any, hidden: torch.Tensor, frames: list[int], biases: dict[int, torch.Tensor] | None, norm_first: bool
+def _convolve_in_groups(
+    conv: nn.Conv1d, weight: torch.Tensor, bias: torch.Tensor, hidden: torch.Tensor, frames: list[int]
 ) -> torch.Tensor:
+    """A convolution of many taps in groups of channels as few matrix products, (all frames, hidden) -> the same.
+
+    The utterances are one sequence with zeros between them: as many as an utterance is padded with.
+    """
+    (groups, taps), count = (conv.groups, conv.kernel_size[0]), math.gcd(conv.kernel_size[0], TAPS)
+    gap = hidden.new_zeros(int(conv.padding[0]), hidden.shape[1])
+    pieces = [piece for utterance in hidden.split(frames) for piece in (gap, utterance)]
+    sequence = torch.cat([*pieces, gap]).unflatten(1, (groups, -1)).transpose(0, 1)  # (groups, time, channels)
+    windows = sequence.unfold(1, count, 1).flatten(2)  # (groups, time, channels * count)
+    weight = weight.unflatten(0, (groups, -1)).transpose(1, 2)  # (groups, channels, out, taps)
+    length = sequence.shape[1] - taps + 1
+    output = bias.view(groups, 1, -1).expand(-1, length, -1)
+    for tap in range(0, taps, count):
+        factor = weight[..., tap : tap + count].transpose(2, 3).flatten(1, 2)  # (groups, channels * count, out)
+        output = torch.baddbmm(output, windows[:, tap : tap + length], factor)
+    starts = itertools.accumulate((length + len(gap) for length in frames), initial=0)
+    output = torch.cat([output[:, start : start + length] for start, length in zip(starts, frames)], dim=1)
+    return output.transpose(0, 1).flatten(1)
+
+
+def _layer(layer: Any, hidden: torch.Tensor, attend: Attend, norm_first: bool) -> torch.Tensor:
     """One transformer layer, (all frames, hidden) -> the same"""
     attention, feed_forward = layer.attention, layer.feed_forward
     inputs = _norm(layer.layer_norm, hidden) if norm_first else hidden
-    attended = unpadded_attention(attention, inputs, frames, biases)
+    attended = unpadded_attention(attention, inputs, attend)
     hidden = add_linear(hidden, attended, attention.out_proj, layer.dropout)
     if not norm_first:
         hidden = _norm(layer.layer_norm, hidden)
@@ -401,49 +482,50 @@ def _norm(norm: nn.LayerNorm, hidden: torch.Tensor) -> torch.Tensor:
 # from i on. Rows are overlapping views of one table, which take no memory. Gate: Chi et al. 2022, "XLM-E".
 
 
-def position_biases(wavlm: Any, frames: list[int]) -> dict[int, torch.Tensor]:
-    """The position bias for queries and reversed keys, (heads, length, length), by length: views of one table.
-
-    There is one for every length in `frames`, and one for the longest rounded up to [`MASK_ALIGNMENT`].
-    """
+def position_biases(wavlm: Any, lengths: Sequence[int]) -> dict[int, torch.Tensor]:
+    """The position bias for queries and reversed keys, (heads, length, length), by length: views of one table."""
     first_layer: Any = wavlm.encoder.layers[0]
     attention = first_layer.attention
-    widest = _aligned(max(frames))
+    widest = max(lengths)
     distances = torch.arange(widest - 1, -widest, -1, device=attention.rel_attn_embed.weight.device)
     buckets = attention._relative_positions_bucket(distances)
     table = _at_least_float32(attention.rel_attn_embed(buckets)).t().contiguous()  # (heads, 2 * widest - 1)
-    return {
-        length: table[:, widest - length : widest + length - 1].unfold(1, length, 1) for length in {*frames, widest}
-    }
+    return {length: table[:, widest - length : widest + length - 1].unfold(1, length, 1) for length in set(lengths)}
 
 
-def _aligned(length: int) -> int:
-    return length + -length % MASK_ALIGNMENT
+def attention_over(backbone: Any, frames: list[int], device: torch.device) -> Attend:
+    """How the utterances of a batch attend to themselves, in all layers.
+
+    Args:
+        backbone: a `WavLMModel`, `Wav2Vec2Model` or `HubertModel`.
+        frames: frames of each utterance.
+        device: of the frames.
+    """
+    if _works_together(device):
+        return _together(backbone, frames, device)
+    if backbone.config.model_type == "wavlm":
+        return functools.partial(_attend_one_by_one, frames, position_biases(backbone, frames))
+    return functools.partial(_attend_plainly, frames)
 
 
-def unpadded_attention(
-    attention: Any, inputs: torch.Tensor, frames: list[int], biases: dict[int, torch.Tensor] | None
-) -> torch.Tensor:
+def unpadded_attention(attention: Any, inputs: torch.Tensor, attend: Attend) -> torch.Tensor:
     """Attention of each utterance to itself, before the output projection.
 
     Args:
         attention: a `WavLMAttention`, `Wav2Vec2Attention` or `HubertAttention`.
         inputs: (all frames, hidden).
-        frames: frames of each utterance.
-        biases: WavLM's, from [`position_biases`]; None for the others.
+        attend: from [`attention_over`].
 
     Returns:
         (all frames, hidden)
     """
     heads, size = attention.num_heads, attention.head_dim
+    if _is_plain(attention.q_proj):
+        inputs = inputs.to(attention.q_proj.weight.dtype)  # once for all that read them
     projections = [linear(inputs, layer) for layer in (attention.q_proj, attention.k_proj, attention.v_proj)]
     queries, keys, values = (projection.view(-1, heads, size) for projection in projections)
-    dropout = attention.dropout if attention.training else 0.0
-    if biases is None:
-        return _attend_plainly(queries, keys, values, frames, dropout)
-    gates = _gates(attention, inputs)
-    attend = _attend_one_by_one if inputs.device.type == "cpu" else _attend_together
-    return attend(queries, keys, values, gates, frames, biases, dropout)
+    gates = _gates(attention, inputs) if hasattr(attention, "gru_rel_pos_linear") else None
+    return attend(queries, keys, values, gates, attention.dropout if attention.training else 0.0)
 
 
 def _gates(attention: Any, inputs: torch.Tensor) -> torch.Tensor:
@@ -461,9 +543,14 @@ def _gates(attention: Any, inputs: torch.Tensor) -> torch.Tensor:
 
 
 def _attend_plainly(
-    queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, frames: list[int], dropout: float
+    frames: list[int],
+    queries: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    gates: None,
+    dropout: float,
 ) -> torch.Tensor:
-    """Without position bias: queries, keys, values (all frames, heads, size) -> (all frames, hidden)"""
+    """Without position bias."""
     outputs = []
     for utterance in zip(queries.split(frames), keys.split(frames), values.split(frames)):
         query, key, value = (rows.transpose(0, 1)[None] for rows in utterance)  # (1, heads, frames, size)
@@ -473,15 +560,15 @@ def _attend_plainly(
 
 
 def _attend_one_by_one(
+    frames: list[int],
+    biases: dict[int, torch.Tensor],
     queries: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
     gates: torch.Tensor,
-    frames: list[int],
-    biases: dict[int, torch.Tensor],
     dropout: float,
 ) -> torch.Tensor:
-    """Queries, keys, values (all frames, heads, size), gates (all frames, heads) -> (all frames, hidden)"""
+    """With WavLM's position bias, from [`position_biases`]."""
     outputs = []
     utterances = zip(queries.split(frames), keys.split(frames), values.split(frames), gates.split(frames))
     for query, key, value, gate in utterances:
@@ -489,56 +576,106 @@ def _attend_one_by_one(
         key, value = key.flip(0).transpose(0, 1), value.flip(0).transpose(0, 1)  # (heads, frames, size), reversed
         query, gate = query.transpose(0, 1), gate.t().unsqueeze(-1)  # (heads, frames, size), (heads, frames, 1)
         rows = max(1, ATTENTION_ENTRIES // (query.shape[0] * query.shape[1]))
+        # One place for the masks of all blocks: glibc does not always find the last one's again, and memory would grow.
+        place = None if torch.is_grad_enabled() else bias.new_empty(bias[:, :rows].shape)
         for start in range(0, query.shape[1], rows):
             block = slice(start, start + rows)
-            output = F.scaled_dot_product_attention(
-                query[None, :, block],
-                key[None],
-                value[None],
-                attn_mask=(gate[:, block] * bias[:, block])[None],
-                dropout_p=dropout,
-            )
+            out = None if place is None else place[:, : query[:, block].shape[1]]
+            mask = torch.mul(gate[:, block], bias[:, block], out=out)
+            output = F.scaled_dot_product_attention(query[None, :, block], key[None], value[None], mask[None], dropout)
             outputs.append(output[0].transpose(0, 1).flatten(1))  # (rows, hidden)
     return torch.cat(outputs)
 
 
+@dataclass
+class _PaddedGroup:
+    """Utterances of similar length as a padded batch.
+
+    Keys come in reverse order, their padding first, so that every key is where an utterance of the padded length has
+    its distance.
+
+    Attributes:
+        shape: utterances, and frames of each with padding.
+        queries, keys: (batch * padded,) the frame at each place; the first one where there is padding.
+        absent: (batch, 1, 1, padded) minus infinity where a key is padding, 0 elsewhere; None without padding.
+        bias: (heads, padded, padded) WavLM's position bias; None for others.
+    """
+
+    shape: tuple[int, int]
+    queries: torch.Tensor
+    keys: torch.Tensor
+    absent: torch.Tensor | None
+    bias: torch.Tensor | None
+
+
+def _together(backbone: Any, frames: list[int], device: torch.device) -> Attend:
+    """[`_attend_together`] with all that does not change between layers, so that none of them waits for the device."""
+    dtype = backbone.encoder.layer_norm.weight.dtype
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    members: list[list[int]] = []
+    for index in sorted(range(len(frames)), key=lambda index: -frames[index]):
+        if not members or frames[index] < SIMILAR_LENGTH * frames[members[-1][0]]:
+            members.append([])
+        members[-1].append(index)
+    with_bias = backbone.config.model_type == "wavlm"
+    padded = [_aligned(frames[group[0]]) if with_bias else frames[group[0]] for group in members]
+    biases = position_biases(backbone, padded) if with_bias else {}
+    starts = torch.tensor([0, *itertools.accumulate(frames)])
+    lengths = torch.tensor(frames)
+    groups, places, offset = [], torch.empty(int(starts[-1]), dtype=torch.long), 0
+    for group, width in zip(members, padded):
+        within = torch.arange(width)
+        present = within < lengths[group].unsqueeze(1)  # (batch, width)
+        rows = (starts[group].unsqueeze(1) + within).where(present, 0)
+        places[rows[present]] = offset + present.flatten().nonzero()[:, 0]
+        offset += present.numel()
+        absent = None
+        if not bool(present.all()):
+            absent = (
+                torch.zeros(present.shape).masked_fill(~present.flip(1), -torch.inf)[:, None, None].to(device, dtype)
+            )
+        bias = biases[width].to(dtype).contiguous() if with_bias else None
+        queries, keys = (index.flatten().to(device) for index in (rows, rows.flip(1)))
+        groups.append(_PaddedGroup((len(group), width), queries, keys, absent, bias))
+    return functools.partial(_attend_together, groups, places.to(device))
+
+
+def _aligned(length: int) -> int:
+    return length + -length % MASK_ALIGNMENT
+
+
 def _attend_together(
+    groups: list[_PaddedGroup],
+    places: torch.Tensor,
     queries: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    gates: torch.Tensor,
-    frames: list[int],
-    biases: dict[int, torch.Tensor],
+    gates: torch.Tensor | None,
     dropout: float,
 ) -> torch.Tensor:
-    """The same in one padded batch, for devices where starting a kernel costs more than some padding of attention.
+    """In padded groups; `places` (all frames,) is where among all their rows each frame is."""
+    heads, outputs = queries.shape[1], []
+    for group in groups:
+        batch, padded = group.shape
 
-    Nothing here reads a tensor's values or copies from the CPU: either would wait for the device, in every layer.
-    """
-    padded = _aligned(max(frames))
-    query, key, value, gate = (_pad(rows, frames, padded).transpose(1, 2) for rows in (queries, keys, values, gates))
-    # Reversing the padded rows puts the padding first and every key where an utterance of this length has its distance.
-    key, value = key.flip(2), value.flip(2)  # (batch, heads, padded, size)
-    absent = _pad(gates.new_zeros(len(gates)), frames, padded, -torch.inf).flip(1)[:, None, None]
-    bias = biases[padded]  # padded keys are absent, and the outputs of padded queries are left out
-    outputs = []
-    rows = max(1, MASK_ENTRIES // (query.shape[0] * query.shape[1] * padded))
-    for start in range(0, padded, rows):
-        block = slice(start, start + rows)
-        mask = torch.addcmul(absent, gate[:, :, block, None], bias[:, block])  # (batch, heads, rows, padded)
-        output = F.scaled_dot_product_attention(
-            query[:, :, block], key, value, attn_mask=mask.to(query.dtype), dropout_p=dropout
-        )
-        outputs.append(output.transpose(1, 2))
-    output = torch.cat(outputs, dim=1).flatten(2)  # (batch, padded, hidden)
-    return torch.cat([row[:length] for row, length in zip(output, frames)])
+        def pad(rows: torch.Tensor, index: torch.Tensor, shape: tuple[int, int] = group.shape) -> torch.Tensor:
+            return rows.index_select(0, index).unflatten(0, shape).transpose(1, 2)  # (batch, heads, padded, ...)
 
-
-def _pad(rows: torch.Tensor, frames: list[int], length: int, value: float = 0.0) -> torch.Tensor:
-    """(all frames, ...) -> (batch, length, ...) in one copy; `pad_sequence` makes one for each utterance."""
-    padding = rows.new_full((length, *rows.shape[1:]), value)
-    pieces = [piece for row in rows.split(frames) for piece in (row, padding[len(row) :])]
-    return torch.cat(pieces).unflatten(0, (len(frames), length))
+        query, key, value = pad(queries, group.queries), pad(keys, group.keys), pad(values, group.keys)
+        gate = None if gates is None else pad(gates.to(query.dtype), group.queries).unsqueeze(-1).contiguous()
+        # A position bias is made for so many queries at a time.
+        size = padded if gate is None else max(1, MASK_ENTRIES // (batch * heads * padded))
+        blocks = []
+        for start in range(0, padded, size):
+            block, mask = slice(start, start + size), group.absent
+            if gate is not None and group.bias is not None:
+                bias = group.bias[:, block]
+                mask = gate[:, :, block] * bias if mask is None else torch.addcmul(mask, gate[:, :, block], bias)
+            blocks.append(F.scaled_dot_product_attention(query[:, :, block], key, value, mask, dropout))
+        output = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)  # (batch, heads, padded, size)
+        outputs.append(output.transpose(1, 2).flatten(2).flatten(0, 1))
+    return torch.cat(outputs).index_select(0, places)
 
 
 # Linear layers with what follows them, a GELU or the addition to a residual, written by oneDNN in one pass on a CPU.

@@ -112,7 +112,8 @@ class SpeechEncoder(nn.Module):
         unused: list[Any] = list(encoder.layers[last:])
         if backbone.config.do_stable_layer_norm and last < len(encoder.layers):
             unused.append(encoder.layer_norm)
-        if not backbone.config.apply_spec_augment and hasattr(backbone, "masked_spec_embed"):
+        masks = backbone.config.apply_spec_augment and backbone.config.mask_time_prob > 0
+        if not masks and hasattr(backbone, "masked_spec_embed"):
             unused.append(backbone.masked_spec_embed)
         for part in unused:
             part.requires_grad_(False)

@@ -90,9 +90,18 @@ def largest_difference(states: list[torch.Tensor], references: list[list[torch.T
     )
 
 
+@pytest.fixture(params=["as on a CPU", "as on a GPU"])
+def way(request, monkeypatch):
+    """Both ways to work on a batch, whatever the device."""
+    together = request.param == "as on a GPU"
+    monkeypatch.setattr(fast_speech_encoder, "_works_together", lambda device: together)
+    return request.param
+
+
 @pytest.mark.parametrize("grad", [False, True], ids=["inference", "training"])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 2e-5)])
 @pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.usefixtures("way")
 @every_kind
 def test_every_hidden_state_is_the_one_of_the_model_run_alone(kind, norm, dtype, tolerance, grad):
     model = backbone(kind, norm).to(dtype)
@@ -125,6 +134,7 @@ def test_frames_past_the_end_are_zero(norm):
 
 
 @pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.usefixtures("way")
 @every_kind
 def test_gradients_are_those_of_the_reference(kind, norm):
     model = backbone(kind, norm).double()
@@ -155,12 +165,16 @@ def test_gradients_are_those_of_the_reference(kind, norm):
         (fast_speech_encoder, "PIECE_VALUES", 12_000),
         (fast_speech_encoder, "PIECE_VALUES", 1),
         (fast_speech_encoder, "ATTENTION_ENTRIES", 500),
-        (fast_speech_encoder, "_attend_one_by_one", fast_speech_encoder._attend_together),
         (fast_speech_encoder, "MASK_ENTRIES", 20_000),
+        (fast_speech_encoder, "SIMILAR_LENGTH", 0.0),
+        (fast_speech_encoder, "SIMILAR_LENGTH", 1.0),
+        (fast_speech_encoder, "FRONT_END_SAMPLES", 20_000),
+        (fast_speech_encoder, "TAPS", 5),
     ],
     ids=[
         *("groups", "pieces of some frames", "pieces of one frame", "blocks of attention"),
-        *("attention in one padded batch, as on a GPU", "the same in blocks"),
+        *("blocks of attention on a GPU", "one padded group", "a group for each length"),
+        *("the front end in groups", "one tap at a time"),
     ],
 )
 @pytest.mark.parametrize("norm", NORMS)
@@ -169,8 +183,8 @@ def test_how_the_work_is_divided_changes_no_number(monkeypatch, norm, module, na
     waveforms, lengths = batch(dtype=torch.float64)
     expected = fast_hidden_states(model, waveforms, lengths, range(4))
     monkeypatch.setattr(module, name, value)
-    if name == "MASK_ENTRIES":
-        monkeypatch.setattr(module, "_attend_one_by_one", fast_speech_encoder._attend_together)
+    if name in {"MASK_ENTRIES", "SIMILAR_LENGTH", "FRONT_END_SAMPLES", "TAPS"}:
+        monkeypatch.setattr(module, "_works_together", lambda device: True)
     for state, reference in zip(fast_hidden_states(model, waveforms, lengths, range(4)), expected):
         torch.testing.assert_close(state, reference, rtol=0, atol=1e-12)
 

@@ -1,18 +1,28 @@
-"""On a CUDA GPU: the numbers of the CPU within the dtype's tolerance. Written without a GPU, not run on one yet."""
+"""On a CUDA GPU: the numbers of the CPU within the dtype's tolerance, and the programs that find the GPU."""
 
 import copy
 import importlib
+import json
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+import yaml
+from transformers import pipeline
 
-from modeling_mamba_ema import mamba2
+from modeling_mamba_ema import MambaEMAPipeline, mamba2
+from modeling_mamba_ema.audio_files import load_audio
 from modeling_mamba_ema.conversation_encoder import ConversationEncoder
 from modeling_mamba_ema.fast_speech_encoder import fast_hidden_states
+from modeling_mamba_ema.inference import EmotionTracker
 from modeling_mamba_ema.mamba2 import Mamba2
 from modeling_mamba_ema.speech_encoder import length_mask
 
 from .support.models import tiny_model
+from .support.programs import call_command, call_program, free_port, run_program
+from .support.runs import FINETUNE
+from .support.tiny_corpus import write_run
 from .test_fast_speech_encoder import NORMS, batch, wavlm
 
 DEVICE = "cuda"
@@ -227,3 +237,120 @@ def test_a_training_step_gives_the_gradients_of_the_cpu():
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             assert_close(found[name].grad, parameter.grad, 1e-3 * parameter.grad.abs().max().item() + 1e-6)
+
+
+# Live use and scoring
+
+
+@pytest.fixture(scope="module")
+def files(corpus):
+    return sorted(corpus.glob("test_*.wav"))
+
+
+def heard_by(tracker, files):
+    return [list(tracker.update(load_audio(path), 16_000, speaker=str(path)[-5]).values.values()) for path in files]
+
+
+def test_a_tracker_gives_the_values_of_the_cpu_and_its_state_moves_between_devices(saved_model, files):
+    here, there = (EmotionTracker.from_pretrained(saved_model, device=device) for device in ("cpu", DEVICE))
+    np.testing.assert_allclose(heard_by(there, files[:4]), heard_by(here, files[:4]), atol=1e-4)
+    other = EmotionTracker.from_pretrained(saved_model, device="cpu")
+    other.restore_bytes(there.state_bytes())
+    there.restore_bytes(there.state_bytes())
+    expected = heard_by(here, files[4:])
+    np.testing.assert_allclose(heard_by(other, files[4:]), expected, atol=1e-4)
+    np.testing.assert_allclose(heard_by(there, files[4:]), expected, atol=1e-4)
+
+
+def test_conversations_heard_in_one_pass_get_the_values_of_each_alone(saved_model, files):
+    trackers = [EmotionTracker.from_pretrained(saved_model, device=DEVICE)]
+    trackers += [EmotionTracker(trackers[0].model, trackers[0].feature_extractor) for _ in files[1:4]]
+    alone = EmotionTracker(trackers[0].model, trackers[0].feature_extractor)
+    turns = [load_audio(path) for path in files[:4]]
+    for _ in range(2):  # the first and the second turn of each
+        together = EmotionTracker.update_batch([(own, turn, None) for own, turn in zip(trackers, turns)], 16_000)
+    for found, turn in zip(together, turns):
+        alone.reset()
+        alone.update(turn, 16_000)
+        expected = list(alone.update(turn, 16_000).values.values())
+        np.testing.assert_allclose(list(found.values.values()), expected, atol=1e-4)
+
+
+def test_a_pipeline_on_the_gpu_answers_as_one_on_the_cpu(saved_model, files):
+    one, other = (
+        pipeline("audio-classification", model=str(saved_model), pipeline_class=MambaEMAPipeline, device=device)
+        for device in ("cpu", DEVICE)
+    )
+    for path in files[:2]:
+        for found, expected in zip(other(load_audio(path)), one(load_audio(path)), strict=True):
+            assert found["label"] == expected["label"]
+            assert found["score"] == pytest.approx(expected["score"], abs=1e-4)
+
+
+def test_8_bits_are_refused_on_a_gpu(saved_model):
+    if DEVICE == "cpu":
+        pytest.skip("needs a CUDA GPU")
+    with pytest.raises(ValueError, match="on a CPU"):
+        EmotionTracker.from_pretrained(saved_model, device=DEVICE, int8=True)
+
+
+def test_a_corpus_is_scored_on_the_gpu_without_being_told(saved_model, corpus, tmp_path):
+    command = ["score", "--model", saved_model, corpus, "--output"]
+    assert call_command(*command, tmp_path / "cpu", "--workers", "1") == 0
+    assert call_command(*command, tmp_path / "gpu") == 0
+    expected, found = (
+        pd.concat(pd.read_parquet(path) for path in sorted((tmp_path / where).glob("part-*.parquet")))
+        for where in ("cpu", "gpu")
+    )
+    pd.testing.assert_frame_equal(found, expected, atol=1e-3, rtol=0)
+
+
+# Training
+
+
+@pytest.fixture(scope="module")
+def trained(corpus, tmp_path_factory):
+    """Runs of the fine-tuning program on the tiny encoder that ships, by name."""
+    folder = tmp_path_factory.mktemp("trained")
+    options = {
+        "frozen": ["model.params.freeze_speech_encoder=true", "data.cache_frames=true"],
+        "full": ["training.bf16=true", "training.gradient_checkpointing=true"],
+        "lora": ["training.bf16=true", "training.lora={r: 4}", "training.gradient_checkpointing=true"],
+    }
+    for name, changes in options.items():
+        run = yaml.safe_load(write_run(folder / f"{name}.yaml", corpus, folder / name).read_text())
+        run["model"]["pretrained_speech_encoder"] = "tiny"
+        del run["model"]["params"]["speech_encoder_config"]
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(run))
+        assert call_program(FINETUNE, folder / f"{name}.yaml", "training.num_train_epochs=2", *changes) == 0
+    return folder
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("frozen", 1e-3), ("full", 0.02), ("lora", 0.02)])
+def test_a_run_on_the_gpu_leaves_a_model_that_gives_its_predictions_on_the_cpu(
+    trained, corpus, name, tolerance, tmp_path
+):
+    table = pd.read_csv(trained / name / "predictions_test.csv")
+    command = ["score", "--model", trained / name / "model", corpus, "--split", "test", "--output", tmp_path]
+    assert call_command(*command, "--workers", "1") == 0
+    scored = pd.concat(pd.read_parquet(path) for path in tmp_path.glob("part-*.parquet"))
+    for label in ("valence", "arousal"):
+        expected = table[table["label"] == label].set_index("file_name")["prediction"]
+        expected.index = [path.rpartition("/")[2] for path in expected.index]
+        own = scored.set_index(scored["file_name"].str.rpartition("/")[2])[label]
+        np.testing.assert_allclose(own[expected.index], expected, atol=tolerance)
+    assert json.loads((trained / name / "results.json").read_text())["test"]["num_turns"] == 10
+
+
+def test_sharded_training_starts_on_one_gpu_and_leaves_the_model_of_a_plain_run(corpus, tmp_path):
+    if DEVICE == "cpu":
+        pytest.skip("needs a CUDA GPU")
+    plain, sharded = (write_run(tmp_path / f"{name}.yaml", corpus, tmp_path / name) for name in ("plain", "sharded"))
+    options = ["training.num_train_epochs=1", "model.params.dropout=0"]
+    launch = ["-m", "accelerate.commands.launch", "--config_file"]
+    for path, configuration in ((plain, "one_gpu"), (sharded, "fsdp")):
+        own = ["--num_processes", 1, "--main_process_port", free_port()]
+        file = f"configuration/accelerate/{configuration}.yaml"
+        run_program(*launch, file, *own, FINETUNE, path, *options, CUDA_VISIBLE_DEVICES="0")
+    tables = [pd.read_csv(path.with_suffix("") / "predictions_test.csv") for path in (plain, sharded)]
+    np.testing.assert_allclose(tables[1]["prediction"], tables[0]["prediction"], atol=0.02)

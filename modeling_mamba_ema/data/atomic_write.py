@@ -17,7 +17,8 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.part")
+    # What a killed process leaves is hidden: whoever reads all Parquet files of a folder would have its rows twice.
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         yield unfinished
         os.replace(unfinished, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,7 +10,7 @@ import numpy as np
 import torch
 from datasets import Dataset, DatasetDict
 
-from ..audio_files import load_audio
+from ..audio_files import load_stretches
 from ..feature_extraction_mamba_ema import SAMPLING_RATE
 from .frame_cache import FrameCache
 from .normal_form import in_normal_form, spread_to_unit_scale, to_unit_scale
@@ -128,10 +129,11 @@ class ConversationDataset(torch.utils.data.Dataset):
                 for row, utterance in utterances
             ]
         else:
-            item["waveforms"] = [
-                self.reading.read(row, file.file_name, load_audio, file.file_name, file.start, file.end, file.channel)
-                for row, file in utterances
-            ]
+            item["waveforms"] = []
+            for name, group in itertools.groupby(utterances, lambda utterance: utterance[1].file_name):
+                numbers, files = zip(*group)
+                stretches = [(file.start, file.end, file.channel) for file in files]
+                item["waveforms"] += self.reading.read(numbers[0], name, load_stretches, name, stretches)
             item["seconds"] = [waveform.size / SAMPLING_RATE for waveform in item["waveforms"]]
         return item
 

@@ -7,6 +7,7 @@ audio and output are on this machine, or where fsspec reaches them, such as `s3:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -17,11 +18,12 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
 import torch
+from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 from tqdm import tqdm
@@ -76,7 +78,7 @@ def read_corpus(source: str, split: str | None = None) -> pd.DataFrame:
         ValueError: no corpus, no such split, or no audio files.
     """
     if "://" in source:
-        return _read_remote_corpus(source, split)
+        return _read_corpus_in_store(source, split)
     folder = Path(source)
     if folder.is_dir() and not any(any(folder.glob(table)) for table in _TABLES):
         return _single_files(source, [str(path.absolute()) for path in folder.rglob("*")])
@@ -104,18 +106,50 @@ def _single_files(source: str, names: Iterable[str]) -> pd.DataFrame:
     return pd.DataFrame({"file_name": files, "conversation_id": files, "turn": 0})
 
 
-def _read_remote_corpus(source: str, split: str | None) -> pd.DataFrame:
-    """As `read_corpus`; only a table is copied."""
-    files, root = url_to_fs(source)
-    names = [root] if files.isfile(root) else files.find(root)
-    table = next((name for name in names if name == root or name.startswith(f"{root.rstrip('/')}/metadata.")), None)
-    if table is None:
-        return _single_files(source, map(files.unstrip_protocol, names))
+def _read_corpus_in_store(source: str, split: str | None) -> pd.DataFrame:
+    """As `read_corpus`; tables are copied, and all files of a folder that `datasets` wrote."""
     with tempfile.TemporaryDirectory() as copy:
-        files.get_file(table, f"{copy}/{table.rpartition('/')[2]}")
-        corpus = read_corpus(f"{copy}/{table.rpartition('/')[2]}", split)
-    folder = files.unstrip_protocol(table.rpartition("/")[0])
-    return corpus.assign(file_name=corpus["file_name"].str.replace(copy, folder, regex=False))
+        with _store(source) as (files, root):
+            root = root.rstrip("/")
+            single = files.isfile(root)
+            folder = root.rpartition("/")[0] if single else root
+            names = [root] if single else files.glob(f"{root}/metadata.*") or files.find(root)
+            tables = names if single else [name for name in names if _is_table(PurePosixPath(name).relative_to(root))]
+            if any(name.endswith(".json") and "/dataset" in name for name in tables):
+                tables = names
+            for table in tables:
+                local = Path(copy, PurePosixPath(table).relative_to(folder))
+                local.parent.mkdir(parents=True, exist_ok=True)
+                files.get_file(table, str(local))
+            original = files.unstrip_protocol(folder)
+        if not tables:
+            return _single_files(source, map(files.unstrip_protocol, names))
+        try:
+            corpus = read_corpus(str(local) if single else copy, split)
+        except ValueError as error:
+            raise ValueError(str(error).replace(copy, original)) from error
+    return corpus.assign(file_name=corpus["file_name"].str.replace(copy, original, regex=False))
+
+
+def _is_table(path: PurePosixPath) -> bool:
+    return any(len(path.parts) == table.count("/") + 1 and path.match(table) for table in _TABLES)
+
+
+@contextlib.contextmanager
+def _store(place: str) -> Iterator[tuple[AbstractFileSystem, str]]:
+    """The file system of a place and the path there.
+
+    Raises:
+        OSError: whatever goes wrong inside, with the place's name: each store has errors of its own.
+    """
+    try:
+        yield url_to_fs(place)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{place} cannot be found: {error}") from error
+    except ImportError as error:
+        raise ImportError(f"{place}: {error}; s3:// needs `pip install s3fs`, gs:// `pip install gcsfs`") from error
+    except Exception as error:
+        raise OSError(f"{place} cannot be used: {error or type(error).__name__}") from error
 
 
 def score_corpus(
@@ -146,9 +180,9 @@ def score_corpus(
     parts = list(_parts(corpus, options.rows_per_part))
     tracker = options.tracker(devices[0])
     _check_plan(str(output), corpus, options, len(parts), tracker.weights_sha256)
-    files, folder = url_to_fs(str(output))
-    paths = [f"{folder}/part-{number:05d}.parquet" for number in range(len(parts))]
-    complete = set(files.glob(f"{folder}/part-*.parquet"))
+    with _store(str(output)) as (files, folder):
+        paths = [f"{folder}/part-{number:05d}.parquet" for number in range(len(parts))]
+        complete = set(files.glob(f"{folder}/part-*.parquet"))
     todo = [(part, path) for part, path in zip(parts, paths) if path not in complete]
     tasks = ((_turns(corpus, part), files.unstrip_protocol(path)) for part, path in todo)
     if ray is not None:
@@ -164,7 +198,7 @@ def score_corpus(
             bar.update(turns)
     errors = 0
     for path in paths:
-        with files.open(path) as part:
+        with _store(files.unstrip_protocol(path)), files.open(path) as part:
             errors += int(pd.read_parquet(part, columns=["error"])["error"].notna().sum())
     return len(corpus), errors
 
@@ -217,9 +251,9 @@ def score_part(tracker: EmotionTracker, turns: Sequence[dict[str, Any]], seconds
 def _local_or_content(file_name: str) -> str | bytes:
     if "://" not in file_name:
         return file_name
-    files, path = url_to_fs(file_name)
     try:
-        return files.cat_file(path)
+        with _store(file_name) as (files, path):
+            return files.cat_file(path)
     except FileNotFoundError as error:
         raise AudioFileError(f"{file_name} does not exist") from error
 
@@ -249,30 +283,35 @@ def _parts(corpus: pd.DataFrame, rows_per_part: int) -> Iterator[range]:
 
 def _check_plan(output: str, corpus: pd.DataFrame, options: ScoringOptions, parts: int, weights: str) -> None:
     """Write down what is scored and how, or find that a run before did the same."""
-    files, folder = url_to_fs(output)
-    files.makedirs(folder, exist_ok=True)
     rows = hashlib.sha256(pd.util.hash_pandas_object(corpus, index=False).to_numpy().tobytes()).hexdigest()
     plan = {**asdict(options), "turns": len(corpus), "parts": parts, "corpus": rows, "weights": weights}
-    path = f"{folder}/{PLAN_FILE}"
-    if files.exists(path):
-        before = json.loads(files.cat_file(path))
-        changes = [f"{name}: {before.get(name)} -> {plan[name]}" for name in plan if before.get(name) != plan[name]]
-        if changes:
-            raise ValueError(f"{output} holds scores by other settings ({'; '.join(changes)}); take another folder")
-    elif files.glob(f"{folder}/part-*.parquet"):
+    with _store(output) as (files, folder):
+        if isinstance(files, LocalFileSystem):
+            files.makedirs(folder, exist_ok=True)
+        else:
+            with contextlib.suppress(FileExistsError):
+                files.mkdir(folder, create_parents=False)  # with them, a misspelt bucket would be made
+        path = f"{folder}/{PLAN_FILE}"
+        before = json.loads(files.cat_file(path)) if files.exists(path) else None
+        has_parts = before is None and files.glob(f"{folder}/part-*.parquet")
+    if has_parts:
         raise ValueError(f"{output} holds parts without {PLAN_FILE}; take another folder")
-    else:
+    if before is None:
         _write(files.unstrip_protocol(path), json.dumps(plan, indent=2).encode())
+        return
+    changes = [f"{name}: {before.get(name)} -> {plan[name]}" for name in plan if before.get(name) != plan[name]]
+    if changes:
+        raise ValueError(f"{output} holds scores by other settings ({'; '.join(changes)}); take another folder")
 
 
 def _write(place: str, content: bytes) -> None:
     """Write a file in one piece."""
-    files, path = url_to_fs(place)
-    if isinstance(files, LocalFileSystem):
-        with atomic_write(path) as unfinished:
-            unfinished.write_bytes(content)
-    else:
-        files.pipe_file(path, content)  # stores have no object before it is complete
+    with _store(place) as (files, path):
+        if isinstance(files, LocalFileSystem):
+            with atomic_write(path) as unfinished:
+                unfinished.write_bytes(content)
+        else:
+            files.pipe_file(path, content)  # stores have no object before it is complete
 
 
 def _in_processes(tasks: Iterator[Task], options: ScoringOptions, devices: Sequence[str]) -> Iterator[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 import json
+import math
 import tempfile
 import time
 from collections.abc import AsyncIterator, Generator, Iterable
@@ -139,7 +140,10 @@ def build_app(service: Service) -> FastAPI:
     @app.get("/metrics", dependencies=admitted, responses=problems(), response_class=Response)
     async def metrics() -> Response:
         """For Prometheus."""
-        service.metrics.sessions.set(await service.sessions.count())
+        try:
+            service.metrics.sessions.set(await service.sessions.count())
+        except Refusal:  # the state cannot be reached, which is when the rest is looked at
+            service.metrics.sessions.set(math.nan)
         service.metrics.live.set(service.live.number)
         return Response(generate_latest(service.metrics.registry), media_type=CONTENT_TYPE_LATEST)
 

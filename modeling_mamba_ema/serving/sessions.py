@@ -131,7 +131,7 @@ class RedisSessions(SessionStore):
             import redis.asyncio
         except ImportError as error:
             raise ImportError("state in Redis needs redis: pip install 'modeling-mamba-ema[serve]'") from error
-        self._redis: Any = redis.asyncio.from_url(url, socket_timeout=WAIT_SECONDS, socket_connect_timeout=5)
+        self._redis: Any = redis.asyncio.from_url(url, socket_timeout=LOCK_SECONDS, socket_connect_timeout=5)
         self._prefix = f"mamba-ema:{model[:16]}:"
         self._run_save = self._redis.register_script(_SAVE)
 

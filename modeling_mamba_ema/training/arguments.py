@@ -59,6 +59,8 @@ class MambaEMATrainingArguments(TrainingArguments):
     logging_nan_inf_filter: bool = False
     # A last training batch of one turn has no CCC. Evaluation always sees every turn.
     dataloader_drop_last: bool = True
+    # Parameters that no output depends on are frozen; looking for more of them in each step takes time.
+    ddp_find_unused_parameters: bool | None = False
     # Items of ConversationDataset are no arguments of the model; the collator makes these.
     remove_unused_columns: bool = False
 

@@ -2,9 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
+import soundfile as sf
 from datasets import Dataset
 
+from modeling_mamba_ema import audio_files
+from modeling_mamba_ema.audio_files import load_audio
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
 from tests.support.tiny_corpus import LABELS
 
@@ -49,3 +53,23 @@ def test_labels_are_brought_to_the_unit_scale_and_missing_ones_marked(tmp_path):
     loaded = load_emotion_dataset(tmp_path, LABELS, {"valence": (1, 7), "arousal": (1, 7)})["train"]
     assert list(loaded["valence"]) == [0.0, 0.5]
     assert list(loaded["arousal"]) == [-100.0, 1.0]
+
+
+def test_turns_of_one_recording_are_read_from_it_opened_once(tmp_path, monkeypatch):
+    rate, opened = 16_000, []
+    sf.write(tmp_path / "call.mp3", np.random.default_rng(0).normal(0, 0.1, (6 * rate, 2)).clip(-1, 1), rate)
+    places = [(4.0, 4.5, 1), (1.0, 1.5, 2), (2.0, 2.75, None)]
+    rows = [
+        {"file_name": "call.mp3", "conversation_id": "a", "turn": turn, "start": start, "end": end, "channel": channel}
+        for turn, (start, end, channel) in enumerate(places)
+    ]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(json.dumps({**row, "valence": 0.5}) for row in rows))
+    dataset = ConversationDataset(load_emotion_dataset(tmp_path, ["valence"])["train"], ["valence"])
+    expected = [load_audio(tmp_path / "call.mp3", *place) for place in places]
+    recording = audio_files.Recording.__init__
+    monkeypatch.setattr(
+        audio_files.Recording, "__init__", lambda self, *given: (opened.append(given), recording(self, *given))[1]
+    )
+    for waveform, wanted in zip(dataset[0]["waveforms"], expected, strict=True):
+        np.testing.assert_allclose(waveform, wanted, atol=1e-6)
+    assert len(opened) == 1

@@ -15,7 +15,7 @@ from modeling_mamba_ema.audio_files import load_audio
 from modeling_mamba_ema.inference import EmotionTracker
 from modeling_mamba_ema.inference.scoring import ScoringOptions, read_corpus, score_corpus, score_part
 from tests.support.models import tiny_model
-from tests.support.programs import HANGS, call_command, start_program, wait_until
+from tests.support.programs import HANGS, call_command, run_program, start_program, wait_until
 from tests.support.tiny_corpus import LABELS
 
 
@@ -169,3 +169,22 @@ def test_a_run_that_is_killed_leaves_whole_parts_and_goes_on(saved_model, corpus
     running.communicate(timeout=HANGS)
     assert call_command(*command) == 0
     assert list(scores(tmp_path)["file_name"]) == list(read_corpus(str(corpus))["file_name"])
+
+
+# A process that is killed when a part is written and does not have its name yet.
+KILLED = """
+import os, signal, sys
+from modeling_mamba_ema.__main__ import main
+name = os.replace
+os.replace = lambda old, new: os.kill(os.getpid(), signal.SIGKILL) if "part-00001" in str(new) else name(old, new)
+main(sys.argv[1:])
+"""
+
+
+def test_a_part_that_a_killed_process_was_writing_is_not_read_with_the_others(saved_model, corpus, tmp_path):
+    command = ["score", "--model", saved_model, corpus, "--output", tmp_path, "--rows-per-part", "7"]
+    assert run_program("-c", KILLED, *command, check=False).returncode == -signal.SIGKILL
+    (left,) = (path for path in tmp_path.iterdir() if "part-00001" in path.name)
+    assert left.stat().st_size > 0
+    assert call_command(*command) == 0
+    assert list(pd.read_parquet(tmp_path)["file_name"]) == list(read_corpus(str(corpus))["file_name"])

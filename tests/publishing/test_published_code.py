@@ -158,7 +158,7 @@ def test_the_scan_sees(source):
 def test_published_code_is_flat_and_short_enough_to_be_read(folder, record_property):
     lines = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in folder.glob("*.py")}
     record_property("figure", f"{len(lines)} files, {sum(lines.values())} lines, the longest {max(lines.values())}")
-    assert sum(lines.values()) < 6_100
+    assert sum(lines.values()) < 6_300
     assert max(lines.values()) < 880
 
 

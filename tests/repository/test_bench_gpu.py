@@ -22,7 +22,9 @@ def test_it_measures_every_variant_and_writes_the_figures(bench_gpu, monkeypatch
     monkeypatch.setattr(bench_gpu, "compiled", lambda function: function)
     for name, value in {"DEVICE": "cpu", "PEAK_SIZE": 64, "TURNS": 70, "BATCHES": {"a": [0.5], "b": [0.5, 1]}}.items():
         monkeypatch.setattr(bench_gpu, name, value)
-    monkeypatch.setattr(sys, "argv", ["bench_gpu.py", "--rounds", "1", "--json", str(tmp_path / "gpu.json")])
+    monkeypatch.setattr(
+        sys, "argv", ["bench_gpu.py", "--rounds", "1", "--compile", "--json", str(tmp_path / "gpu.json")]
+    )
     bench_gpu.main()
     figures = json.loads((tmp_path / "gpu.json").read_text())
     assert "| b | this package, layers compiled |" in capsys.readouterr().out

@@ -11,7 +11,19 @@ pytest.importorskip("prometheus_client", reason="the service needs its extra: pi
 
 @pytest.mark.slow
 def test_it_measures_every_number_of_calls_both_ways(saved_model, tmp_path):
-    options = ("--model", saved_model, "--seconds", 0.2, "--turns", 4, "--calls", 1, 2, "--json", tmp_path / "a.json")
+    options = (
+        "--model",
+        saved_model,
+        "--seconds",
+        0.2,
+        "--period",
+        0.5,
+        "--calls",
+        1,
+        2,
+        "--json",
+        tmp_path / "a.json",
+    )
     printed = run_program("benchmarks/bench_serving.py", *options).stdout
     figures = json.loads((tmp_path / "a.json").read_text())["variants"]
     for variant in figures.values():

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import json
+import os
+import signal
 import threading
 from functools import partial
 
@@ -10,7 +12,7 @@ import httpx
 import pytest
 from safetensors.torch import load
 
-from tests.support.programs import wait_until
+from tests.support.programs import free_port, wait_until
 from tests.support.service import in_threads, redis_server, serving, spoken, undisturbed
 
 pytest.importorskip("prometheus_client", reason="the service needs its extra: pip install '.[serve]'")
@@ -186,3 +188,16 @@ def test_turns_that_redis_does_not_take_are_refused_and_can_be_sent_again(saved_
     assert refused.status_code == 503
     assert refused.json()["detail"].startswith("the state in Redis cannot be used: ")
     assert server.heard("full", turns[1], number=2)["values"] == undisturbed(saved_model, turns)[1]
+
+
+def test_a_server_goes_on_when_its_redis_was_away(saved_model, tmp_path):
+    turns, port = [spoken(seed) for seed in range(2)], free_port()
+    with redis_server(tmp_path, port) as url, serving(saved_model, "--state", url, "--max-batch", 1) as server:
+        server.heard("call", turns[0], number=1)
+        os.kill(redis.from_url(url).info()["process_id"], signal.SIGKILL)
+        refused = server.turn("call", turns[1], number=2)
+        assert refused.status_code == 503
+        assert refused.json()["detail"].startswith("the state in Redis cannot be used: ")
+        assert "mamba_ema_sessions NaN" in server.http.get("/metrics").text
+        with redis_server(tmp_path, port):
+            assert server.heard("call", turns[1], number=2)["values"] == undisturbed(saved_model, turns)[1]

@@ -87,15 +87,15 @@ def serving(model: Path, *options: Any, token: str = "") -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def redis_server(folder: Path) -> Iterator[str]:
-    """The address of a Redis of its own."""
+def redis_server(folder: Path, port: int | None = None) -> Iterator[str]:
+    """The address of a Redis of its own, which keeps what it holds in a folder."""
     program = shutil.which("redis-server")
     if program is None:
         pytest.skip("redis-server is not installed: apt-get install redis-server")
     import redis
 
-    port = free_port()
-    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+    port = port or free_port()
+    command = [program, "--port", str(port), "--bind", "127.0.0.1", "--appendonly", "yes", "--dir", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
     def answers() -> bool:

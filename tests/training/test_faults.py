@@ -85,7 +85,7 @@ def state_of(pid):
 def instead_of_reading(monkeypatch, folder, action):
     """The first file that is to be read is not; a function that tells its name afterwards."""
 
-    read = dataset_module.load_audio
+    read = dataset_module.load_stretches
 
     def load(path, *args, **kwargs):
         if not (folder / "file").exists():
@@ -94,7 +94,7 @@ def instead_of_reading(monkeypatch, folder, action):
             action()
         return read(path, *args, **kwargs)
 
-    monkeypatch.setattr(dataset_module, "load_audio", load)
+    monkeypatch.setattr(dataset_module, "load_stretches", load)
     return (folder / "file").read_text
 
 
