@@ -60,6 +60,8 @@ def main() -> int:
     datasets.disable_progress_bars()
 
     run = load_run_configuration(options.configuration, options.overrides)
+    if run.data.validation_split is None:
+        raise ValueError("data.validation_split is null, but a validation split makes the intervals: name one")
     arguments = run.training_arguments()
     output = Path(str(arguments.output_dir)) / "coverage"
     set_seed(arguments.seed)

@@ -60,8 +60,8 @@ def main() -> int:
         nargs="+",
         default=[],
         metavar="FILE",
-        help="a model's predictions of the same turns, to compare with; several: trainings of other seeds; a pattern "
-        "with *: files of folds, which are one training together",
+        help="a model's predictions of the same turns, to compare with; several: trainings of other seeds, and "
+        "their ensemble is shown, too; a pattern with *: files of folds, which are one training together",
     )
     parser.add_argument("--output", type=Path, help="CSV to write the baseline's predictions to")
     options = parser.parse_args()
@@ -95,13 +95,15 @@ def main() -> int:
     # 3. CCC, and the difference to a model's where its predictions are given
     kind = "conversations" if options.leave_speakers_out is None else "speakers"
     print(f"{len(predictions)} turns; 95 % intervals by drawing {len(set(conversations))} {kind} again")
-    for title, predicted in [("eGeMAPS + SVR", predictions), *zip(options.predictions, models)]:
+    several = {"ensemble of the models": [np.mean(models, axis=0)]} if len(models) > 1 else {}
+    singles = [(title, model) for title, (model,) in several.items()]
+    for title, predicted in [("eGeMAPS + SVR", predictions), *zip(options.predictions, models), *singles]:
         low, high = bootstrap_intervals(predicted, references, conversations)
         print_ccc(title, options.labels, ccc_of(predicted, references), low, high)
-    if models:
-        difference = np.mean([ccc_of(model, references) for model in models], axis=0) - ccc_of(predictions, references)
-        low, high = paired_bootstrap_difference(models, [predictions] * len(models), references, conversations)
-        print_ccc("model - eGeMAPS + SVR (paired)", options.labels, difference, low, high)
+    for title, group in ({"model": models, **several} if models else {}).items():
+        difference = np.mean([ccc_of(model, references) for model in group], axis=0) - ccc_of(predictions, references)
+        low, high = paired_bootstrap_difference(group, [predictions] * len(group), references, conversations)
+        print_ccc(f"{title} - eGeMAPS + SVR (paired)", options.labels, difference, low, high)
     return 0
 
 

@@ -79,7 +79,7 @@ def main() -> int:
         model, extractor = build_model(run)
         splits = load_splits(run.data, model.config, output)
         parts = build_datasets(run.data, splits, model.config)
-        train, validation = parts[run.data.train_split], parts[run.data.validation_split]
+        train, validation = parts[run.data.train_split], parts.get(str(run.data.validation_split))
 
     # 3. trainer, and the checkpoint of this run that it goes on from
     stop, checkpoint = StopOnSignal(), None
@@ -108,7 +108,7 @@ def main() -> int:
         for dataset in parts.values():
             dataset.frame_cache = cache
 
-    # 4. training; the best evaluation's weights are loaded at its end
+    # 4. training; the best evaluation's weights are loaded at its end, where there is a validation split
     trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     if stop.received is not None:
         logger.info("%s: a checkpoint is saved; the same command goes on from it", stop.received.name)
@@ -120,13 +120,15 @@ def main() -> int:
             model.save_pretrained(output / "adapter")
             extractor.save_pretrained(output / "adapter")
         merge_lora(model)
-    # What the model is wrong by where it has not learned makes its intervals.
     results = {}
-    results[run.data.validation_split], table = measure(trainer, validation, model.config)
-    calibrate(model.config, table)
+    if validation is not None:
+        # What the model is wrong by where it has not learned makes its intervals.
+        results[run.data.validation_split], table = measure(trainer, validation, model.config)
+        calibrate(model.config, table)
+        if trainer.is_world_process_zero():
+            save_predictions(table, output / f"predictions_{run.data.validation_split}.csv")
     weights = trainer.accelerator.get_state_dict(trainer.model)  # FSDP collects them from all processes
     if trainer.is_world_process_zero():
-        save_predictions(table, output / f"predictions_{run.data.validation_split}.csv")
         model.save_pretrained(output / "model", state_dict=weights)
         extractor.save_pretrained(output / "model")
         picture = plot_learning_curve(trainer.state.log_history, model.config.labels, trainer.state.best_global_step)

@@ -63,7 +63,7 @@ _NUMBER_BOUNDS = {
 }
 _FLAGS = (
     *("activation_layer_norm", "bounded_predictions", "ema_decay_learnable", "freeze_speech_encoder"),
-    *("predict_spread", "scaled_intervals"),
+    *("predict_spread", "scaled_intervals", "speech_encoder_pooling_uniform_start"),
 )
 _SPEECH_ENCODER_BOUNDS = {
     "hidden_size": (1, 4096),
@@ -117,6 +117,9 @@ class MambaEMAConfig(PretrainedConfig):
         speech_encoder_pooling_min_variance (`float`, *optional*, defaults to 1e-10):
             A variance over the frames of an utterance counts as at least this much. Poolings without a standard
             deviation ignore it.
+        speech_encoder_pooling_uniform_start (`bool`, *optional*, defaults to `False`):
+            A new model scores every frame 0, so that training begins with the mean over time, whatever the seed. By
+            default scores begin at random.
         speech_encoder_layers (`int` or `list[int]`, *optional*, defaults to -1):
             Which of the speech encoder's hidden states are read: -1 or `num_hidden_layers` is the last (after the final
             layer norm where it has one), 0 the input of the first layer. Several are summed with learned softmax
@@ -213,6 +216,7 @@ class MambaEMAConfig(PretrainedConfig):
         speech_encoder_pooling_heads: int = 4,
         speech_encoder_pooling_hidden_size: int | None = None,
         speech_encoder_pooling_min_variance: float = MIN_VARIANCE,
+        speech_encoder_pooling_uniform_start: bool = False,
         speech_encoder_layers: int | list[int] = -1,
         freeze_speech_encoder: bool = False,
         context: str = "mamba_ema",

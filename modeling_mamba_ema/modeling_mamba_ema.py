@@ -241,7 +241,10 @@ class MambaEMAPreTrainedModel(PreTrainedModel):
             parameter.copy_(value)
 
     def _init_all_weights(self, module: nn.Module) -> None:
-        if _is_of_this_package(module) and hasattr(module, "reset_parameters"):
+        if getattr(module, "begins_at_zero", False):
+            for parameter in module.parameters():
+                nn.init.zeros_(parameter)
+        elif _is_of_this_package(module) and hasattr(module, "reset_parameters"):
             module.reset_parameters()  # type: ignore[operator]
         elif isinstance(module, nn.Linear):
             # Keeps the variance from layer to layer. With the smaller weights usual in transformers the predictions of

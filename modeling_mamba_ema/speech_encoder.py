@@ -83,6 +83,8 @@ class SpeechEncoder(nn.Module):
         )
         if scorer is not None:
             self.attention = scorer
+            # read by `_init_weights`; of a scorer with a hidden layer the layer after it
+            getattr(scorer, "score", scorer).begins_at_zero = config.speech_encoder_pooling_uniform_start
         self._pool_options: dict[str, float] = {}
         if pooling.deviation:
             self._pool_options["min_variance"] = config.speech_encoder_pooling_min_variance

@@ -97,3 +97,23 @@ def test_layers_quantised_by_torch_give_nearly_the_same_numbers():
     quantised = torch.ao.quantization.quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)
     with torch.no_grad():
         torch.testing.assert_close(quantised(speech).logits, model(speech).logits, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "scorer",
+    [{}, {"speech_encoder_pooling": "multihead_attention"}, {"speech_encoder_pooling_hidden_size": 8}],
+)
+def test_pooling_that_starts_uniform_begins_with_the_mean_learns_and_is_loaded_as_it_was_trained(scorer, tmp_path):
+    config = tiny_config(context="none", speech_encoder_pooling_uniform_start=True, **scorer)
+    model = MambaEMAForRegression(config)
+    speech = torch.randn(4, 8_000)
+    outputs = model(speech, labels=torch.rand(4, 2))
+    weights = outputs.pooling_attentions
+    torch.testing.assert_close(weights, torch.full_like(weights, 1 / weights.shape[-1]))
+    outputs.loss.backward()
+    torch.optim.SGD(model.parameters(), lr=10.0).step()
+    weights = model.eval()(speech).pooling_attentions.detach()
+    assert float((weights - 1 / weights.shape[-1]).abs().max()) > 1e-3
+    model.save_pretrained(tmp_path)
+    loaded = MambaEMAForRegression.from_pretrained(tmp_path).eval()
+    torch.testing.assert_close(loaded(speech).pooling_attentions, weights)

@@ -265,6 +265,7 @@ def test_votes_of_real_listeners_can_be_learned(tmp_path):
     assert call_command(*command, "--output", tmp_path / "data") == 0
     options = [f"data.source={tmp_path / 'data'}", f"data.cache_folder={tmp_path / 'frames'}"]
     options += [f"training.output_dir={tmp_path / 'run'}", "model.params.predict_spread=true"]
+    options += ["data.train_split=train", "data.validation_split=validation"]  # which makes the intervals
     assert call_program(FINETUNE, "configuration/emodb.yaml", *options) == 0
     results = json.loads((tmp_path / "run" / "results.json").read_text())["test"]
     assert {f"spread_ccc_{label}" for label in LABELS} <= results.keys()

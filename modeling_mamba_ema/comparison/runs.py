@@ -132,7 +132,7 @@ def train_all(run: RunConfiguration, cells: Sequence[Cell], split: str, output: 
     for splits in folds.values():
         for scope in scopes:
             check_speakers(model.config.with_changes(context_scope=scope), splits, required=len(scopes) > 1)
-        for name in dict.fromkeys((run.data.train_split, str(run.data.validation_split), split)):
+        for name in dict.fromkeys(filter(None, (run.data.train_split, run.data.validation_split, split))):
             check_labels_vary(name, splits[name], model.config.labels)
     rows = [part for splits in folds.values() for part in splits.values()]
     frame_cache = None
@@ -165,7 +165,7 @@ def train_and_predict(
     """Train as run_finetune.py does, with the best evaluation's weights in memory instead of checkpoints on the disk.
 
     Returns:
-        Predictions on the validation and the test split, see `prediction_table`.
+        Predictions on the validation and the test split, where the run names them, see `prediction_table`.
 
     Raises:
         ValueError: nothing could be learned, as the message says.
@@ -176,12 +176,13 @@ def train_and_predict(
     set_seed(arguments.seed)
     model, extractor = build_model(run)
     datasets = build_datasets(run.data, splits, model.config, frame_cache)
-    train, validation = datasets[run.data.train_split], datasets[str(run.data.validation_split)]
-    best = KeepBestWeights()
-    trainer = build_trainer(run, model, extractor, train, validation, arguments, [best])
+    train, validation = datasets[run.data.train_split], datasets.get(str(run.data.validation_split))
+    best = None if validation is None else KeepBestWeights()
+    trainer = build_trainer(run, model, extractor, train, validation, arguments, [best] if best else [])
     trainer.remove_callback(EvaluationLog)
     trainer.train()
-    best.restore(model)
+    if best is not None:
+        best.restore(model)
     return {
         name: prediction_table(np.asarray(trainer.predict(datasets[name]).predictions), datasets[name], model.config)
         for name in (run.data.validation_split, run.data.test_split)

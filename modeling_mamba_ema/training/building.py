@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from datasets import Dataset, DatasetDict
+from datasets import Dataset, DatasetDict, concatenate_datasets
 from transformers import TrainerCallback
 
 from .. import tiny_wavlm
@@ -107,23 +107,26 @@ def load_splits(
     if wanted is None:
         hint = (
             "data.split_by=speaker makes the missing ones from the training split, with no speaker in two splits; "
-            "data.test_split=null leaves out the test"
+            "data.test_split=null leaves out the test, data.validation_split=null the choice of the best checkpoint"
         )
         wanted = [name for name in (data.train_split, data.validation_split, data.test_split) if name is not None]
     scales = {label: config.label_range(label) for label in config.labels}
     splits = load_emotion_dataset(
         data.source, config.labels, scales, data.columns, labels_optional, config.predict_spread
     )
-    missing = [name for name in wanted if name not in splits]
+    parts_of = {name: name.split("+") for name in wanted}
+    missing = [part for parts in parts_of.values() for part in parts if part not in splits]
     if missing and data.split_by is not None and data.train_split in splits:
         parts = split_off(splits[data.train_split], data.split_by, missing)
         splits |= dict(zip([data.train_split, *missing], parts))
         logger.info("%s", ", ".join(f"{name}: {len(splits[name])} turns" for name in wanted))
     elif missing:
         raise ValueError(f"{data.source} has no split {', '.join(missing)}; there are {', '.join(splits)}: {hint}")
-    for line in in_several_splits(splits, wanted):
+    joined = {name: concatenate_datasets([splits[part] for part in parts]) for name, parts in parts_of.items()}
+    unused = {name: rows for name, rows in splits.items() if not any(name in parts for parts in parts_of.values())}
+    for line in in_several_splits({**unused, **joined}, wanted):
         logger.warning("%s", line)
-    splits = DatasetDict({name: splits[name] for name in wanted})
+    splits = DatasetDict(joined)
     check_speakers(config, splits)
     corpus = hashlib.sha256(os.path.abspath(data.source).encode()).hexdigest()[:16]
     with first_on_each_machine():
@@ -167,11 +170,11 @@ def build_trainer(
     model: MambaEMAForRegression,
     extractor: MambaEMAFeatureExtractor,
     train: ConversationDataset,
-    validation: ConversationDataset,
+    validation: ConversationDataset | None,
     arguments: MambaEMATrainingArguments,
     callbacks: Sequence[TrainerCallback] = (),
 ) -> MambaEMATrainer:
-    """The trainer of a run, which learns from `train` and chooses the best evaluation on `validation`.
+    """The trainer of a run, which learns from `train` and chooses the best evaluation on `validation`, if there is one.
 
     Raises:
         ValueError: options that are not allowed, or do not go together.
@@ -210,7 +213,7 @@ def check_run(
     chosen = str(arguments.metric_for_best_model).removeprefix("eval_")
     if chosen not in (*metrics, "loss"):
         raise ValueError(f"training.metric_for_best_model is {chosen}; evaluations give {', '.join(metrics)} and loss")
-    for name in (data.train_split, str(data.validation_split)):
+    for name in filter(None, (data.train_split, data.validation_split)):
         check_labels_vary(name, splits[name], config.labels, ", or leave this label out of model.params.id2label")
     for column in config.target_columns[len(config.labels) :]:
         if max(splits[data.train_split][column]) == MISSING_LABEL:

@@ -55,8 +55,9 @@ class DataSection:
 
     source: str = ""  # folder with metadata.jsonl, .csv or .parquet, such a file, an audiofolder, or a name on the Hub
     columns: dict[str, str] = field(default_factory=dict)  # what the corpus calls them, such as {valence: EmoVal}
-    train_split: str = "train"
-    validation_split: str | None = "validation"  # chooses the best checkpoint
+    train_split: str = "train"  # several together: train+validation
+    # Chooses the best checkpoint and makes the intervals; None: the last checkpoint counts, and there are no intervals.
+    validation_split: str | None = "validation"
     test_split: str | None = "test"  # measured once, at the end; None: no test
     # A column such as speaker: each split that the corpus lacks gets 20 % of the turns of train_split; no speaker is in
     # two of them.
@@ -73,11 +74,6 @@ class DataSection:
     def __post_init__(self) -> None:
         if self.on_bad_audio not in ("abort", "skip"):
             raise ValueError(f"data.on_bad_audio is {self.on_bad_audio!r}; allowed are abort and skip")
-        if self.validation_split is None:
-            raise ValueError(
-                "data.validation_split is null, but a validation split chooses the best weights: name one, or let "
-                "data.split_by=speaker make one"
-            )
         if (self.turns_per_item is not None and self.turns_per_item < 1) or self.context_turns < 0:
             raise ValueError("data.turns_per_item must be at least 1, and data.context_turns at least 0")
         if self.context_turns and self.turns_per_item is None:
@@ -114,7 +110,8 @@ class RunConfiguration:
         Raises:
             ValueError: values that are not allowed, or do not go together.
         """
-        return MambaEMATrainingArguments(**{**self.training, **changes})
+        without = {"eval_strategy": "no", "load_best_model_at_end": False} if self.data.validation_split is None else {}
+        return MambaEMATrainingArguments(**{**without, **self.training, **changes})
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Everything this package decides and everything that was given; the rest are transformers' defaults."""

@@ -55,7 +55,8 @@ def test_the_difference_to_a_model_is_paired(corpus, baseline, tmp_path, capsys)
         model.sample(frac=1.0, random_state=seed).to_csv(paths[-1], index=False)
         runs.append(np.stack([by_label(model)[label]["prediction"] for label in LABELS], axis=1))
     assert call_program(PROGRAM, str(corpus), "--predictions", *paths) == 0
-    printed = re.search(r"model - eGeMAPS.*valence (\S+) \[(\S+), (\S+)\], arousal", capsys.readouterr().out).groups()
+    shown = capsys.readouterr().out
+    printed = re.search(r"model - eGeMAPS.*valence (\S+) \[(\S+), (\S+)\], arousal", shown).groups()
     own = np.stack([by_label(table)[label]["prediction"] for label in LABELS], axis=1)
     references = np.stack([by_label(table)[label]["reference"] for label in LABELS], axis=1)
     conversations = by_label(table)["valence"]["conversation_id"].tolist()
@@ -63,6 +64,8 @@ def test_the_difference_to_a_model_is_paired(corpus, baseline, tmp_path, capsys)
     value = np.mean([concordance_cc(run[:, 0], references[:, 0]) for run in runs])
     value -= concordance_cc(own[:, 0], references[:, 0])
     assert [float(number) for number in printed] == pytest.approx([value, low[0], high[0]], abs=1e-3)
+    ensemble = concordance_cc(np.mean(runs, axis=0)[:, 0], references[:, 0])
+    assert float(re.search(r"ensemble of the models: CCC valence (\S+)", shown)[1]) == pytest.approx(ensemble, abs=1e-3)
 
 
 def test_what_cannot_be_compared_is_refused(corpus, baseline, tmp_path, monkeypatch):

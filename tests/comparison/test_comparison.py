@@ -15,6 +15,7 @@ import yaml
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import TrainerControl, TrainerState
 
+from modeling_mamba_ema import MambaEMAForRegression
 from modeling_mamba_ema.comparison import Cell, PoolingResult, check_comparable
 from modeling_mamba_ema.comparison.costs import Cost, encoder_cost, pooling_costs
 from modeling_mamba_ema.comparison.report import ENCODER, Measured, comparison_page, verdict
@@ -358,6 +359,23 @@ def test_a_training_of_the_comparison_is_that_of_the_training_program(prepared, 
     found = pd.read_parquet(compared / "trainings" / "attention-none-seed1" / "test.parquet")
     np.testing.assert_allclose(found["prediction"], expected["prediction"], atol=1e-6)
     assert found["prediction"].std() > 1e-3
+
+
+def test_without_a_validation_split_all_that_is_named_is_learnt_from_until_the_last_epoch(prepared, tmp_path):
+    overrides = ["data.train_split=train+validation", "data.validation_split=null", "training.eval_strategy=no"]
+    overrides += ["data.cache_frames=true"]
+    compare = options(prepared, tmp_path / "compared", "--seeds", "1", "--contexts", "none", overrides=overrides)
+    assert call_command(*compare) == 0
+    overrides += [f"training.output_dir={tmp_path / 'run'}", "model.params.context=none"]
+    assert call_program("examples/run_finetune.py", str(prepared / "run.yaml"), *overrides) == 0
+    expected = pd.read_csv(tmp_path / "run" / "predictions_test.csv")
+    found = pd.read_parquet(tmp_path / "compared" / "trainings" / "attention-none-seed0" / "test.parquet")
+    np.testing.assert_allclose(found["prediction"], expected["prediction"], atol=1e-6)
+    manifest = json.loads((tmp_path / "run" / "run_manifest.json").read_text())
+    assert {name: part["turns"] for name, part in manifest["data"].items()} == {"train+validation": 34, "test": 10}
+    assert list(json.loads((tmp_path / "run" / "results.json").read_text())) == ["test"]
+    model = MambaEMAForRegression.from_pretrained(tmp_path / "run" / "model")
+    assert model.config.interval_radii is None
 
 
 @pytest.mark.slow

@@ -97,7 +97,6 @@ def test_hostile_yaml_is_refused_in_a_short_sentence(tmp_path, monkeypatch, text
         ("training.output_dir=null", "training.output_dir is None, but must be str"),
         ("model.params.hidden_size=1.5", "model.params.hidden_size is 1.5, but must be int"),
         ("model.params.speech_encoder_config.layerdrop=x", "speech_encoder_config.layerdrop is 'x', but must be float"),
-        ("data.validation_split=null", "a validation split chooses the best weights"),
         ("data.noise_snr_db=[low, high]", "data.noise_snr_db is ['low', 'high'], but must be list[float] or null"),
         ("data.columns={valence: 3}", "data.columns is {'valence': 3}, but must be dict[str, str]"),
         ("data.noise_snr_db=[5, 30]", "data.cache_frames trains from frames; leave out one"),
