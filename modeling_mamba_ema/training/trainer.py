@@ -153,7 +153,7 @@ class MambaEMATrainer(Trainer):
             readers = {pid: name for d in datasets if hasattr(d, "being_read") for pid, name in d.being_read().items()}
             frozen = str(error).startswith("DataLoader timed out")
             alive = {child.pid for child in multiprocessing.active_children()} | {os.getpid()}
-            lost = [pid for pid in readers if frozen or pid not in alive]
+            lost = [pid for pid in readers if (pid in alive) == frozen]
             if not lost:
                 raise
             if frozen:

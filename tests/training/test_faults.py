@@ -2,6 +2,7 @@
 
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -108,6 +109,9 @@ def test_a_worker_that_dies_or_freezes_ends_the_run_with_the_name_of_its_file(
         os.kill(os.getpid(), number)
         time.sleep(2)  # a thread may run on for a moment after the signal
 
+    earlier = multiprocessing.get_context("fork").Process(target=train_split.__getitem__, args=(0,))
+    earlier.start()  # a reader of an earlier run, which is no more
+    earlier.join()
     name = instead_of_reading(monkeypatch, tmp_path, end)
     get = _MultiProcessingDataLoaderIter._try_get_data
 
