@@ -1,9 +1,10 @@
-"""Run every benchmark, write their figures and one picture.
+"""Run the benchmarks that fit into a quarter of an hour on two idle cores, write their figures and one picture.
 
     python benchmarks/run.py [--output outputs/benchmarks] [--skip-runtimes]
 
-Each writes `<name>.json` with the machine's description; `encoder.png` and `encoder.svg` show the encoders. Each prints
-its own command, so that a single one can be run again.
+Those of precisions, LoRA, scoring, the service and the start of training are run by themselves. Each writes
+`<name>.json` with the machine's description; `encoder.png` and `encoder.svg` show the encoders. Each prints its own
+command, so that a single one can be run again.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
-BENCHMARKS = ["encoder", "busy", "precision", "turn", "training", "lora", "updater", "frame_cache", "checks", "import"]
+BENCHMARKS = ["encoder", "busy", "turn", "training", "updater", "frame_cache", "checks", "import"]
 
 
 def draw(figures: dict, path: Path) -> None:
@@ -48,7 +49,7 @@ def main() -> None:
     has_runtimes = all(importlib.util.find_spec(name) for name in ("onnxruntime", "openvino", "onnxscript"))
     for name in BENCHMARKS:
         command = [sys.executable, str(HERE / f"bench_{name}.py"), "--json", str(arguments.output / f"{name}.json")]
-        if name in ("encoder", "busy") and not arguments.skip_runtimes:
+        if name == "encoder" and not arguments.skip_runtimes:
             if has_runtimes:
                 command.append("--runtimes")
             else:
