@@ -2,11 +2,11 @@
 
     python benchmarks/bench_gpu.py [--rounds 10] [--compile] [--json FILE]      (or: make bench-gpu)
 
-Utterances of 4 s and 15 s in batches of 1, 8 and 32,
-and 32 of realistic lengths, in WavLM-large's shape with random weights. Variants run in turn in one process; times are
-the wall clock's until the device has finished, medians, after one round that is not counted. The roofline of a batch is
-the longer of two times, each with a peak measured in the same run: its products at the rate of a large product in the
-same dtype (float32 without TF32, as torch's default is), and one reading of the weights at the rate of a large copy.
+Utterances of 4 s and 15 s in batches of 1, 8 and 32, and 32 of realistic lengths, in WavLM-large's shape with random
+weights. Variants run in turn in one process; times are the wall clock's until the device has finished, medians, after
+one round that is not counted. The roofline of a batch is the longer of two times, each with a peak measured in the same
+run: its products at the rate of a large product in the same dtype (float32 without TF32, as torch's default is), and
+one reading of the weights at the rate of a large copy.
 
 With `--compile`, "layers compiled" is `torch.compile(..., dynamic=True)` around this package's transformer layer. It
 compiles anew for every number of utterances and every pattern of equal lengths, which takes minutes, so the package

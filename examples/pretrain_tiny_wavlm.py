@@ -1,7 +1,9 @@
 """Pretrain the tiny WavLM that ships with the package (`modeling_mamba_ema/tiny_wavlm`).
 
     pip install '.[train,demo,baseline]'
-    OMP_NUM_THREADS=1 python examples/pretrain_tiny_wavlm.py --output outputs/tiny_wavlm --device cuda --workers 16
+    OMP_NUM_THREADS=1 python examples/pretrain_tiny_wavlm.py --output outputs/tiny_wavlm
+
+On a GPU, `--device cuda --workers 16 --batch-size 128`: as many workers as there are cores.
 
 WavLM's recipe in small (Chen et al. 2022, "WavLM: Large-Scale Self-Supervised Pre-Training for Full Stack Speech
 Processing"): the model hears speech in noise and rooms or with somebody else talking over it, spans of frames are
@@ -279,8 +281,7 @@ def train(model: WavLMModel, batches: Batches, options: argparse.Namespace) -> N
     parameters = [*model.parameters(), *heads.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = transformers.get_cosine_schedule_with_warmup(optimizer, options.steps // 12, options.steps)
-    # A worker asks for one step after another; with as many workers as cores, torch needs one thread in each.
-    workers = options.workers if options.workers > 1 else 0
+    workers = options.workers if options.workers > 1 else 0  # without others, this process makes the batches
     loader = DataLoader(batches, batch_size=None, num_workers=workers, pin_memory=options.device == "cuda")
     model.train()
     losses: dict[str, list[torch.Tensor]] = {}

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import datasets
 import transformers
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from huggingface_hub import get_token
 from transformers import set_seed
@@ -157,7 +156,6 @@ def main() -> int:
         if arguments.push_to_hub:
             private = arguments.hub_private_repo is not False
             logger.info("uploaded: %s", publish(output / "model", arguments.hub_model_id, private))
-    PartialState().wait_for_everyone()  # a process that ends badly would take the first along while it writes
     return 0
 
 

@@ -242,7 +242,7 @@ def _encode(
     # 3. transformer layers up to the highest that is read
     states: dict[int, torch.Tensor] = {}  # only what is asked for: every other layer's memory is free again
     hidden = _keep(states, 0, hidden, frames, layers, next_layer_reads)
-    attend = attention_over(backbone, frames, hidden.device)
+    attend: Any = attention_over(backbone, frames, hidden.device) if max(layers) else None
     layer: Any
     for index, layer in enumerate(encoder.layers[: max(layers)], start=1):
         dropped = backbone.training and index > 1 and config.layerdrop > 0 and torch.rand([]) < config.layerdrop
@@ -645,6 +645,11 @@ def _aligned(length: int) -> int:
     return length + -length % MASK_ALIGNMENT
 
 
+def _padded(rows: torch.Tensor, index: torch.Tensor, batch: int) -> torch.Tensor:
+    """(all frames, heads, ...), (batch * padded,) -> (batch, heads, padded, ...)"""
+    return rows.index_select(0, index).unflatten(0, (batch, -1)).transpose(1, 2)
+
+
 def _attend_together(
     groups: list[_PaddedGroup],
     places: torch.Tensor,
@@ -658,12 +663,11 @@ def _attend_together(
     heads, outputs = queries.shape[1], []
     for group in groups:
         batch, padded = group.shape
-
-        def pad(rows: torch.Tensor, index: torch.Tensor, shape: tuple[int, int] = group.shape) -> torch.Tensor:
-            return rows.index_select(0, index).unflatten(0, shape).transpose(1, 2)  # (batch, heads, padded, ...)
-
-        query, key, value = pad(queries, group.queries), pad(keys, group.keys), pad(values, group.keys)
-        gate = None if gates is None else pad(gates.to(query.dtype), group.queries).unsqueeze(-1).contiguous()
+        query = _padded(queries, group.queries, batch)
+        key, value = _padded(keys, group.keys, batch), _padded(values, group.keys, batch)
+        gate = None
+        if gates is not None:
+            gate = _padded(gates.to(query.dtype), group.queries, batch).unsqueeze(-1).contiguous()
         # A position bias is made for so many queries at a time.
         size = padded if gate is None else max(1, MASK_ENTRIES // (batch * heads * padded))
         blocks = []
