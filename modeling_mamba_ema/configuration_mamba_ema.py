@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, HubertConfig, PretrainedConfig, Wav2Vec2Config, WavLMConfig
+from transformers.activations import ACT2FN
 from transformers.utils import logging
 
 from .ccc_loss import MIN_SPREAD
@@ -430,6 +431,8 @@ class MambaEMAConfig(PretrainedConfig):
                 )
             for value in values:
                 _require_integer(f"each of speech_encoder_config.{name}", value, low, high)
+        for name in ("hidden_act", "feat_extract_activation"):
+            _require_choice(f"speech_encoder_config.{name}", getattr(encoder, name), ACT2FN)
         for name in _UNREAD_PARTS:
             if getattr(encoder, name, None):
                 raise ValueError(
@@ -454,6 +457,8 @@ class MambaEMAConfig(PretrainedConfig):
             raise ValueError(f"id2label names {len(numbers)} labels; allowed are 1 to {MAX_LABELS}")
         if numbers != list(range(len(numbers))):
             raise ValueError(f"id2label must number its labels from 0 without gaps, got {numbers}")
+        if not all(label.strip() for label in self.labels):
+            raise ValueError(f"id2label has a label without a name: {self.labels}")
         if len(set(self.labels)) != len(numbers):
             raise ValueError(f"id2label names a label twice: {self.labels}")
         for name in ("label_ranges", "loss_label_weights", "interval_radii"):
@@ -534,7 +539,10 @@ def _as_speech_encoder_config(given: Any, saved: bool) -> PretrainedConfig:
         _require_choice("speech_encoder_config.model_type", kind, SPEECH_ENCODERS)
         if not saved and "transformers_version" not in given:
             check_speech_encoder_fields(given, SPEECH_ENCODERS[kind])
-        return SPEECH_ENCODERS[kind](**{**SPEECH_ENCODER_DEFAULTS, **given})
+        try:
+            return SPEECH_ENCODERS[kind](**{**SPEECH_ENCODER_DEFAULTS, **given})
+        except Exception as error:  # the errors of transformers' checks have no class in common
+            raise ValueError(f"speech_encoder_config: {' '.join(str(error).split())}") from error
     if not isinstance(given, (WavLMConfig, Wav2Vec2Config, HubertConfig)):
         raise ValueError(
             "speech_encoder_config must be a WavLMConfig, Wav2Vec2Config or HubertConfig, a dict of fields or None, "

@@ -8,6 +8,7 @@ import argparse
 from pathlib import Path
 
 from .model_options import add_model_options, load_tracker
+from .terminal import check_folder
 
 HELP = "write a model for onnxruntime"
 
@@ -21,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    check_folder(options.output)
     import logging
 
     from ..inference.onnx_export import export_onnx

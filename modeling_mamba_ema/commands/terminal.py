@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,13 +21,32 @@ def complain(message: str) -> None:
 
 
 def check_output(path: Path | None, overwrite: bool) -> None:
-    """Refuse a file that would be replaced.
+    """Refuse a file that would be replaced or cannot be written, before there is anything to write.
 
     Raises:
-        FileExistsError: it exists, and `--overwrite` was not given.
+        OSError: it exists, and `--overwrite` was not given; or see [`check_folder`].
     """
-    if path is not None and path.exists() and not overwrite:
+    if path is None:
+        return
+    if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; --overwrite replaces it")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file")
+    check_folder(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder to write that cannot be made or written to, before there is anything to write.
+
+    Raises:
+        OSError: what is there is no folder, or no folder that may be written to.
+    """
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not there.is_dir():
+        raise NotADirectoryError(f"the folder {folder} cannot be made: {there} is a file")
+    if not os.access(there, os.W_OK):
+        raise PermissionError(f"the folder {there} cannot be written to")
 
 
 class Table:

@@ -74,6 +74,12 @@ class DataSection:
     def __post_init__(self) -> None:
         if self.on_bad_audio not in ("abort", "skip"):
             raise ValueError(f"data.on_bad_audio is {self.on_bad_audio!r}; allowed are abort and skip")
+        for name in ("train_split", "validation_split", "test_split"):
+            parts = (getattr(self, name) or "none").split("+")
+            if "" in parts or len(set(parts)) < len(parts):
+                raise ValueError(
+                    f"data.{name} is {getattr(self, name)!r}; allowed are a split, or several such as train+validation"
+                )
         if (self.turns_per_item is not None and self.turns_per_item < 1) or self.context_turns < 0:
             raise ValueError("data.turns_per_item must be at least 1, and data.context_turns at least 0")
         if self.context_turns and self.turns_per_item is None:
@@ -130,13 +136,21 @@ class RunConfiguration:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML's safe loader without aliases, by which a few lines can stand for more values than memory holds. As in YAML
-    1.2, 1e-5 is a number."""
+    """YAML's safe loader without aliases, by which a few lines can stand for more values than memory holds, and without
+    names that are given twice, of which YAML would keep the last. As in YAML 1.2, 1e-5 is a number."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError(f"aliases are not allowed, found one in line {self.peek_event().start_mark.line + 1}")
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        values, names = super().construct_mapping(node, deep), []
+        for key, _ in node.value:
+            names.append(self.construct_object(key))
+            if names.count(names[-1]) > 1:
+                raise yaml.YAMLError(f"{names[-1]!r} is given twice, the second time in line {key.start_mark.line + 1}")
+        return values
 
 
 _PlainLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+"), list("-+0123456789"))
@@ -192,7 +206,7 @@ def load_run_configuration(path: str | Path, overrides: Sequence[str] = ()) -> R
     run = RunConfiguration(ModelSection(**model), DataSection(**data), training)
     try:
         run.training_arguments()
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"training: {' '.join(str(error).split())}") from error
     return run
 
