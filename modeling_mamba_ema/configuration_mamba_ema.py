@@ -466,7 +466,7 @@ class MambaEMAConfig(PretrainedConfig):
             if by_label is not None and not isinstance(by_label, Mapping):
                 raise ValueError(f"{name} is {by_label!r}; allowed are None and a dict by the labels' names")
         for label, scale in (self.label_ranges or {}).items():
-            _require_choice("a label of label_ranges", label, self.labels)
+            _require_choice("a label of label_ranges", label, self.labels, "; id2label names the labels of the model")
             pair = isinstance(scale, (list, tuple)) and len(scale) == 2
             if not pair or not all(map(_is_finite, scale)) or not scale[0] < scale[1]:
                 raise ValueError(f"label_ranges[{label!r}] must be [low, high] with low < high, got {scale}")
@@ -607,9 +607,9 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _require_choice(name: str, value: object, allowed: Collection[str]) -> None:
+def _require_choice(name: str, value: object, allowed: Collection[str], hint: str = "") -> None:
     if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
+        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}{hint}")
 
 
 def _require_integer(name: str, value: object, low: int, high: int) -> None:

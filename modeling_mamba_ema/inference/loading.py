@@ -103,4 +103,5 @@ def check_model_name(name: str, revision: str) -> None:
 
 def _models_in(folder: Path) -> str:
     found = sorted({str(path.parent) for depth in ("*", "*/*") for path in folder.glob(f"{depth}/config.json")})
-    return f"; did you mean {' or '.join(found[:3])}?" if found else ""
+    models = [name for name in found if not Path(name).name.startswith("checkpoint-")] or found
+    return f"; did you mean {' or '.join(models[:3])}?" if models else ""

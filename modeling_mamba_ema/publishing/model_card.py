@@ -208,7 +208,7 @@ law, for example at work and in education in the European Union.
 def _intervals_line(config: MambaEMAConfig) -> str:
     if config.interval_radii is None:
         return ""
-    return f"\noutputs.intervals  # low and high, to hold {config.interval_level:.0%} of the turns each"
+    return f"\noutputs.intervals  # low and high; about {config.interval_level:.0%} of the labels lie between them"
 
 
 def _spread_line(config: MambaEMAConfig) -> str:
@@ -256,8 +256,10 @@ def _results(config: MambaEMAConfig, training: TrainingFacts | None) -> str:
         ]
         counts = " | ".join(f"{metrics[n]:.0f}" if n in metrics else "" for n in ("num_turns", "num_conversations"))
         lines.append(f"| {split} | {counts} | {' | '.join(cells)} |")
-        held = [f"{name} {metrics[f'coverage_{name}']:.1%}" for name in config.labels if f"coverage_{name}" in metrics]
-        coverage += [f"`{split}`: {', '.join(held)}"] if held else []
+        shares = [
+            f"{name} {metrics[f'coverage_{name}']:.1%}" for name in config.labels if f"coverage_{name}" in metrics
+        ]
+        coverage += [f"`{split}`: {', '.join(shares)}"] if shares else []
         found = [
             f"{label} {metrics[name]:.3f}{_interval(metrics, name)}"
             for label in config.labels
@@ -265,8 +267,8 @@ def _results(config: MambaEMAConfig, training: TrainingFacts | None) -> str:
         ]
         spread += [f"`{split}`: {', '.join(found)}"] if found else []
     if coverage:
-        asked = f"{config.interval_level:.0%} of the labels (split-conformal, from the validation split)"
-        lines += ["", f"Intervals asked to hold {asked} held, a conversation counting as one, {'; '.join(coverage)}."]
+        intervals = f"{config.interval_level:.0%} intervals (split-conformal, from the validation split)"
+        lines += ["", f"Coverage of the {intervals}, each conversation counting as one: {'; '.join(coverage)}."]
     if spread:
         lines += ["", f"CCC of the predicted spread of the raters with theirs: {'; '.join(spread)}."]
     return "\n".join(lines)
