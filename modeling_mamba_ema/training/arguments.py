@@ -23,6 +23,7 @@ _ERRORS = ("loss", "rmse", "mae")
 _AT_LEAST_1 = (
     *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "turns_per_chunk"),
     *("max_seconds_per_batch", "early_stopping_patience", "save_total_limit", "worker_timeout", "ddp_timeout"),
+    *("eval_accumulation_steps", "dataloader_prefetch_factor"),
 )
 _AT_LEAST_0 = (
     *("learning_rate", "encoder_learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon", "mixup_alpha"),
@@ -93,8 +94,9 @@ class MambaEMATrainingArguments(TrainingArguments):
         for name in ("label_smoothing_factor", "neftune_noise_alpha"):
             if getattr(self, name):
                 raise ValueError(f"{name} is for models of classes or of tokens; leave it out")
-        if self.remove_unused_columns:
-            raise ValueError("remove_unused_columns would remove what batches are made of; leave it out")
+        for name in ("remove_unused_columns", "prediction_loss_only", "label_names"):
+            if getattr(self, name):
+                raise ValueError(f"{name} would take away what training and evaluation need; leave it out")
         if self.optim_args and not all("=" in part for part in self.optim_args.split(",")):
             raise ValueError(f"optim_args is {self.optim_args!r}, but must be name=value,name=value")
         if self.early_stopping_patience is not None and self.eval_strategy == IntervalStrategy.NO:
@@ -122,7 +124,7 @@ class MambaEMATrainingArguments(TrainingArguments):
             get_scheduler(
                 self.lr_scheduler_type,
                 torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=self.learning_rate),
-                num_warmup_steps=self.get_warmup_steps(10),
+                num_warmup_steps=0,  # the first value is then made of the options
                 num_training_steps=10,
                 scheduler_specific_kwargs=cast(Any, self.lr_scheduler_kwargs),
             )

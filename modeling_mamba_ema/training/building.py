@@ -128,6 +128,9 @@ def load_splits(
     if unused and not named:  # which a misspelt name would be
         turns = ", ".join(f"{name} ({len(rows)} turns)" for name, rows in unused.items())
         logger.info("splits of %s that are not used: %s", data.source, turns)
+    uses = [part for name in wanted for part in parts_of[name]]
+    for part in sorted({part for part in uses if uses.count(part) > 1}):
+        logger.warning("the split %s is used twice: what is measured on it is not what the model does on others", part)
     for line in in_several_splits({**unused, **joined}, wanted):
         logger.warning("%s", line)
     splits = DatasetDict(joined)

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from transformers import WavLMConfig
 
-from ..configuration_mamba_ema import MambaEMAConfig
+from ..configuration_mamba_ema import SPEECH_ENCODERS, MambaEMAConfig
 from ..data.atomic_write import atomic_write
 from ..feature_extraction_mamba_ema import DEFAULT_MAX_SECONDS
 from .arguments import MambaEMATrainingArguments
@@ -33,7 +33,8 @@ _PRETRAINED_CONFIG = {"id2label": dict, "num_labels": int, "attn_implementation"
 class ModelSection:
     """What a run starts from."""
 
-    # Of MambaEMAConfig; speech_encoder_config: of WavLMConfig. With pretrained_model: what is to be changed in it.
+    # Of MambaEMAConfig; speech_encoder_config: of WavLMConfig, or what its model_type says. With pretrained_model: what
+    # is to be changed in it.
     params: dict[str, Any] = field(default_factory=dict)
     pretrained_speech_encoder: str | None = None  # folder or Hub name of a WavLM; tiny: the shipped one; None: random
     pretrained_model: str | None = None  # folder or Hub name of a Mamba-EMA to continue from
@@ -45,8 +46,11 @@ class ModelSection:
         self.params = _checked_values(self.params, _names_of_params(), "model.params.")
         name = "speech_encoder_config"
         if self.params.get(name) is not None:
-            known = {field.name: field.type for field in dataclasses.fields(WavLMConfig)}
-            self.params[name] = _checked_values(self.params[name], known, f"model.params.{name}.")
+            fields = self.params[name]
+            kind = fields.get("model_type") if isinstance(fields, dict) else None
+            config = SPEECH_ENCODERS.get(str(kind), WavLMConfig)
+            known = {field.name: field.type for field in dataclasses.fields(config)} | {"model_type": str}
+            self.params[name] = _checked_values(fields, known, f"model.params.{name}.")
 
 
 @dataclass

@@ -104,7 +104,10 @@ def test_hostile_yaml_is_refused_in_a_short_sentence(tmp_path, monkeypatch, text
         ("training.ddp_timeout=-1", "ddp_timeout is -1, but must be at least 1"),
         ("training.optim_args=momentum", "optim_args is 'momentum', but must be name=value"),
         ("training.accelerator_config={foo: 3}", "unexpected keyword argument 'foo'"),
-        ("training.remove_unused_columns=true", "remove_unused_columns would remove what batches are made of"),
+        ("training.remove_unused_columns=true", "remove_unused_columns would take away what training and evaluation"),
+        ("training.label_names=[a]", "label_names would take away what training and evaluation need"),
+        ("training.lr_scheduler_kwargs={num_cycles: x}", "lr_scheduler_kwargs {'num_cycles': 'x'}: could not convert"),
+        ("training.eval_accumulation_steps=0", "eval_accumulation_steps is 0, but must be at least 1"),
         ("model.params.id2label={0: valence, 0: arousal}", "0 is given twice, the second time in line 1"),
         ("data.train_split=train+train", "data.train_split is 'train+train'; allowed are a split, or several such as"),
         ("data.test_split=test+", "data.test_split is 'test+'; allowed are a split"),
@@ -174,3 +177,11 @@ def test_the_configurations_in_the_repository_are_valid(name):
         model = MambaEMAForRegression(MambaEMAConfig(**run.model.params))
     assert model.speech_encoder.pooling == "attention"
     assert model.speech_encoder.attention.out_features == 1
+
+
+def test_a_new_encoder_may_be_of_another_kind_with_fields_of_its_own(tmp_path):
+    encoder = "model.params.speech_encoder_config={model_type: wav2vec2, num_codevector_groups: 2}"
+    run = load(tmp_path, "{}", encoder)
+    assert MambaEMAConfig(**run.model.params).speech_encoder_config.model_type == "wav2vec2"
+    with pytest.raises(ValueError, match=r"unknown key model.params.speech_encoder_config.num_buckets"):
+        load(tmp_path, "{}", "model.params.speech_encoder_config={model_type: wav2vec2, num_buckets: 3}")
