@@ -48,10 +48,11 @@ def load_model(
             f"config.json or preprocessor_config.json of {name} holds a value that cannot be used: {error}"
         ) from error
     model, loading = loaded
-    for weight, saved, wanted in loading["mismatched_keys"]:
+    for mismatch in loading["mismatched_keys"]:
+        weight = mismatch if isinstance(mismatch, str) else mismatch[0]  # transformers 5 adds the shapes
         raise ValueError(
-            f"{weight} of {name} has the shape {tuple(saved)}, but its config.json asks for {tuple(wanted)}; one of "
-            "the two files belongs to another model"
+            f"{weight} of {name} has another shape than its config.json asks for; one of the two files belongs to "
+            "another model"
         )
     if loading["missing_keys"]:
         first = min(loading["missing_keys"])
