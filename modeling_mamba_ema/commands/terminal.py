@@ -42,11 +42,11 @@ def check_folder(folder: Path) -> None:
     Raises:
         OSError: what is there is no folder, or no folder that may be written to.
     """
-    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
-    if not there.is_dir():
-        raise NotADirectoryError(f"the folder {folder} cannot be made: {there} is a file")
-    if not os.access(there, os.W_OK):
-        raise PermissionError(f"the folder {there} cannot be written to")
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"the folder {folder} cannot be made: {existing} is a file")
+    if not os.access(existing, os.W_OK):
+        raise PermissionError(f"the folder {existing} cannot be written to")
 
 
 class Table:

@@ -49,13 +49,13 @@ def ccc_of_predictions(labels: Sequence[str], intervals: bool = False) -> Any:
         measured = np.flatnonzero(known.sum(axis=(0, 1)) >= 2)
         if not len(measured):
             return {}
-        there = known[..., measured].any(axis=-1)
-        conversations = np.broadcast_to(np.arange(len(references))[:, None], there.shape)[there]
+        is_measured = known[..., measured].any(axis=-1)
+        conversations = np.broadcast_to(np.arange(len(references))[:, None], is_measured.shape)[is_measured]
         # Else evaluate would report every load to a server, of local metrics too.
         evaluate.config.HF_UPDATE_DOWNLOAD_COUNTS = False
         return evaluate.load(ccc_metric_path()).compute(
-            predictions=predictions[there][:, measured],
-            references=references[there][:, measured],
+            predictions=predictions[is_measured][:, measured],
+            references=references[is_measured][:, measured],
             label_names=[labels[int(column)] for column in measured],
             conversation_ids=conversations.tolist() if intervals else None,
         )

@@ -120,8 +120,10 @@ class RunConfiguration:
         Raises:
             ValueError: values that are not allowed, or do not go together.
         """
-        without = {"eval_strategy": "no", "load_best_model_at_end": False} if self.data.validation_split is None else {}
-        return MambaEMATrainingArguments(**{**without, **self.training, **changes})
+        no_evaluation = (
+            {"eval_strategy": "no", "load_best_model_at_end": False} if self.data.validation_split is None else {}
+        )
+        return MambaEMATrainingArguments(**{**no_evaluation, **self.training, **changes})
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Everything this package decides and everything that was given; the rest are transformers' defaults."""
