@@ -101,6 +101,11 @@ class MambaEMATrainingArguments(TrainingArguments):
             raise ValueError(f"optim_args is {self.optim_args!r}, but must be name=value,name=value")
         if self.early_stopping_patience is not None and self.eval_strategy == IntervalStrategy.NO:
             raise ValueError("early_stopping_patience counts evaluations, but eval_strategy is no")
+        by_epoch = self.eval_strategy == IntervalStrategy.EPOCH and self.max_steps <= 0
+        if self.load_best_model_at_end and by_epoch and self.eval_delay >= self.num_train_epochs:
+            raise ValueError(
+                f"eval_delay is {self.eval_delay}, so that none of {self.num_train_epochs} epochs is evaluated"
+            )
         missing = sorted(set(self.report_to or ()) - set(get_available_reporting_integrations()))
         if missing:
             available = ", ".join(get_available_reporting_integrations()) or "none"

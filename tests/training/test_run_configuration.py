@@ -106,6 +106,7 @@ def test_hostile_yaml_is_refused_in_a_short_sentence(tmp_path, monkeypatch, text
         ("training.per_device_train_batch_size=0", "per_device_train_batch_size is 0, but must be at least 1"),
         ("training.save_total_limit=0", "save_total_limit is 0, but must be at least 1"),
         ("training.data_seed=-1", "data_seed is -1, but must be at least 0"),
+        ("training.eval_delay=5", "eval_delay is 5, so that none of 5 epochs is evaluated"),
         ("training.ddp_timeout=-1", "ddp_timeout is -1, but must be at least 1"),
         ("training.optim_args=momentum", "optim_args is 'momentum', but must be name=value"),
         ("training.accelerator_config={foo: 3}", "unexpected keyword argument 'foo'"),
