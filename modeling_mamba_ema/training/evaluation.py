@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import evaluate
 import numpy as np
 import pandas as pd
 import torch
@@ -17,7 +16,7 @@ from ..ccc_loss import MISSING_LABEL
 from ..configuration_mamba_ema import MambaEMAConfig
 from ..conversation_encoder import ConversationState
 from ..data.dataset import ConversationDataset
-from ..metrics import ccc_metric_path
+from ..metrics.ccc.ccc import CCC
 from ..metrics.confidence import add_intervals, coverage, spread_metrics
 from ..pooling import length_mask
 
@@ -51,9 +50,7 @@ def ccc_of_predictions(labels: Sequence[str], intervals: bool = False) -> Any:
             return {}
         is_measured = known[..., measured].any(axis=-1)
         conversations = np.broadcast_to(np.arange(len(references))[:, None], is_measured.shape)[is_measured]
-        # Else evaluate would report every load to a server, of local metrics too.
-        evaluate.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-        return evaluate.load(ccc_metric_path()).compute(
+        return CCC().compute(
             predictions=predictions[is_measured][:, measured],
             references=references[is_measured][:, measured],
             label_names=[labels[int(column)] for column in measured],
