@@ -29,7 +29,6 @@ def known_or_found(
 
     Args:
         table: a Parquet file, for the values of one such function.
-        utterances: the files, or stretches of them.
         find: called with those that are not known; None is not kept.
     """
     known = _read(table)

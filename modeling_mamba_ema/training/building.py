@@ -18,7 +18,7 @@ from ..ccc_loss import MISSING_LABEL
 from ..configuration_mamba_ema import MambaEMAConfig
 from ..conversation_encoder import CONTEXTS, SCOPES, number_speakers
 from ..data.augmentation import AugmentedDataset
-from ..data.bad_audio import describe_bad_audio, drop_bad_audio, save_bad_audio, scan_audio
+from ..data.bad_audio import describe_bad_audio, save_bad_audio, scan_audio
 from ..data.dataset import ConversationDataset, load_emotion_dataset
 from ..data.frame_cache import FrameCache
 from ..data.sources import read_label_ranges
@@ -141,14 +141,13 @@ def load_splits(
         save_bad_audio(bad_audio, output / "skipped_audio.jsonl")
     if bad_audio:
         logger.warning("%s\nThey are left out.", describe_bad_audio(bad_audio, splits))
-        splits = drop_bad_audio(splits, bad_audio)
     for split, rows in splits.items():
-        lengths = np.array([length for length in seconds[split] if length is not None])
-        others = rows.remove_columns(SECONDS) if SECONDS in rows.column_names else rows
-        splits[split] = others.add_column(SECONDS, lengths)
-    for split, rows in splits.items():
-        if not len(rows):
+        good = [row for row, length in enumerate(seconds[split]) if length is not None]
+        if not good:
             raise ValueError(f"no utterance of the split {split} is left; is the disk with its audio there?")
+        rows = rows.remove_columns(SECONDS) if SECONDS in rows.column_names else rows
+        rows = rows if len(good) == len(rows) else rows.select(good)
+        splits[split] = rows.add_column(SECONDS, np.array([seconds[split][row] for row in good]))
     return splits
 
 
