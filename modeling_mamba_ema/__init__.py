@@ -37,13 +37,7 @@ def __getattr__(name: str) -> Any:
 
 def _register_with_transformers() -> None:
     """With the package installed and imported, the Auto classes need no remote code."""
-    from transformers import (
-        AutoConfig,
-        AutoFeatureExtractor,
-        AutoModel,
-        AutoModelForAudioClassification,
-        AutoProcessor,
-    )
+    from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, AutoProcessor
 
     from .configuration_mamba_ema import MambaEMAConfig
     from .feature_extraction_mamba_ema import MambaEMAFeatureExtractor

@@ -14,15 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from transformers import Pipeline
 
-from .audio_files import (
-    MAX_SECONDS,
-    MIN_SECONDS,
-    Recording,
-    decoded_audio,
-    is_audio_decoder,
-    is_audio_file,
-    load_audio,
-)
+from .audio_files import MAX_SECONDS, MIN_SECONDS, Recording, decoded_audio, is_audio_decoder, is_audio_file, load_audio
 from .conversation_encoder import UNKNOWN_SPEAKER, number_speakers
 from .feature_extraction_mamba_ema import SAMPLING_RATE, InvalidAudioError, as_mono
 
@@ -210,9 +202,7 @@ class MambaEMAPipeline(Pipeline):
             return
         with Recording(source, channel) as recording:
             rate = recording.sampling_rate
-            if split_channels and recording.channels == 1:
-                raise ValueError(f"{recording.name} has 1 channel; there is nothing to split")
-            channels = range(1, recording.channels + 1) if split_channels else [channel]
+            channels = recording.several_channels() if split_channels else [channel]
             for first, last in _chunks(recording.frames, rate, chunk_length_s):
                 start, end = first / rate, last / rate
                 recording.check_length(start, end, cast(Any, self.feature_extractor).max_seconds)

@@ -34,15 +34,8 @@ def recognises(config: Mapping[str, Any]) -> bool:
 def convert(
     config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None, encoder_config: Mapping[str, Any] | None
 ) -> Conversion:
-    """
-    Args:
-        config: config.json.
-        preprocessor: preprocessor_config.json, which is useless here.
-        encoder_config: that of `ssl_type`.
-
-    Raises:
-        ValueError: a configuration that is not of this kind.
-    """
+    """From config.json and the configuration of its `ssl_type`; preprocessor_config.json is useless here. Raises
+    `ValueError` for a configuration that is not of this kind."""
     assert encoder_config is not None
     labels = dimensional_labels(config)
     check_value(config, "num_classes", len(labels))

@@ -38,7 +38,6 @@ def measure(predictions: np.ndarray, references: np.ndarray, turns: pd.DataFrame
     Args:
         predictions, references: (turns, labels) on the unit scale; -100 marks a missing label.
         turns: with `conversation_id`.
-        labels: names.
     """
     rows = []
     for column, label in enumerate(labels):

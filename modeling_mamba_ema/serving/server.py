@@ -31,7 +31,6 @@ def serve(
 
     Args:
         tracker: one that has heard nothing.
-        settings: limits.
         host: address to listen on; one that other machines reach needs `settings.token`.
         port: 0 for a free one; the address is printed once it is listened on.
         state: "memory", or the URL of a Redis.

@@ -42,7 +42,6 @@ class AccumulatedLoss:
     Args:
         predict: runs the model as it is, without what several processes wrap around it.
         loss: of predictions and labels, (turns, labels) each.
-        batches: inputs of the model.
         device: where the model draws random numbers.
 
     Attributes:

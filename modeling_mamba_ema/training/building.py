@@ -88,12 +88,11 @@ def load_splits(
 ) -> DatasetDict:
     """The splits that a run names, every utterance of which has audio that can be used.
 
-    Utterances that cannot be used end the run, or are left out and recorded in `skipped_audio.jsonl`, as
-    `on_bad_audio` says. The first process of each machine looks at the audio; what it finds good, the others take from
-    the cache folder. The rows get the column `audio_seconds`.
+    Utterances that cannot be used end the run, or are left out and recorded in `skipped_audio.jsonl`, as `on_bad_audio`
+    says. The first process of each machine looks at the audio; what it finds good, the others take from the cache
+    folder. The rows get the column `audio_seconds`.
 
     Args:
-        data: where the corpus is, and how to read it.
         config: the model's; names the labels and their scales.
         output: folder for the lists of utterances that cannot be used.
         wanted: names of the splits; None: those that `data` names for training.
@@ -174,10 +173,7 @@ def build_trainer(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> MambaEMATrainer:
     """The trainer of a run, which learns from `train` and chooses the best evaluation on `validation`, if there is one.
-
-    Raises:
-        ValueError: options that are not allowed, or do not go together.
-    """
+    Raises `ValueError` for options that are not allowed, or do not go together."""
     arguments = copy.copy(arguments)
     arguments.push_to_hub = False  # left to the program: Trainer would upload checkpoints, not a release
     learnt: ConversationDataset | AugmentedDataset = train
@@ -237,11 +233,9 @@ def warn_of_labels(split: str, rows: Dataset, labels: Sequence[str]) -> None:
 def check_speakers(config: MambaEMAConfig, splits: DatasetDict, required: bool = False) -> None:
     """A context of each speaker needs their names, and no more of them than the model has room for.
 
-    Args:
-        required: a corpus that names no speakers is refused; else a warning is logged.
-
     Raises:
-        ValueError: a conversation has more speakers than `max_speakers`, or no speaker is named.
+        ValueError: a conversation has more speakers than `max_speakers`, or no speaker is named where that is
+            `required`; else a warning is logged.
     """
     if not (SCOPES[config.context_scope].speaker and any(CONTEXTS[config.context])):
         return

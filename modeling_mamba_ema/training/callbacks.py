@@ -70,11 +70,7 @@ class EvaluationLog(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """After SIGTERM or Ctrl-C: finish the step, save a checkpoint, stop.
-
-    Attributes:
-        received: the signal; None: none.
-    """
+    """After SIGTERM or Ctrl-C, which is noted in `received`: finish the step, save a checkpoint, stop."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -123,11 +119,8 @@ class StopOnSignal(TrainerCallback):
 
 
 class SealCheckpoints(TrainerCallback):
-    """Completes every checkpoint that Trainer has written, and only then removes old ones.
-
-    Args:
-        save_total_limit: checkpoints to keep beside the best and the newest, as in `TrainingArguments`.
-    """
+    """Completes every checkpoint that Trainer has written, and only then removes old ones, but for as many as
+    `save_total_limit`, the best and the newest."""
 
     def __init__(self, save_total_limit: int | None):
         self.save_total_limit = save_total_limit
@@ -164,11 +157,7 @@ class KeepBestWeights(TrainerCallback):
 
     @torch.no_grad()
     def restore(self, model: nn.Module) -> None:
-        """Put the best weights back.
-
-        Raises:
-            ValueError: no evaluation gave a CCC that is a number.
-        """
+        """Put the best weights back; `ValueError` where no evaluation gave a CCC that is a number."""
         if self.best is None:
             raise ValueError("no evaluation gave a CCC that is a number, so there are no best weights")
         parameters = dict(model.named_parameters())

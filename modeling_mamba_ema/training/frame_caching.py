@@ -40,14 +40,8 @@ def cache_frames(
 ) -> FrameCache:
     """Compute the frames that a folder lacks; entries that are there are checked, and damaged ones are made anew.
 
-    Every process of a run calls it, each computes its share, and all return when everything is there.
-
-    Args:
-        model: its speech encoder must be frozen; moved to the run's device.
-        extractor: the run's.
-        splits: rows of a corpus in normal form.
-        folder: of the cache.
-        arguments: Trainer's; they know device and processes.
+    Every process of a run calls it, each computes its share, and all return when everything is there. The model, whose
+    speech encoder must be frozen, is moved to the run's device.
 
     Raises:
         FrameCacheError: the encoder is not frozen, the disk is too small, or an utterance gives no frames to train on.
