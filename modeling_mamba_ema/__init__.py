@@ -1,7 +1,5 @@
 """Mamba-EMA: valence, arousal and dominance from speech, followed over a conversation."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from pathlib import Path

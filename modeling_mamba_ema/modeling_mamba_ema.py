@@ -628,8 +628,8 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         return ends.clamp(0.0, 1.0) if self.config.bounded_predictions else ends
 
     def to_label_ranges(self, logits: torch.Tensor, differences: bool = False) -> torch.Tensor:
-        """Predictions (..., num_labels) on the unit scale -> the labels' own scale (`config.label_ranges`); or
-        `differences` between values, such as `outputs.spread`, which have no zero point."""
+        """Predictions (..., num_labels) on the unit scale -> the labels' own scale (`config.label_ranges`). With
+        `differences`, they are distances between values, such as `outputs.spread`."""
         ranges = [self.config.label_range(name) for name in self.config.labels]
         low, high = logits.new_tensor(ranges).unbind(dim=1)
         return logits * (high - low) if differences else low + logits * (high - low)

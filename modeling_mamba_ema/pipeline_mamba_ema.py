@@ -4,8 +4,6 @@ Transformers' own audio-classification pipeline needs ffmpeg for files and torch
 every string that looks like a URL and opens every other one as a file. This one does none of that.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 from collections.abc import Iterator, Sequence

@@ -17,8 +17,6 @@ A hidden layer of A units has A (D + 1) parameters, and the linear layer after i
 A new pooling is an entry of `POOLINGS`; nothing else names poolings one by one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

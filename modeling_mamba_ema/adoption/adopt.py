@@ -1,7 +1,5 @@
 """Adopting a model: every weight of the file is used, every weight of ours is filled, or nothing is written."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ wav2vec 2.0's last hidden state, its mean over all frames, a linear layer with t
 (rating - 1) / 6. Each waveform is normalised by itself.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Which weights of a model a changed one starts from; behind `MambaEMAForRegression.with_changes`."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 import torch

@@ -1,7 +1,5 @@
 """What a published format becomes: a configuration, names of weights, and what its publisher states."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any

@@ -5,8 +5,6 @@ norm and ReLU, and linear outputs, (rating - 1) / 6. A waveform is standardised 
 The folder does not hold WavLM's own configuration: it is that of `ssl_type`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

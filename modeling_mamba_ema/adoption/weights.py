@@ -1,7 +1,5 @@
 """Reading published weights without running code: safetensors, or a pickle of nothing but tensors."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import re

@@ -1,7 +1,5 @@
 """Figures of a report: groups and the gaps between them, changes under a condition, correlations with the recording."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from typing import Any

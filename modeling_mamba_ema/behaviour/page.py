@@ -1,7 +1,5 @@
 """The report as Markdown, as HTML that needs no server, and as JSON."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re

@@ -11,8 +11,6 @@ used and every weight of the model filled, or nothing is written. A pickle with 
 Microsoft's own file of a WavLM becomes a folder to start training from: model.pretrained_speech_encoder.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -11,8 +11,6 @@ started again, the same command goes on with the trainings that are not finished
 Writes comparison.md (tables and the verdict in words), .json, .csv (a row a training), .png and .svg.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

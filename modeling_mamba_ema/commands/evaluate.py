@@ -10,8 +10,6 @@ predictions only. Several processes share the work:
     accelerate launch --config_file configuration/accelerate/... -m modeling_mamba_ema evaluate ...
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any

@@ -5,8 +5,6 @@ weights come from, a folder or a name on the Hub; they must be the same as in th
 its best model in `model`, with the adapters merged.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

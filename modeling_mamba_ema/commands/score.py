@@ -8,8 +8,6 @@ that it names and the output may be in a store such as s3://bucket/folder. Stopp
 where it was. Audio that cannot be used becomes a row with its reason in `error`, and ends nothing.
 """
 
-from __future__ import annotations
-
 import argparse
 
 from .model_options import add_int8_option, add_model_options, number_between, quiet_transformers

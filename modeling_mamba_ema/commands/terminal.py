@@ -1,7 +1,5 @@
 """What commands print: rows as a table or as JSON lines on standard output, complaints on standard error."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Mapping

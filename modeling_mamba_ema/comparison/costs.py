@@ -1,7 +1,5 @@
 """What a pooling costs: parameters, operations, time."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Sequence

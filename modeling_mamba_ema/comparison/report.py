@@ -1,7 +1,5 @@
 """A comparison of poolings and scopes as a markdown page: tables, and the verdict in words."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

@@ -1,7 +1,5 @@
 """The trainings of a comparison: what they share, and one of them from the model to its predictions."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

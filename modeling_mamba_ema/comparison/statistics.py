@@ -1,8 +1,6 @@
 """Poolings compared with mean pooling, and scopes of the context with that of the conversation: means over seeds, and
 paired differences with intervals."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias

@@ -1,7 +1,5 @@
 """Training data that differ in each epoch: noise, faster or slower speech, and mixtures of conversations."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any

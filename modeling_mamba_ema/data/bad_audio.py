@@ -1,7 +1,5 @@
 """Audio that cannot be used, found before training begins."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import multiprocessing

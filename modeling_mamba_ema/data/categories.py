@@ -1,7 +1,5 @@
 """Corpora of emotion categories: no regression target, told so before anything else goes wrong."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Collection

@@ -1,7 +1,5 @@
 """A corpus as conversations: its splits in normal form, see `normal_form.py`, and items for training and evaluation."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -7,8 +7,6 @@ the frames are computed anew; file names and dates do not count.
 Frames are kept, not pooled vectors, because pooling is trained from them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

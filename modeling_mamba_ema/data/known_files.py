@@ -1,7 +1,5 @@
 """What was found out about audio files, kept on the disk for as long as they do not change."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -5,8 +5,6 @@ Columns: `file_name`, `conversation_id`, `turn`, the label names, and optionally
 it stands for, such as the turn "3" the number 3, or is refused with its row and column; none is left out.
 """
 
-from __future__ import annotations
-
 import difflib
 import logging
 import numbers

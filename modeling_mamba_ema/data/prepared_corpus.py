@@ -1,7 +1,5 @@
 """What all corpora go through on their way to the normal form: audio checked, labels on their scale, folds, files."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field

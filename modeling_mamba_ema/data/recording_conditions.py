@@ -1,7 +1,5 @@
 """How speech was recorded: noise, room, band and level, drawn for each utterance and independent of what is said."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Where a corpus comes from: a table of its own, an audiofolder, a dataset on the Hub or in memory."""
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io

@@ -1,7 +1,5 @@
 """Splits for a corpus that has none: no speaker (or session, or film) in two of them; and what others have in two."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

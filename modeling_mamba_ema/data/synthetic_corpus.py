@@ -16,8 +16,6 @@ Two things make pooling and context worth having. In `stretch` turns only one ph
 neutral. In `flat` turns nothing does, although the label follows the conversation.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace

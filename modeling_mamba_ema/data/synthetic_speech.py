@@ -1,7 +1,5 @@
 """Speech from eSpeak NG, which the wheel `espeakng-loader` holds: no system package, and nothing is downloaded."""
 
-from __future__ import annotations
-
 import ctypes
 from html import escape
 

@@ -1,7 +1,5 @@
 """Text and times in files that people and programs have written."""
 
-from __future__ import annotations
-
 import codecs
 import math
 import numbers

@@ -1,7 +1,5 @@
 """Reading with a time limit, whose place is known when the process that reads dies."""
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """A saved model and its feature extractor, or an error that says in one sentence what is wrong with them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -12,8 +12,6 @@ Names that begin with `speakers.` are of the one speaker of the turn: whoever ru
 with numpy and onnxruntime alone.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

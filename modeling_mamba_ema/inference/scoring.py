@@ -5,8 +5,6 @@ one file, which gets its name when it is complete, so that a row is neither lost
 audio and output are on this machine, or where fsspec reaches them, such as `s3://bucket/folder`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Who speaks when: segments from a file, or windows of equal length."""
 
-from __future__ import annotations
-
 import csv
 import math
 import re

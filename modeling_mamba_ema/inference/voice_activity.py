@@ -1,7 +1,5 @@
 """Where somebody speaks, found by Silero VAD (the extra `vad`, which brings its model along)."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import heapq

@@ -1,7 +1,5 @@
 """audonnx (https://audeering.github.io/audonnx): a folder that `audonnx.load` reads, for utterances by themselves."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

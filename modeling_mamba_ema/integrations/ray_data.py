@@ -4,8 +4,6 @@ Ray starts the actors, hands out the parts, restarts an actor that was killed an
 A part that is scored twice is the same file.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import platform

@@ -19,8 +19,6 @@ the locally weighted intervals of Lei et al. 2018). What is promised is the same
 function of the turn, as the prediction is.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from typing import Any

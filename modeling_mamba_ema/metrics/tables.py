@@ -1,7 +1,5 @@
 """The `ccc` metric of a table of predictions."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

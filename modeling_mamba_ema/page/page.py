@@ -1,7 +1,5 @@
 """The page: what stands where, and what a button does."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Starting the page, with the limits of its server."""
 
-from __future__ import annotations
-
 import gc
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a visitor sees of their conversation, as HTML. Everything a visitor wrote is escaped."""
 
-from __future__ import annotations
-
 import base64
 import gc
 import io

@@ -4,8 +4,6 @@ The functions take a waveform and `pooling_attentions` as arrays and return a ma
 writes it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

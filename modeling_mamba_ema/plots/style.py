@@ -4,8 +4,6 @@ Colours are those of Okabe & Ito, which colour-blind readers can tell apart; no 
 alone.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Emotion over a long recording, segment by segment."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """How training went, and how good the predictions are."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from typing import Any

@@ -3,8 +3,6 @@
 The functions take predictions on the unit scale as arrays and return a matplotlib `Figure`; `write_picture` writes it.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any

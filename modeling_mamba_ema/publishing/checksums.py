@@ -4,8 +4,6 @@ safetensors loads a file with a flipped byte without a word. The sums guard agai
 change the files, and so the sums, pin the commit.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterable

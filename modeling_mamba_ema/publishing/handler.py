@@ -1,7 +1,5 @@
 """Hugging Face Inference Endpoints call this file, which lies beside the weights of a published model."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 from typing import Any

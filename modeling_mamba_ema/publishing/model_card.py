@@ -1,7 +1,5 @@
 """The model card of a release: what a reader of the Hub page must know, and metadata that the Hub reads."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial

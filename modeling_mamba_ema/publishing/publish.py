@@ -1,7 +1,5 @@
 """Making a release of a saved model, and uploading it to the Hub: all of the folder, and nothing else."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Turns of different sessions, heard in one pass of the model."""
 
-from __future__ import annotations
-
 import asyncio
 import queue
 import threading

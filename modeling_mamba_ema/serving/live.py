@@ -1,7 +1,5 @@
 """Live audio by WebSocket: frames in, a row at the end of each turn."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import Callable

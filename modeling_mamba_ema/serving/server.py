@@ -1,7 +1,5 @@
 """Running the service until it is stopped."""
 
-from __future__ import annotations
-
 import asyncio
 import socket
 import sys

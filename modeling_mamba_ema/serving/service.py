@@ -1,7 +1,5 @@
 """One turn of one session: limits, the model and the state around it, and what is counted."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Where sessions are kept between their turns: in this process, or in Redis, where any server continues any session."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json

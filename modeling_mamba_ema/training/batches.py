@@ -1,7 +1,5 @@
 """Batches: which conversations go together, by seconds of audio, and how they are padded to one tensor."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce

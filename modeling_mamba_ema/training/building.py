@@ -1,7 +1,5 @@
 """From a run configuration to what a program works with: the model, the splits, the trainer."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import logging

@@ -1,7 +1,5 @@
 """Callbacks of training: epochs, progress, signals, complete checkpoints, best weights in memory."""
 
-from __future__ import annotations
-
 import logging
 import signal
 import sys

@@ -7,8 +7,6 @@ complete checkpoint of the same run, which is known by its configuration and by 
 number of processes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

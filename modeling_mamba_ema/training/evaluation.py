@@ -1,7 +1,5 @@
 """Evaluation: metrics and tables of predictions, and conversations that are longer than a batch can hold."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Filling a cache of frames before training begins."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence

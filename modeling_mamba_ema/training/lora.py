@@ -5,8 +5,6 @@ trained is saved in checkpoints, the frozen weights are not: `config.lora` says 
 Such a folder is no model that can be loaded until [`merge_lora`] has added the adapters to the weights.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 import typing

@@ -1,7 +1,5 @@
 """Optimizer groups: a learning rate for the speech encoder and one for the rest, decay for matrices only."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

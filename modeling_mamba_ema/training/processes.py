@@ -4,8 +4,6 @@ Without it one process ends with an error and the others wait for it, or, on mac
 from what it sees, and the averaged gradients mean nothing.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import gc

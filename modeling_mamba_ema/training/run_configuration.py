@@ -1,7 +1,5 @@
 """A run as YAML: sections `model`, `data`, `training`, each name and value checked."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import enum

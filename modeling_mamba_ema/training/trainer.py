@@ -1,7 +1,5 @@
 """Trainer for conversations: learning rates, batches by seconds, errors that name their cause, complete checkpoints."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import logging

@@ -4,8 +4,6 @@ The corpus has categories only. Ratings of all its utterances are study 5 of Sie
 multi-sensory code for emotional arousal", Proceedings of the Royal Society B 286, 20190513.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

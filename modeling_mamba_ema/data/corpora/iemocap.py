@@ -1,7 +1,5 @@
 """IEMOCAP (Busso et al. 2008): dyads, 5 sessions, 10 speakers, valence, activation and dominance in 1 to 5."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """MSP-Improv (Busso et al. 2017): two actors improvise, 6 sessions, 12 speakers, ratings in 1 to 5."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """MSP-Podcast (Lotfian & Busso 2019): turns of podcasts, rated one by one, arousal, valence, dominance in 1 to 7."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

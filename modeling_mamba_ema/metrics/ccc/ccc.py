@@ -3,8 +3,6 @@
 Self-contained: `evaluate.load("<this folder>")` needs nothing of the package around it.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from typing import Any
