@@ -129,9 +129,16 @@ def is_audio_file(source: Any) -> bool:
     return isinstance(source, (str, bytes, bytearray, memoryview, os.PathLike)) or hasattr(source, "read")
 
 
-def is_audio_decoder(source: Any) -> bool:
-    """Whether this is what [`decoded_audio`] takes."""
-    return hasattr(source, "get_all_samples")
+def read_audio(source: Any, sampling_rate: Any, channel: int | None, max_seconds: float) -> tuple[Any, Any]:
+    """The waveform and its rate in Hz of what [`load_audio`] or [`decoded_audio`] takes; a waveform is as it was given,
+    and no channel of it can be asked for."""
+    if is_audio_file(source):
+        return load_audio(source, channel=channel, max_seconds=max_seconds), SAMPLING_RATE
+    if hasattr(source, "get_all_samples"):
+        return decoded_audio(source, channel, max_seconds)
+    if channel is not None:
+        raise ValueError("channel chooses a channel of a file; choose that of an array yourself: waveform[:, 0]")
+    return source, sampling_rate
 
 
 def decoded_audio(decoder: Any, channel: int | None = None, max_seconds: float = MAX_SECONDS) -> tuple[np.ndarray, int]:

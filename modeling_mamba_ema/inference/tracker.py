@@ -16,10 +16,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from ..audio_files import decoded_audio, is_audio_decoder, is_audio_file, load_audio
+from ..audio_files import read_audio
 from ..conversation_encoder import UNKNOWN_SPEAKER, ConversationState
 from ..data.atomic_write import atomic_write
-from ..feature_extraction_mamba_ema import SAMPLING_RATE, MambaEMAFeatureExtractor
+from ..feature_extraction_mamba_ema import MambaEMAFeatureExtractor
 from ..modeling_mamba_ema import MambaEMAForRegression
 from ..publishing.checksums import weights_sha256
 from ..speech_encoder import num_frames
@@ -349,13 +349,8 @@ class EmotionTracker:
     def _read(self, audio: Any, sampling_rate: Any, channel: int | None) -> tuple[Any, int | None]:
         """A waveform and its rate in Hz, from audio as `update` takes it."""
         extractor = self.feature_extractor
-        if is_audio_file(audio):
-            return load_audio(audio, channel=channel, max_seconds=extractor.max_seconds), SAMPLING_RATE
-        if is_audio_decoder(audio):
-            return decoded_audio(audio, channel, extractor.max_seconds)
-        if channel is not None:
-            raise ValueError("channel chooses a channel of a file; choose that of an array yourself: waveform[:, 0]")
-        return audio, None if sampling_rate is None else extractor.checked_rate(sampling_rate, resample=True)
+        waveform, rate = read_audio(audio, sampling_rate, channel, extractor.max_seconds)
+        return waveform, None if rate is None else extractor.checked_rate(rate, resample=True)
 
 
 @torch.inference_mode()
