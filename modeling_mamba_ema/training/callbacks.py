@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from torch import nn
 from tqdm import tqdm
 from transformers import ProgressCallback, TrainerCallback
@@ -124,8 +125,7 @@ class SealCheckpoints(TrainerCallback):
         self.save_total_limit = save_total_limit
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if args.world_size > 1:
-            dist.barrier()  # every process has written its random state
+        PartialState().wait_for_everyone()  # every process has written its random state
         if args.should_save:
             seal_checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}")
             rotate_checkpoints(
@@ -133,8 +133,7 @@ class SealCheckpoints(TrainerCallback):
                 save_total_limit=self.save_total_limit,
                 best_model_checkpoint=state.best_model_checkpoint,
             )
-        if args.world_size > 1:
-            dist.barrier()
+        PartialState().wait_for_everyone()
 
 
 class KeepBestWeights(TrainerCallback):
