@@ -66,6 +66,8 @@ def build_model(run: RunConfiguration) -> tuple[MambaEMAForRegression, MambaEMAF
         model = MambaEMAForRegression.from_pretrained_speech_encoder(
             encoder, revision=run.model.revision, **run.model.params
         )
+    if run.model.freeze_feature_encoder:
+        model.freeze_feature_encoder()
     model.config.interval_radii = None  # measured before this training
     known = read_label_ranges(run.data.source)
     ranges = {label: list(known[label]) for label in model.config.labels if label in known}

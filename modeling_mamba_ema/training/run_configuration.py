@@ -36,10 +36,16 @@ class ModelSection:
     pretrained_speech_encoder: str | None = None  # folder or Hub name of a WavLM; tiny: the shipped one; None: random
     pretrained_model: str | None = None  # folder or Hub name of a Mamba-EMA to continue from
     revision: str = "main"  # commit, tag or branch of what is pretrained
+    freeze_feature_encoder: bool = False  # keep the convolutions of the speech encoder, train its transformer
 
     def __post_init__(self) -> None:
         if self.pretrained_model and self.pretrained_speech_encoder:
             raise ValueError("model.pretrained_model brings its own encoder; leave out model.pretrained_speech_encoder")
+        if self.freeze_feature_encoder and not (self.pretrained_model or self.pretrained_speech_encoder):
+            raise ValueError(
+                "model.freeze_feature_encoder would keep random convolutions; name model.pretrained_speech_encoder or "
+                "model.pretrained_model"
+            )
         self.params = _checked_values(self.params, _names_of_params(), "model.params.")
         name = "speech_encoder_config"
         if self.params.get(name) is not None:

@@ -87,6 +87,22 @@ def test_a_model_that_is_not_there_is_named_at_once(tmp_path):
         start_from(tmp_path / "nothing")
 
 
+def test_a_run_that_keeps_the_convolutions_trains_the_transformer_and_what_follows(corpus, tmp_path):
+    torch.manual_seed(0)
+    WavLMModel(WavLMConfig(**TINY_ENCODER)).save_pretrained(tmp_path / "encoder")
+    options = [f"model.pretrained_speech_encoder={tmp_path / 'encoder'}", "model.freeze_feature_encoder=true"]
+    options += ["model.params={hidden_size: 64, freeze_speech_encoder: false}", f"data.source={corpus}"]
+    options += [f"training.output_dir={tmp_path / 'run'}", "training.num_train_epochs=1", "training.warmup_steps=0"]
+    options += ["data.cache_frames=false"]
+    assert call_program(FINETUNE, ROOT / "configuration" / "finetune.yaml", *options) == 0
+    trained = MambaEMAForRegression.from_pretrained(tmp_path / "run" / "model").speech_encoder.backbone.state_dict()
+    before = WavLMModel.from_pretrained(tmp_path / "encoder").state_dict()
+    kept = {name for name, weight in before.items() if torch.equal(weight, trained[name])}
+    convolutions = {name for name in before if name.startswith("feature_extractor.")}
+    assert convolutions <= kept
+    assert not any(name.startswith("encoder.layers.0.feed_forward") for name in kept)
+
+
 def test_before_the_first_step_the_program_has_the_adopted_model(adopted, waveforms, corpus, tmp_path):
     """All learning rates are 0, so that the model it leaves is the one it started from."""
     options = [f"model.pretrained_model={adopted}", f"data.source={corpus}", LABELS, "training.num_train_epochs=1"]

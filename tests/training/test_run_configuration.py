@@ -23,6 +23,11 @@ def test_two_starting_points_are_refused(tmp_path):
         load(tmp_path, "model: {pretrained_model: a, pretrained_speech_encoder: b}")
 
 
+def test_random_convolutions_are_not_kept(tmp_path):
+    with pytest.raises(ValueError, match=r"freeze_feature_encoder .* name model.pretrained_speech_encoder"):
+        load(tmp_path, "model: {freeze_feature_encoder: true}")
+
+
 def test_what_is_saved_loads_as_the_same_run(tmp_path):
     run = load(tmp_path, "model: {params: {context: ema}}", "training.learning_rate=1e-5", "data.source=a")
     run.save(tmp_path / "saved.yaml")
