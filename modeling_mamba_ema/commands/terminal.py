@@ -1,7 +1,5 @@
 """What commands print: rows as a table or as JSON lines on standard output, complaints on standard error."""
 
-from __future__ import annotations
-
 import json
 import sys
 from collections.abc import Mapping
@@ -20,11 +18,7 @@ def complain(message: str) -> None:
 
 
 def check_output(path: Path | None, overwrite: bool) -> None:
-    """Refuse a file that would be replaced.
-
-    Raises:
-        FileExistsError: it exists, and `--overwrite` was not given.
-    """
+    """Raise `FileExistsError` for a file that would be replaced without `--overwrite`."""
     if path is not None and path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; --overwrite replaces it")
 
@@ -33,7 +27,6 @@ class Table:
     """Prints rows as they come: as a table for people, whose header comes with the first row, or as JSON lines.
 
     Args:
-        as_json: one JSON object a line.
         widths: of columns with text whose widest entry is known; others take the width of their name.
     """
 
@@ -43,10 +36,7 @@ class Table:
         self._begun = False
 
     def print(self, row: Mapping[str, Any]) -> None:
-        """
-        Args:
-            row: its keys are the columns, the same for every row; `low_level` is shown in words.
-        """
+        """Print a row; its keys are the columns, the same for every row, and `low_level` is shown in words."""
         if self._as_json:
             print(json.dumps(row), flush=True)
             return
