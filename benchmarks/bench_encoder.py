@@ -1,6 +1,7 @@
 """WavLM at inference: transformers' `WavLMModel`, padded and one by one, other runtimes, and this package.
 
-    python benchmarks/bench_encoder.py [--size large] [--utterances 8] [--rounds 2] [--runtimes] [--json FILE]
+    python benchmarks/bench_encoder.py [--size large] [--utterances 8] [--rounds 2] [--runtimes] [--exports]
+        [--json FILE]
 
 The variants run in turn in one process on the same noise of realistic lengths (log-normal, median 4 s, 1 to 15 s), with
 random weights of the published shape. Reported: seconds of audio per second, the ratios to `WavLMModel` in float32 on
@@ -110,6 +111,7 @@ def main() -> None:
     parser.add_argument("--utterances", type=int, default=8, help="utterances in the batch (default 8)")
     parser.add_argument("--rounds", type=int, default=2, help="counted rounds (default 2)")
     parser.add_argument("--runtimes", action="store_true", help="onnxruntime and OpenVINO on the exported encoder too")
+    parser.add_argument("--exports", action="store_true", help="torch.export compiled ahead of time, and OpenVINO's")
     parser.add_argument("--no-memory", action="store_true", help="leave out the processes that measure memory")
     parser.add_argument("--once", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, nargs="+", help=argparse.SUPPRESS)
@@ -137,6 +139,11 @@ def main() -> None:
         from other_runtimes import exported
 
         runtimes = exported(model)
+    if arguments.exports:
+        from other_runtimes import compiled_ahead_of_time, exported_by_transformers
+
+        runtimes["AOTInductor, one by one, float32"] = compiled_ahead_of_time(model)
+        runtimes["transformers' OpenVINO export, one by one, float32"] = exported_by_transformers(model)
     # A second of audio warms up what a whole batch would take minutes for.
     short = padded_batch([1.0, 0.5])
     functions, warm_up = (interleaved_variants(models, runtimes, *batch) for batch in ((waveforms, lengths), short))

@@ -46,14 +46,14 @@ def main() -> None:
     )
     parser.add_argument("--skip-runtimes", action="store_true", help="leave out onnxruntime and OpenVINO")
     arguments = parser.parse_args()
-    has_runtimes = all(importlib.util.find_spec(name) for name in ("onnxruntime", "openvino", "onnxscript"))
+    has_runtimes = all(importlib.util.find_spec(name) for name in ("onnxruntime", "openvino", "onnxscript", "nncf"))
     for name in BENCHMARKS:
         command = [sys.executable, str(HERE / f"bench_{name}.py"), "--json", str(arguments.output / f"{name}.json")]
         if name == "encoder" and not arguments.skip_runtimes:
             if has_runtimes:
                 command.append("--runtimes")
             else:
-                print("onnxruntime and OpenVINO are left out: pip install onnx onnxscript onnxruntime openvino\n")
+                print("onnxruntime and OpenVINO are left out: pip install onnx onnxscript onnxruntime openvino nncf\n")
         print(f"$ {shlex.join(['python', *command[1:]])}", flush=True)
         started = time.perf_counter()
         subprocess.run(command, check=True)

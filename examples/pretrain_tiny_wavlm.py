@@ -28,6 +28,8 @@ import numpy as np
 import torch
 import transformers
 from sklearn.cluster import MiniBatchKMeans
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
@@ -218,14 +220,11 @@ def _centred(signal: torch.Tensor, window: int, hop: int, frame: int) -> torch.T
 
 def cluster(features: list[np.ndarray], clusters: int, seed: int) -> list[np.ndarray]:
     """The cluster of every frame, by k-means on standardised features."""
-    every = np.concatenate(features).astype(np.float32)
-    mean, deviation = every.mean(0), every.std(0) + 1e-6
-    scaled = [((part - mean) / deviation).astype(np.float32) for part in features]
-    generator = np.random.default_rng(seed)
-    sample = np.concatenate(scaled)
-    sample = sample[generator.permutation(len(sample))[:200_000]]
-    kmeans = MiniBatchKMeans(clusters, batch_size=4096, n_init=1, max_iter=30, random_state=seed).fit(sample)
-    return [kmeans.predict(part).astype(np.int16) for part in scaled]
+    every = np.concatenate(features)
+    sample = every[np.random.default_rng(seed).permutation(len(every))[:200_000]]
+    kmeans = MiniBatchKMeans(clusters, batch_size=4096, n_init=1, max_iter=30, random_state=seed)
+    model = make_pipeline(StandardScaler(), kmeans).fit(sample)
+    return [model.predict(part).astype(np.int16) for part in features]
 
 
 # Training

@@ -20,34 +20,11 @@ from accelerate.utils import broadcast_object_list
 from huggingface_hub import get_token
 from transformers import set_seed
 
+from modeling_mamba_ema import training
 from modeling_mamba_ema.data.atomic_write import atomic_write
 from modeling_mamba_ema.data.sources import read_table
 from modeling_mamba_ema.plots import plot_learning_curve
 from modeling_mamba_ema.publishing import TrainingFacts, prepare_release, publish
-from modeling_mamba_ema.training import (
-    StopOnSignal,
-    build_datasets,
-    build_model,
-    build_trainer,
-    cache_frames,
-    calibrate,
-    check_run,
-    choose_checkpoint,
-    describe_metrics,
-    failing_together,
-    load_run_configuration,
-    load_splits,
-    lock_folder,
-    measure,
-    merge_lora,
-    naming_lost_processes,
-    require_same_data,
-    require_shared_folder,
-    run_manifest,
-    save_predictions,
-    save_run,
-    tell_launcher,
-)
 
 logger = logging.getLogger("run_finetune")
 
@@ -66,7 +43,7 @@ def main() -> int:
     datasets.disable_progress_bars()
     # WavLM gives torch masks of two types, which a reader of this log can do nothing about.
     warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask and attn_mask")
-    run = load_run_configuration(options.configuration, options.overrides)
+    run = training.load_run_configuration(options.configuration, options.overrides)
     arguments = run.training_arguments()
     if arguments.push_to_hub and (arguments.hub_model_id is None or get_token() is None):
         raise ValueError("training.push_to_hub needs training.hub_model_id (owner/name) and a login: hf auth login")
@@ -74,38 +51,38 @@ def main() -> int:
     output = Path(arguments.output_dir)
 
     # 2. model and data: whole conversations, or windows of them for training where asked for
-    with failing_together():
+    with training.failing_together():
         if not Path(run.data.source).exists():  # a misspelt one is noticed before an encoder is downloaded
             read_table(run.data.source)
-        model, extractor = build_model(run)
-        splits = load_splits(run.data, model.config, output)
-        parts = build_datasets(run.data, splits, model.config)
+        model, extractor = training.build_model(run)
+        splits = training.load_splits(run.data, model.config, output)
+        parts = training.build_datasets(run.data, splits, model.config)
         train, validation = parts[run.data.train_split], parts.get(str(run.data.validation_split))
 
     # 3. trainer, and the checkpoint of this run that it goes on from
-    stop, checkpoint = StopOnSignal(), None
-    with failing_together():
-        trainer = build_trainer(run, model, extractor, train, validation, arguments, [stop])
-        check_run(model.config, arguments, run.data, splits)
-        manifest = run_manifest(splits, arguments.world_size)
-    require_same_data(manifest)
-    require_shared_folder(output)
-    with failing_together():
+    stop, checkpoint = training.StopOnSignal(), None
+    with training.failing_together():
+        trainer = training.build_trainer(run, model, extractor, train, validation, arguments, [stop])
+        training.check_run(model.config, arguments, run.data, splits)
+        manifest = training.run_manifest(splits, arguments.world_size)
+    training.require_same_data(manifest)
+    training.require_shared_folder(output)
+    with training.failing_together():
         if trainer.is_world_process_zero():
-            lock = lock_folder(output)  # noqa: F841 (held until the program ends)
-            checkpoint = choose_checkpoint(run, manifest)
+            lock = training.lock_folder(output)  # noqa: F841 (held until the program ends)
+            checkpoint = training.choose_checkpoint(run, manifest)
     (checkpoint,) = broadcast_object_list([checkpoint])
     if checkpoint is not None and (output / "results.json").exists():
         logger.info("%s holds a finished run; training.resume_from_checkpoint=null trains anew", output)
         return 0
     if trainer.is_world_process_zero():
         (output / "results.json").unlink(missing_ok=True)
-        save_run(run, manifest)
+        training.save_run(run, manifest)
         trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
         logger.info("%d conversations to learn from, %d trainable parameters", len(train), trainable)
         logger.info("beginning anew" if checkpoint is None else f"going on from {checkpoint}")
     if run.data.cache_frames:
-        cache = cache_frames(model, extractor, splits.values(), run.data.cache_folder, arguments)
+        cache = training.cache_frames(model, extractor, splits.values(), run.data.cache_folder, arguments)
         for dataset in parts.values():
             dataset.frame_cache = cache
 
@@ -120,14 +97,14 @@ def main() -> int:
         if trainer.is_world_process_zero():
             model.save_pretrained(output / "adapter")
             extractor.save_pretrained(output / "adapter")
-        merge_lora(model)
+        training.merge_lora(model)
     results = {}
     if validation is not None:
         # What the model is wrong by where it has not learned makes its intervals.
-        results[run.data.validation_split], table = measure(trainer, validation, model.config)
-        calibrate(model.config, table)
+        results[run.data.validation_split], table = training.measure(trainer, validation, model.config)
+        training.calibrate(model.config, table)
         if trainer.is_world_process_zero():
-            save_predictions(table, output / f"predictions_{run.data.validation_split}.csv")
+            training.save_predictions(table, output / f"predictions_{run.data.validation_split}.csv")
     weights = trainer.accelerator.get_state_dict(trainer.model)  # FSDP collects them from all processes
     if trainer.is_world_process_zero():
         model.save_pretrained(output / "model", state_dict=weights)
@@ -137,12 +114,12 @@ def main() -> int:
 
     # 5. evaluation with intervals over conversations; the test split is measured once
     if run.data.test_split is not None:
-        results[run.data.test_split], table = measure(trainer, parts[run.data.test_split], model.config)
+        results[run.data.test_split], table = training.measure(trainer, parts[run.data.test_split], model.config)
         if trainer.is_world_process_zero():
-            save_predictions(table, output / f"predictions_{run.data.test_split}.csv")
+            training.save_predictions(table, output / f"predictions_{run.data.test_split}.csv")
     if trainer.is_world_process_zero():
         for name, metrics in results.items():
-            logger.info("%s", describe_metrics(name, metrics, model.config))
+            logger.info("%s", training.describe_metrics(name, metrics, model.config))
 
     # 6. a release: the model's folder with its card, ready to be published
     if trainer.is_world_process_zero():
@@ -163,10 +140,10 @@ def main() -> int:
 
 if __name__ == "__main__":
     try:
-        with naming_lost_processes():
+        with training.naming_lost_processes():
             sys.exit(main())
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, OSError, ImportError) as error:  # what its reader can mend
-        tell_launcher(f"run_finetune.py: {error}")
+        training.tell_launcher(f"run_finetune.py: {error}")
         sys.exit(f"run_finetune.py: {error}")

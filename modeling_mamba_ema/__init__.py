@@ -1,7 +1,5 @@
 """Mamba-EMA: valence, arousal and dominance from speech, followed over a conversation."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 from pathlib import Path
@@ -37,13 +35,7 @@ def __getattr__(name: str) -> Any:
 
 def _register_with_transformers() -> None:
     """With the package installed and imported, the Auto classes need no remote code."""
-    from transformers import (
-        AutoConfig,
-        AutoFeatureExtractor,
-        AutoModel,
-        AutoModelForAudioClassification,
-        AutoProcessor,
-    )
+    from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoModelForAudioClassification, AutoProcessor
 
     from .configuration_mamba_ema import MambaEMAConfig
     from .feature_extraction_mamba_ema import MambaEMAFeatureExtractor

@@ -1,7 +1,5 @@
 """Valence, arousal and dominance from speech: use a model, prepare data, share what was trained."""
 
-from __future__ import annotations
-
 import argparse
 import importlib
 import io

@@ -6,8 +6,6 @@ counted before anything is decoded. Each stream of sound is one [`Part`] with a 
 off or damaged is refused. Only what libsndfile gets wrong is looked at: names, lengths and frames, no samples.
 """
 
-from __future__ import annotations
-
 import functools
 import io
 import math

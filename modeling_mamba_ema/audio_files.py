@@ -129,21 +129,26 @@ def is_audio_file(source: Any) -> bool:
     return isinstance(source, (str, bytes, bytearray, memoryview, os.PathLike)) or hasattr(source, "read")
 
 
-def is_audio_decoder(source: Any) -> bool:
-    """Whether this is what [`decoded_audio`] takes."""
-    return hasattr(source, "get_all_samples")
+def read_audio(source: Any, sampling_rate: Any, channel: int | None, max_seconds: float) -> tuple[Any, Any]:
+    """The waveform and its rate in Hz of what [`load_audio`] or [`decoded_audio`] takes; a waveform is as it was given,
+    and no channel of it can be asked for."""
+    if is_audio_file(source):
+        return load_audio(source, channel=channel, max_seconds=max_seconds), SAMPLING_RATE
+    if hasattr(source, "get_all_samples"):
+        return decoded_audio(source, channel, max_seconds)
+    if channel is not None:
+        raise ValueError("channel chooses a channel of a file; choose that of an array yourself: waveform[:, 0]")
+    return source, sampling_rate
 
 
 def decoded_audio(decoder: Any, channel: int | None = None, max_seconds: float = MAX_SECONDS) -> tuple[np.ndarray, int]:
-    """The samples of an audio decoder of torchcodec, as `datasets` gives them, and their rate in Hz.
+    """The samples of an audio decoder of torchcodec, as `datasets` gives them, (samples,) float32, and their rate in
+    Hz.
 
     Args:
         decoder: has `get_all_samples()`, whose `data` are (channels, samples) and whose `sample_rate` is in Hz.
-        channel: the one to take, counted from 1; None: the average of all.
-        max_seconds: longest utterance, checked before anything is decoded where the decoder knows its length.
-
-    Returns:
-        (samples,) float32 and the rate.
+        channel, max_seconds: as of [`load_audio`]; the length is checked before anything is decoded where the decoder
+            knows it.
 
     Raises:
         AudioFileError: too long, or no such channel.
@@ -194,6 +199,12 @@ class Recording:
     def checked_channel(self, channel: Any) -> int | None:
         """A channel of this file as an int, None for None; `AudioFileError` where there is none of this number."""
         return _checked_channel(self.name, channel, self.channels)
+
+    def several_channels(self) -> range:
+        """The numbers of the channels, to split them; `ValueError` where there is one."""
+        if self.channels == 1:
+            raise ValueError(f"{self.name} has 1 channel; there is nothing to split")
+        return range(1, self.channels + 1)
 
     def check_length(self, start: float | None, end: float | None, max_seconds: float) -> float:
         """Seconds of a stretch; `AudioFileError` where it is not in the file, is shorter than 25 ms, or is too long."""
@@ -314,12 +325,8 @@ class _Sound:
             self.close()
             raise AudioFileError(f"{name} cannot be decoded: {_reason(error)}") from error
         first = self._decoders[0].file
-        self.samplerate, self.channels, self.format, self.subtype = (
-            first.samplerate,
-            first.channels,
-            first.format,
-            first.subtype,
-        )
+        self.samplerate, self.channels = first.samplerate, first.channels
+        self.format, self.subtype = first.format, first.subtype
         self.frames = sum(decoder.frames for decoder in self._decoders)
         kinds = {(decoder.file.samplerate, decoder.file.channels) for decoder in self._decoders}
         if len(kinds) > 1:

@@ -4,8 +4,6 @@ The concordance correlation coefficient of a batch is no mean over its parts: th
 CCC. So the predictions of all processes are gathered before the moments are taken.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

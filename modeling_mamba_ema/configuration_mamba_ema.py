@@ -349,19 +349,15 @@ class MambaEMAConfig(PretrainedConfig):
         low, high = (self.label_ranges or {}).get(label, (0.0, 1.0))
         return float(low), float(high)
 
-    def interval_radius(self, label: str, level: float | None = None) -> float | None:
-        """How far the interval of a level (None: `interval_level`) reaches on either side of a prediction, on the unit
-        scale or, with `scaled_intervals`, in multiples of the spread; None where it was not measured."""
-        return (self.interval_radii or {}).get(label, {}).get(f"{self.interval_level if level is None else level:g}")
+    def interval_radius(self, label: str) -> float | None:
+        """How far the interval of `interval_level` reaches on either side of a prediction, on the unit scale or, with
+        `scaled_intervals`, in multiples of the spread; None where it was not measured."""
+        return (self.interval_radii or {}).get(label, {}).get(f"{self.interval_level:g}")
 
     def confidence(self, label: str, value: float, spread: float | None = None) -> float:
-        """That a turn's label lies on the same side of 0.5, the middle of the scale, as the prediction: the largest
-        level whose interval does not hold 0.5; 0 where there is none. It is wrong in at most 1 - level of all turns.
-
-        Args:
-            label: its name.
-            value, spread: predictions on the unit scale; the spread of a model with `scaled_intervals`.
-        """
+        """That a turn's label lies on the same side of 0.5, the middle of the scale, as the prediction on the unit
+        scale: the largest level whose interval does not hold 0.5; 0 where there is none. It is wrong in at most 1 -
+        level of all turns. A model with `scaled_intervals` needs the spread, too."""
         radii = (self.interval_radii or {}).get(label, {})
         unit = max(spread, MIN_SPREAD) if self.scaled_intervals and spread is not None else 1.0
         reached = abs(value - NEUTRAL) / unit
@@ -501,24 +497,15 @@ def _own_fields() -> list[str]:
 
 
 def _refuse_misspelt(names: Iterable[str]) -> None:
-    """
-    Raises:
-        ValueError: a name that transformers does not have and that is almost one of [`MambaEMAConfig`]'s.
-    """
+    """Raise `ValueError` for a name that transformers does not have and that is almost one of [`MambaEMAConfig`]'s."""
     for name in set(names) - vars(PretrainedConfig()).keys() - {*_LABEL_FIELDS}:
         if close := difflib.get_close_matches(name, (*_own_fields(), *_LABEL_FIELDS), n=1, cutoff=0.8):
             raise ValueError(f"MambaEMAConfig has no field {name!r}; did you mean {close[0]!r}?")
 
 
 def check_speech_encoder_fields(fields: Any, kind: type[PretrainedConfig]) -> None:
-    """
-    Args:
-        fields: of `speech_encoder_config`, as a caller gives them.
-        kind: the class of the speech encoder's configuration.
-
-    Raises:
-        ValueError: no dict, or a name that the class does not have.
-    """
+    """Raise `ValueError` where `fields` of `speech_encoder_config` are no dict, or one is none of the configuration
+    `kind`."""
     if not isinstance(fields, Mapping):
         raise ValueError(f"speech_encoder_config must be a dict of fields here, not {type(fields).__name__}")
     config = kind()

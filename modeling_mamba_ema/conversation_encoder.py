@@ -117,11 +117,8 @@ class ConversationState:
 
     @staticmethod
     def stack(states: Sequence["ConversationState"]) -> "ConversationState":
-        """Put the rows of several states below each other: conversations of several streams as one batch.
-
-        Raises:
-            ValueError: no states, something else among them, or states of different models.
-        """
+        """Put the rows of several states below each other: conversations of several streams as one batch. Raises
+        `ValueError` for no states, something else among them, or states of different models."""
         if not states:
             raise ValueError("stack needs at least one ConversationState, got an empty list.")
         for position, state in enumerate(states):
@@ -156,11 +153,7 @@ class ConversationState:
 
     @staticmethod
     def from_state_dict(tensors: dict[str, torch.Tensor]) -> "ConversationState":
-        """Rebuild a state from what `state_dict` gave.
-
-        Raises:
-            ValueError: names are missing or unknown.
-        """
+        """Rebuild a state from what `state_dict` gave; `ValueError` where names are missing or unknown."""
         speakers = {name.removeprefix(SPEAKERS): tensors[name] for name in tensors if name.startswith(SPEAKERS)}
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(SPEAKERS)}
         num_blocks = sum(name.endswith(".ssm") for name in tensors)
@@ -181,14 +174,8 @@ class ConversationState:
         )
 
     def forget_speaker(self, speaker: int) -> "ConversationState":
-        """The state as if a speaker had said nothing yet, in every conversation of the batch.
-
-        Args:
-            speaker: the id, from 0; -1 for turns of unknown speakers.
-
-        Raises:
-            ValueError: an id that the state has no place for.
-        """
+        """The state as if a speaker, an id from 0 or -1 for turns of unknown ones, had said nothing yet, in every
+        conversation of the batch. Raises `ValueError` for an id that the state has no place for."""
         if self.speakers is None:
             return self
         places = self.speakers.num_turns.shape[1] - 1
@@ -235,10 +222,7 @@ def ema_reference(values: torch.Tensor, decay: torch.Tensor | float, state: torc
 
 
 def check_ema_decay(decay: float) -> None:
-    """
-    Raises:
-        ValueError: the decay is not strictly between 0 and 1.
-    """
+    """Raise `ValueError` where the decay is not strictly between 0 and 1."""
     if not 0.0 < decay < 1.0:
         raise ValueError(
             f"ema_decay must lie between 0 and 1 (both excluded), got {decay}. "
@@ -462,12 +446,8 @@ class ConversationEncoder(nn.Module):
 
 
 class SpeakerEncoder(ConversationEncoder):
-    """The same over each speaker's own turns: what others say in between changes nothing.
-
-    Args:
-        max_speakers: of a conversation; their ids are 0 to max_speakers - 1, in any order.
-        sizes: as for `ConversationEncoder`.
-    """
+    """The same over each speaker's own turns: what others say in between changes nothing. Speakers have the ids 0 to
+    max_speakers - 1, in any order."""
 
     def __init__(self, max_speakers: int, **sizes: Any):
         super().__init__(**sizes)
@@ -486,18 +466,11 @@ class SpeakerEncoder(ConversationEncoder):
         state: ConversationState | None = None,
         speaker_ids: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, ConversationState]:
-        """Encode the next turns of a batch of conversations; all speakers of all conversations at once.
+        """As `ConversationEncoder.forward`, all speakers of all conversations at once.
 
         Args:
-            observations, turn_mask: as in `ConversationEncoder.forward`.
-            state: what an earlier call returned, or None at the start. Not changed.
+            observations, turn_mask, state: as there.
             speaker_ids: (batch, turns), who speaks, -1 for unknown; None: nobody is known.
-
-        Returns:
-            context (batch, turns, hidden) in the dtype of observations, 0 at masked turns, and the new state.
-
-        Raises:
-            ValueError: the state does not fit this model or this batch.
         """
         batch, turns, _ = observations.shape
         state = self._checked(state, observations)

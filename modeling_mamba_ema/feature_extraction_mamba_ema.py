@@ -175,12 +175,8 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
 
     @classmethod
     def for_model(cls, config: Any, **kwargs: Any) -> MambaEMAFeatureExtractor:
-        """The feature extractor that normalises as a model's configuration says.
-
-        Args:
-            config: a `MambaEMAConfig`.
-            kwargs: other arguments, such as `max_seconds`.
-        """
+        """The feature extractor that normalises as a `MambaEMAConfig` says, with other arguments, such as
+        `max_seconds`."""
         return cls(**{name: getattr(config, name) for name in NORMALIZATION}, **kwargs)
 
     @classmethod
@@ -267,10 +263,8 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
 
 
 def validate_normalization(do_normalize: Any, waveform_mean: Any, waveform_std: Any) -> None:
-    """
-    Raises:
-        ValueError: a value outside its range, one of the two statistics without the other, or two ways to normalise.
-    """
+    """Raise `ValueError` for a value outside its range, one of the two statistics without the other, or two ways to
+    normalise."""
     if not isinstance(do_normalize, bool):
         raise ValueError(f"do_normalize is {do_normalize!r}; allowed are True and False")
     given = {"waveform_mean": waveform_mean, "waveform_std": waveform_std}

@@ -65,10 +65,7 @@ def without_autocast(device: torch.device) -> contextlib.AbstractContextManager[
 
 
 def check_head_dim(d_model: int, expand: int, headdim: int) -> None:
-    """
-    Raises:
-        ValueError: the heads do not fill the inner width.
-    """
+    """Raise `ValueError` where the heads do not fill the inner width."""
     if expand * d_model % headdim:
         raise ValueError(f"head_dim is {headdim}, but must divide expand * hidden_size = {expand * d_model}")
 

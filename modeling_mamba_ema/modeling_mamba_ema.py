@@ -30,14 +30,7 @@ from .fast_speech_encoder import Int8Linear, quantize_linear_layers
 from .feature_extraction_mamba_ema import NORMALIZATION, MambaEMAFeatureExtractor
 from .mamba2 import GatedRMSNorm
 from .pooling import values_are_known
-from .speech_encoder import (
-    BACKBONES,
-    SpeechEncoder,
-    UtteranceBatch,
-    check_frames,
-    collect_utterances,
-    receptive_field,
-)
+from .speech_encoder import BACKBONES, SpeechEncoder, UtteranceBatch, check_frames, collect_utterances, receptive_field
 
 if TYPE_CHECKING:
     # For a model in a local folder, transformers before 5.9 copies only the files that an entry file itself names.
@@ -109,13 +102,7 @@ class MambaEMARegressionOutput(ModelOutput):
 
 
 class Activation(nn.Module):
-    """An activation, after a layer norm if asked for.
-
-    Args:
-        name: of the activation in transformers; None: the identity, without a layer norm.
-        size: width of the input.
-        layer_norm: whether the input is normalised first.
-    """
+    """An activation by its name in transformers, after a layer norm of this width if asked for; None: the identity."""
 
     def __init__(self, name: str | None, size: int, layer_norm: bool):
         super().__init__()
@@ -134,16 +121,14 @@ class RegressionHead(nn.Module):
 
     With a hidden layer the head reads both side by side: y_t = s(O g(W [z_t; c_t] + w) + o). Without one it is linear,
     and a part of its own reads the context: y_t = s(O z_t + C c_t + o). s is the sigmoid, which keeps predictions on
-    the unit scale, or the identity; g is the activation, after a layer norm if asked for.
+    the unit scale, or the identity where they are not bounded; g is the activation, after a layer norm if asked for.
 
     C begins at zero. A context that is added to a trained model thus changes no bit of its predictions before the first
     step, and can be learned all the same: the gradient of C is the context's, and once C is not zero the context gets a
     gradient too (as the second factor of LoRA, Hu et al. 2022, section 4.1).
 
     Args:
-        config: gives sizes, activation and dropout.
         num_contexts: of width `config.hidden_size` each, which stand behind the observation.
-        bounded: whether s is the sigmoid.
     """
 
     def __init__(self, config: MambaEMAConfig, num_contexts: int, bounded: bool):
@@ -418,12 +403,8 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
     def initial_state(
         self, batch_size: int, device: torch.device | None = None, dtype: torch.dtype | None = None
     ) -> ConversationState | None:
-        """The state of conversations that have not begun; None for a model without context.
-
-        Args:
-            batch_size: number of conversations.
-            device, dtype: of the computation; None: those of the weights.
-        """
+        """The state of conversations that have not begun, of the weights' device and type where no others are given;
+        None for a model without context."""
         if self.conversation_encoder is None and self.speaker_encoder is None:
             return None
         where = (self.device if device is None else device, self.dtype if dtype is None else dtype)
@@ -460,11 +441,8 @@ class MambaEMAModel(MambaEMAPreTrainedModel):
         return contexts, after
 
     def _checked_speakers(self, speaker_ids: torch.Tensor | None, present: torch.Tensor) -> torch.Tensor | None:
-        """Ids as (batch, turns); None where no context is a speaker's.
-
-        Raises:
-            ValueError: not an integer for each turn, or ids outside -1 to `max_speakers` - 1.
-        """
+        """Ids as (batch, turns); None where no context is a speaker's. Raises `ValueError` where they are not an
+        integer for each turn, or outside -1 to `max_speakers` - 1."""
         if speaker_ids is None:
             return None
         batch, turns = present.shape
@@ -625,11 +603,8 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         return loss
 
     def checked_targets(self, labels: torch.Tensor, predictions: torch.Tensor) -> torch.Tensor:
-        """Labels as [`MambaEMAForRegression.forward`] takes them -> as `loss` does, in the shape of predictions.
-
-        Raises:
-            ValueError: see `check_labels`.
-        """
+        """Labels as [`MambaEMAForRegression.forward`] takes them -> as `loss` does, in the shape of predictions;
+        `ValueError` as of `check_labels`."""
         names = self.config.labels
         if len(names) == 1 and labels.dim() == predictions.dim() - 1:
             labels = labels.unsqueeze(-1)  # one label may be given without a dimension of its own
@@ -639,12 +614,8 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         return labels.to(predictions.dtype)
 
     def intervals(self, logits: torch.Tensor, spread: torch.Tensor | None = None) -> torch.Tensor | None:
-        """Predictions on the unit scale -> (..., num_labels, 2), see [`MambaEMARegressionOutput`].
-
-        Args:
-            logits: (..., num_labels).
-            spread: the same, of a model with `config.scaled_intervals`.
-        """
+        """Predictions (..., num_labels) on the unit scale, and the spread of a model with `config.scaled_intervals`, ->
+        (..., num_labels, 2), see [`MambaEMARegressionOutput`]."""
         radii: list[Any] = [self.config.interval_radius(label) for label in self.config.labels]
         if None in radii:
             return None
@@ -657,12 +628,8 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         return ends.clamp(0.0, 1.0) if self.config.bounded_predictions else ends
 
     def to_label_ranges(self, logits: torch.Tensor, differences: bool = False) -> torch.Tensor:
-        """Predictions on the unit scale -> the labels' own scale (`config.label_ranges`).
-
-        Args:
-            logits: (..., num_labels).
-            differences: they are no values but distances between values, such as `outputs.spread`.
-        """
+        """Predictions (..., num_labels) on the unit scale -> the labels' own scale (`config.label_ranges`). With
+        `differences`, they are distances between values, such as `outputs.spread`."""
         ranges = [self.config.label_range(name) for name in self.config.labels]
         low, high = logits.new_tensor(ranges).unbind(dim=1)
         return logits * (high - low) if differences else low + logits * (high - low)
@@ -725,13 +692,11 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         self.speech_encoder.train(self.training)
 
     def quantize_speech_encoder(self) -> MambaEMAForRegression:
-        """Keep the speech encoder's linear layers in 8 bits: a quarter of their memory, for inference on a CPU.
+        """Keep the speech encoder's linear layers in 8 bits, a quarter of their memory, for inference on a CPU; returns
+        the model itself.
 
         Everything else (convolutions, norms, pooling, updater, head) stays as it is. The result cannot be saved or
         trained further; the saved model is quantised after loading.
-
-        Returns:
-            The model itself.
 
         Raises:
             ValueError: a linear layer of the speech encoder has an adapter, is quantised already, or is not on a CPU.
@@ -741,10 +706,7 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         return self
 
     def refuse_8_bits(self, action: str) -> None:
-        """
-        Raises:
-            ValueError: the speech encoder is in 8 bits, where `action` must come before.
-        """
+        """Raise `ValueError` where the speech encoder is in 8 bits, before which `action` must come."""
         if any(isinstance(module, Int8Linear) for module in self.modules()):
             raise ValueError(f"the speech encoder is in 8 bits; {action} before quantize_speech_encoder()")
 
@@ -828,15 +790,9 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         """Upload the model as a release: with model card, samples for the widget, endpoint handler and checksums.
 
         A card that the repository already has is kept. Where the package is not installed, as with a model loaded by
-        remote code, only what `save_pretrained` writes is uploaded, with transformers' own card.
-
-        Args:
-            repo_id: `owner/name` on the Hub; made if it is not there.
-            kwargs: as in transformers: commit_message, commit_description, private, token, revision, create_pr,
-                max_shard_size.
-
-        Returns:
-            The address of the commit.
+        remote code, only what `save_pretrained` writes is uploaded, with transformers' own card. Arguments are those of
+        transformers: commit_message, commit_description, private, token, revision, create_pr, max_shard_size. Returns
+        the address of the commit.
         """
         try:
             from modeling_mamba_ema.publishing import push_model
@@ -852,11 +808,8 @@ def has_adapters(model: nn.Module) -> bool:
 
 
 def pretrained_backbone(name: str | os.PathLike[str], revision: str) -> Any:
-    """A speech encoder with all of its weights, its own or that of a Mamba-EMA.
-
-    Raises:
-        ValueError: the checkpoint is neither, or lacks weights.
-    """
+    """A speech encoder with all of its weights, its own or that of a Mamba-EMA; `ValueError` where the checkpoint is
+    neither, or lacks weights."""
     config, _ = PretrainedConfig.get_config_dict(name, revision=revision)
     kinds: dict[Any, Any] = {**BACKBONES, MambaEMAConfig.model_type: MambaEMAForRegression}
     if config.get("model_type") not in kinds:

@@ -4,8 +4,6 @@ Transformers' own audio-classification pipeline needs ffmpeg for files and torch
 every string that looks like a URL and opens every other one as a file. This one does none of that.
 """
 
-from __future__ import annotations
-
 import itertools
 import os
 from collections.abc import Iterator, Sequence
@@ -14,15 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from transformers import Pipeline
 
-from .audio_files import (
-    MAX_SECONDS,
-    MIN_SECONDS,
-    Recording,
-    decoded_audio,
-    is_audio_decoder,
-    is_audio_file,
-    load_audio,
-)
+from .audio_files import MAX_SECONDS, MIN_SECONDS, Recording, is_audio_file, read_audio
 from .conversation_encoder import UNKNOWN_SPEAKER, number_speakers
 from .feature_extraction_mamba_ema import SAMPLING_RATE, InvalidAudioError, as_mono
 
@@ -172,20 +162,9 @@ class MambaEMAPipeline(Pipeline):
         source, rate = _unpacked(input_, sampling_rate, allow_paths)
         if chunk_length_s or split_channels:
             return {"turns": self._turns(source, rate, channel, chunk_length_s, split_channels)}
-        if is_audio_file(source):
-            source, rate = load_audio(source, channel=channel, max_seconds=extractor.max_seconds), SAMPLING_RATE
-        else:
-            source, rate = self._waveform(source, rate, channel, extractor.max_seconds)
-        return dict(extractor(source, sampling_rate=rate, resample=True, return_tensors="pt"))
-
-    def _waveform(self, source: Any, rate: Any, channel: int | None, max_seconds: float) -> tuple[Any, int]:
-        """The waveform of what is no file, and its rate in Hz."""
-        if is_audio_decoder(source):
-            return decoded_audio(source, channel, max_seconds)
-        if channel is not None:
-            raise ValueError("channel chooses a channel of a file; choose that of an array yourself: waveform[:, 0]")
-        extractor: Any = self.feature_extractor
-        return source, extractor.checked_rate(extractor.sampling_rate if rate is None else rate, resample=True)
+        waveform, rate = read_audio(source, rate, channel, extractor.max_seconds)
+        rate = extractor.sampling_rate if rate is None else rate
+        return dict(extractor(waveform, sampling_rate=rate, resample=True, return_tensors="pt"))
 
     def _spoken(self, turns: Any, speakers: Any, *how: Any) -> Iterator[tuple[dict[str, Any], int, Any]]:
         """What is said of each turn, the speaker's id, and features, as it is asked for."""
@@ -202,7 +181,9 @@ class MambaEMAPipeline(Pipeline):
         if not is_audio_file(source):
             if split_channels:
                 raise ValueError("split_channels is for files; give the audio of a dataset as Audio(decode=False) does")
-            waveform, rate = self._waveform(source, rate, channel, MAX_SECONDS)
+            extractor: Any = self.feature_extractor
+            waveform, rate = read_audio(source, rate, channel, MAX_SECONDS)
+            rate = extractor.checked_rate(extractor.sampling_rate if rate is None else rate, resample=True)
             samples = as_mono(waveform, "the audio")
             for first, last in _chunks(len(samples), rate, chunk_length_s):
                 place: dict[str, Any] = {"timestamp": (first / rate, last / rate), "channel": None}
@@ -210,9 +191,7 @@ class MambaEMAPipeline(Pipeline):
             return
         with Recording(source, channel) as recording:
             rate = recording.sampling_rate
-            if split_channels and recording.channels == 1:
-                raise ValueError(f"{recording.name} has 1 channel; there is nothing to split")
-            channels = range(1, recording.channels + 1) if split_channels else [channel]
+            channels = recording.several_channels() if split_channels else [channel]
             for first, last in _chunks(recording.frames, rate, chunk_length_s):
                 start, end = first / rate, last / rate
                 recording.check_length(start, end, cast(Any, self.feature_extractor).max_seconds)

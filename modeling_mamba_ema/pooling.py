@@ -17,8 +17,6 @@ A hidden layer of A units has A (D + 1) parameters, and the linear layer after i
 A new pooling is an entry of `POOLINGS`; nothing else names poolings one by one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -38,12 +36,8 @@ SOFTMAX_OPERATIONS = 5  # for each weight: maximum, difference, exponential, sum
 
 
 class HeadwiseLinear(nn.Module):
-    """One score per frame and head, each head reading its own slice of the frame.
-
-    Args:
-        hidden_size: D, width of a frame.
-        num_heads: K, number of heads; must divide D. The layer has D + K parameters.
-    """
+    """One score per frame and head, each of the K heads reading its own slice of a frame of width D: D + K
+    parameters."""
 
     def __init__(self, hidden_size: int, num_heads: int):
         super().__init__()
@@ -87,10 +81,7 @@ class HiddenScorer(nn.Module):
 
 
 def check_num_heads(hidden_size: int, num_heads: int) -> None:
-    """
-    Raises:
-        ValueError: the heads do not divide the width of a frame.
-    """
+    """Raise `ValueError` where the heads do not divide the width of a frame."""
     if hidden_size % num_heads:
         raise ValueError(f"the number of pooling heads is {num_heads}, but must divide hidden_size {hidden_size}")
 

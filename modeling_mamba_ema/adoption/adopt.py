@@ -1,7 +1,5 @@
 """Adopting a model: every weight of the file is used, every weight of ours is filled, or nothing is written."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -35,11 +33,10 @@ class Adoption:
     """What was adopted.
 
     Attributes:
-        model: the converted model, in evaluation mode.
         publication: what its publisher states; None: not known.
-        weights_read: weights of the file, all of them used.
-        weights_filled: weights of the model, all of them filled.
-        zeros: of these, the ones that the file does not hold and that are 0.
+        weights_read, weights_filled: how many weights the file and the model have: all of them used, all of them
+            filled.
+        zeros: of the model's, the ones that the file does not hold and that are 0.
     """
 
     model: MambaEMAForRegression
@@ -61,7 +58,6 @@ def adopt(
     Args:
         source: Hub name, or a folder with the files of one.
         output: folder to write; it must be empty or not exist.
-        revision: commit, tag or branch on the Hub.
         encoder_config: folder, config.json or Hub name with the speech encoder's configuration, where the model's own
             does not hold it and it is not that of WavLM-large.
         published_as: Hub name of the model, where `source` is a folder; its licence and corpus go into the card.
@@ -138,11 +134,8 @@ def _encoder_config(config: Mapping[str, Any], given: str | None) -> dict[str, A
 
 
 def _converted(conversion: Conversion, weights: Mapping[str, torch.Tensor]) -> MambaEMAForRegression:
-    """The model with every weight of the file.
-
-    Raises:
-        ValueError: weights have no place, are missing, have another shape, or hold NaN; they are named.
-    """
+    """The model with every weight of the file. Raises `ValueError`, with their names, where weights have no place, are
+    missing, have another shape, or hold NaN."""
     model = MambaEMAForRegression(conversion.config).eval()
     places = model.state_dict()
     given = {name: torch.zeros_like(places[name]) for name in conversion.zeros if name in places}

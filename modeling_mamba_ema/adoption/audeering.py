@@ -4,8 +4,6 @@ wav2vec 2.0's last hidden state, its mean over all frames, a linear layer with t
 (rating - 1) / 6. Each waveform is normalised by itself.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,15 +30,9 @@ def recognises(config: Mapping[str, Any]) -> bool:
 def convert(
     config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None, encoder_config: Mapping[str, Any] | None
 ) -> Conversion:
-    """
-    Args:
-        config: config.json, which holds wav2vec 2.0's configuration too.
-        preprocessor: preprocessor_config.json.
-        encoder_config: None; another one would not be that of the weights.
-
-    Raises:
-        ValueError: a configuration that is not of this kind.
-    """
+    """From config.json, which holds wav2vec 2.0's configuration too, and preprocessor_config.json; another
+    encoder_config would not be that of the weights. Raises `ValueError` for a configuration that is not of this
+    kind."""
     if encoder_config is not None:
         raise ValueError("config.json holds the configuration of the speech encoder; no other can be given")
     if preprocessor is None:

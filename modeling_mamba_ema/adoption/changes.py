@@ -1,7 +1,5 @@
 """Which weights of a model a changed one starts from; behind `MambaEMAForRegression.with_changes`."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 import torch
@@ -66,11 +64,8 @@ def _copy_parts(
     parts: tuple[list[str], list[str]],
     new_parts: tuple[list[str], list[str]],
 ) -> bool:
-    """Copy the parts that both have. Columns that are new become zero: what they read changes nothing at first.
-
-    Returns:
-        Whether parts of the two have the same size, so that anything was copied.
-    """
+    """Copy the parts that both have. Columns that are new become zero: what they read changes nothing at first. Returns
+    whether parts of the two have the same size, so that anything was copied."""
     blocks, new_blocks = (
         weight.view(len(rows), weight.shape[0] // len(rows), len(columns), -1)
         for weight, (rows, columns) in ((source, parts), (target, new_parts))

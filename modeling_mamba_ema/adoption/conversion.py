@@ -1,7 +1,5 @@
 """What a published format becomes: a configuration, names of weights, and what its publisher states."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +20,6 @@ class Publication:
         labels: of the outputs, in their order.
         license: of the weights, as the Hub spells it.
         corpus: that the model was trained on, with its version.
-        citation: of the paper that describes the model.
         results: CCC by split and label, as published.
     """
 
@@ -51,31 +48,20 @@ class Conversion:
 
 
 def required(config: Mapping[str, Any], name: str) -> Any:
-    """A value of a published config.json.
-
-    Raises:
-        ValueError: it is not there.
-    """
+    """A value of a published config.json; `ValueError` where it is not there."""
     if config.get(name) is None:
         raise ValueError(f"config.json has no {name}, which every model of this kind has")
     return config[name]
 
 
 def check_value(config: Mapping[str, Any], name: str, allowed: Any) -> None:
-    """
-    Raises:
-        ValueError: a value of a published config.json is there, and is not the one that this conversion knows.
-    """
+    """Raise `ValueError` where a published config.json has another value than this conversion knows."""
     if config.get(name, allowed) != allowed:
         raise ValueError(f"config.json has {name} {config[name]!r}; such models can be adopted with {allowed!r} only")
 
 
 def dimensional_labels(config: Mapping[str, Any]) -> list[str]:
-    """The labels of a published config.json in the order of the outputs.
-
-    Raises:
-        ValueError: they are not dimensions.
-    """
+    """The labels of a published config.json in the order of the outputs; `ValueError` where they are not dimensions."""
     names = {int(number): str(name).lower() for number, name in required(config, "id2label").items()}
     labels = [names[number] for number in sorted(names)]
     if not labels or not set(labels) <= set(LABELS) or len(set(labels)) < len(labels):

@@ -5,8 +5,6 @@ norm and ReLU, and linear outputs, (rating - 1) / 6. A waveform is standardised 
 The folder does not hold WavLM's own configuration: it is that of `ssl_type`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,15 +32,8 @@ def recognises(config: Mapping[str, Any]) -> bool:
 def convert(
     config: Mapping[str, Any], preprocessor: Mapping[str, Any] | None, encoder_config: Mapping[str, Any] | None
 ) -> Conversion:
-    """
-    Args:
-        config: config.json.
-        preprocessor: preprocessor_config.json, which is useless here.
-        encoder_config: that of `ssl_type`.
-
-    Raises:
-        ValueError: a configuration that is not of this kind.
-    """
+    """From config.json and the configuration of its `ssl_type`; preprocessor_config.json is useless here. Raises
+    `ValueError` for a configuration that is not of this kind."""
     assert encoder_config is not None
     labels = dimensional_labels(config)
     check_value(config, "num_classes", len(labels))

@@ -4,8 +4,6 @@ The file holds `cfg`, a dict of settings, and `model`, the weights under the nam
 https://github.com/microsoft/unilm/blob/master/wavlm/WavLM.py.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from pathlib import Path

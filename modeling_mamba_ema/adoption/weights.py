@@ -1,7 +1,5 @@
 """Reading published weights without running code: safetensors, or a pickle of nothing but tensors."""
 
-from __future__ import annotations
-
 import json
 import pickle
 import re
@@ -81,12 +79,8 @@ def _read_file(path: Path) -> dict[str, torch.Tensor]:
 
 
 def load_pickle(path: Path) -> Any:
-    """What a file of `torch.save` holds, of plain values and tensors.
-
-    Raises:
-        OSError: it is damaged.
-        ValueError: it holds more than that.
-    """
+    """What a file of `torch.save` holds, of plain values and tensors. Raises `OSError` where it is damaged,
+    `ValueError` where it holds more than that."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -1,7 +1,5 @@
 """Recordings as they are made worse, and sounds that are no speech."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable
 from functools import partial

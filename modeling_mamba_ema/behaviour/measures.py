@@ -1,7 +1,5 @@
 """Figures of a report: groups and the gaps between them, changes under a condition, correlations with the recording."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -38,7 +36,6 @@ def measure(predictions: np.ndarray, references: np.ndarray, turns: pd.DataFrame
     Args:
         predictions, references: (turns, labels) on the unit scale; -100 marks a missing label.
         turns: with `conversation_id`.
-        labels: names.
     """
     rows = []
     for column, label in enumerate(labels):

@@ -1,7 +1,5 @@
 """The report as Markdown, as HTML that needs no server, and as JSON."""
 
-from __future__ import annotations
-
 import base64
 import json
 import re
@@ -13,6 +11,7 @@ from typing import Any
 from ..data.atomic_write import atomic_write
 from ..plots import plot_by_row
 from ..publishing.checksums import SUMS, write_checksums
+from ..publishing.model_card import markdown_table
 from .measures import MIN_TURNS, MOVED, PERMUTATIONS
 
 STYLE = (
@@ -26,21 +25,17 @@ LEAK = 0.2  # a correlation of a label with the recording above which a model ca
 
 
 def write_report(folder: Path, content: dict[str, Any]) -> Path:
-    """Write report.html, report.md, report.json, and the pictures beside them.
+    """Write report.html, which is returned, report.md, report.json, and the pictures beside them.
 
     Args:
-        folder: is made.
         content: `title`, `command`, `labels`; `overall`, `groups` (by column), `changes` (by condition) and
             `correlations`, as the functions of `measures` give them; `no_speech`, predictions by sound.
-
-    Returns:
-        The HTML page.
     """
     folder.mkdir(parents=True, exist_ok=True)
     overall, changes = content["overall"], content["changes"]
     parts = [f"# {content['title']}", f"Made by `{content['command']}`.", "## Overall"]
     parts.append(
-        _table(
+        markdown_table(
             ["label", "turns", "CCC (95 % over conversations)"], ([r["label"], r["turns"], _ccc(r)] for r in overall)
         )
     )
@@ -53,7 +48,7 @@ def write_report(folder: Path, content: dict[str, Any]) -> Path:
     parts += ["## Worse recordings", "![change of CCC](report_changes.png)", _changes(changes)]
     parts.append(MOVED_MEANS)
     sounds = ([name, *(f"{value:.3f}" for value in values.values())] for name, values in content["no_speech"].items())
-    parts += ["## What is no speech", _table(["sound", *content["labels"]], sounds)]
+    parts += ["## What is no speech", markdown_table(["sound", *content["labels"]], sounds)]
     parts.append("A model answers everything: its values for these say nothing, and show where it rests.")
     html = f'<!doctype html><html lang="en"><meta charset="utf-8"><style>{STYLE}</style>'
     html += "\n".join(_html(part, folder) for part in parts)
@@ -64,12 +59,8 @@ def write_report(folder: Path, content: dict[str, Any]) -> Path:
 
 
 def add_to_card(folder: Path, content: dict[str, Any]) -> None:
-    """Put groups and worse recordings into the card of a model, in the place of those of an earlier report.
-
-    Args:
-        folder: of a saved model with README.md; its checksums, if there are any, are written anew.
-        content: as of [`write_report`].
-    """
+    """Put groups and worse recordings into README.md in the folder of a saved model, in the place of those of an
+    earlier report; its checksums, if there are any, are written anew. The content is that of [`write_report`]."""
     parts = [CARD_BEGIN, "## Behaviour", f"{content['title']}, made by `{content['command']}`."]
     for column, found in content["groups"].items():
         parts += [f"### By {column}", *_groups(found)]
@@ -100,11 +91,6 @@ def _cells(row: Iterable[str]) -> str:
     return "".join(f"<td>{escape(cell)}</td>" for cell in row)
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(str(cell).replace('|', '/') for cell in line)} |" for line in lines)
-
-
 def _ccc(row: dict[str, Any], name: str = "ccc") -> str:
     return f"{row[name]:.3f} [{row['low']:.3f}, {row['high']:.3f}]" if name in row else "-"  # of too few turns
 
@@ -115,7 +101,7 @@ def _correlations(rows: Sequence[dict[str, Any]]) -> list[str]:
     labels = [(row, fact) for row in rows for fact in facts if row["of"] == "label" and abs(row[fact]) > LEAK]
     leaks = "; ".join(f"{row['label']} goes with {fact} ({row[fact]:+.2f})" for row, fact in labels)
     verdict = f"{leaks}: a model can score by measuring these." if leaks else f"No label does by more than {LEAK}."
-    return [_table(["correlation of", *facts], cells), verdict]
+    return [markdown_table(["correlation of", *facts], cells), verdict]
 
 
 def _groups(found: dict[str, Any]) -> list[str]:
@@ -130,7 +116,7 @@ def _groups(found: dict[str, Any]) -> list[str]:
         f"random assignments to the groups with as large a gap. Bias: mean prediction minus mean label; spread: "
         f"deviation of predictions over that of labels. Groups under {MIN_TURNS} turns are counted, not measured."
     )
-    return [_table(["group", "turns", "CCC", "bias", "spread"], rows), remarks]
+    return [markdown_table(["group", "turns", "CCC", "bias", "spread"], rows), remarks]
 
 
 def _changes(changes: dict[str, list[dict[str, Any]]]) -> str:
@@ -146,4 +132,4 @@ def _changes(changes: dict[str, list[dict[str, Any]]]) -> str:
             ]
     labels = [cell["label"] for cell in next(iter(changes.values()))]
     names = [f"{label}: {name}" for label in labels for name in ("CCC", "change", "mean shift", "moved")]
-    return _table(["condition", *names], rows)
+    return markdown_table(["condition", *names], rows)

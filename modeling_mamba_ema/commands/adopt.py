@@ -11,10 +11,10 @@ used and every weight of the model filled, or nothing is written. A pickle with 
 Microsoft's own file of a WavLM becomes a folder to start training from: model.pretrained_speech_encoder.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
+
+from .model_options import quiet_transformers
 
 HELP = "convert a model that others have published"
 
@@ -37,12 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    from transformers.utils import logging
-
     from ..adoption import adopt, convert_wavlm
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    quiet_transformers()
     if options.source.endswith(".pt"):
         convert_wavlm(options.source, options.output)
         print(f"saved in:   {options.output} (training: model.pretrained_speech_encoder={options.output})")

@@ -11,12 +11,10 @@ started again, the same command goes on with the trainings that are not finished
 Writes comparison.md (tables and the verdict in words), .json, .csv (a row a training), .png and .svg.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 
-from .model_options import number_between
+from .model_options import number_between, quiet_transformers
 from .terminal import check_folder
 
 HELP = "which pooling, and whose context, are best on a corpus"
@@ -49,15 +47,12 @@ def run(options: argparse.Namespace) -> int:
     import sys
     import warnings
 
-    import transformers
-
     from ..comparison import Cell, check_comparable, train_all, write_comparison
     from ..pooling import POOLINGS
     from ..training import differences, load_run_configuration
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet_transformers()
     warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask and attn_mask")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError("the comparison trains in one process; start it without accelerate launch")

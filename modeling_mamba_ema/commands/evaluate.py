@@ -10,13 +10,11 @@ predictions only. Several processes share the work:
     accelerate launch --config_file configuration/accelerate/... -m modeling_mamba_ema evaluate ...
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 from typing import Any
 
-from .model_options import add_int8_option, add_model_options, number_between
+from .model_options import add_int8_option, add_model_options, number_between, quiet_transformers
 from .terminal import check_folder
 
 HELP = "measure a model on a corpus with labels"
@@ -58,56 +56,40 @@ def run(options: argparse.Namespace) -> int:
     import json
     import logging
 
-    import transformers
-
+    from .. import training
     from ..inference.loading import load_model
     from ..plots import plot_error_by_position, plot_predictions, plot_risk_against_coverage
-    from ..training import (
-        ConversationCollator,
-        DataSection,
-        MambaEMATrainer,
-        MambaEMATrainingArguments,
-        build_datasets,
-        cache_frames,
-        describe_metrics,
-        load_splits,
-        measure,
-        risk_against_coverage,
-        save_predictions,
-        warn_of_labels,
-    )
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    quiet_transformers()
     no_training: dict[str, Any] = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
-    arguments = MambaEMATrainingArguments(
+    arguments = training.MambaEMATrainingArguments(
         output_dir=str(options.output), per_device_eval_batch_size=options.batch_size, **no_training
     )
     model, extractor = load_model(options.model, options.revision)
     if options.int8:
         model.quantize_speech_encoder()
-    data = DataSection(source=options.source, columns=dict(options.columns), on_bad_audio=options.on_bad_audio)
+    data = training.DataSection(source=options.source, columns=dict(options.columns), on_bad_audio=options.on_bad_audio)
     data.cache_folder = options.cache_folder
     data.max_seconds = extractor.max_seconds
-    splits = load_splits(data, model.config, options.output, wanted=[options.split], labels_optional=True)
-    warn_of_labels(options.split, splits[options.split], model.config.labels)
+    splits = training.load_splits(data, model.config, options.output, wanted=[options.split], labels_optional=True)
+    training.warn_of_labels(options.split, splits[options.split], model.config.labels)
     cache = None
     if options.cache_frames:
-        cache = cache_frames(model, extractor, splits.values(), options.cache_folder, arguments)
-    trainer = MambaEMATrainer(model, arguments, data_collator=ConversationCollator(extractor))
-    (dataset,) = build_datasets(data, splits, model.config, cache).values()
-    metrics, table = measure(trainer, dataset, model.config)
+        cache = training.cache_frames(model, extractor, splits.values(), options.cache_folder, arguments)
+    trainer = training.MambaEMATrainer(model, arguments, data_collator=training.ConversationCollator(extractor))
+    (dataset,) = training.build_datasets(data, splits, model.config, cache).values()
+    metrics, table = training.measure(trainer, dataset, model.config)
     if trainer.is_world_process_zero():
-        save_predictions(table, options.output / f"predictions.{options.format}")
+        training.save_predictions(table, options.output / f"predictions.{options.format}")
         (options.output / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
         if table["reference"].notna().any():
             plot_predictions(table).savefig(options.output / "predicted_against_true.png")
             plot_error_by_position(table).savefig(options.output / "error_by_position.png")
             if "confidence" in table:
-                risk = risk_against_coverage(table, model.config)
-                save_predictions(risk, options.output / "risk_coverage.csv")
+                risk = training.risk_against_coverage(table, model.config)
+                training.save_predictions(risk, options.output / "risk_coverage.csv")
                 plot_risk_against_coverage(risk).savefig(options.output / "risk_coverage.png")
-        print(f"{describe_metrics(options.split, metrics, model.config)}\nwritten to {options.output}")
+        print(f"{training.describe_metrics(options.split, metrics, model.config)}\nwritten to {options.output}")
     trainer.accelerator.wait_for_everyone()  # a process that ends badly would take the first along while it writes
     return 0

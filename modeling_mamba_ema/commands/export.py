@@ -2,8 +2,6 @@
 with --audonnx, one graph from an utterance's waveform to its values, and the YAML that audonnx loads it by.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

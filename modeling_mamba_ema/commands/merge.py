@@ -5,10 +5,10 @@ weights come from, a folder or a name on the Hub; they must be the same as in th
 its best model in `model`, with the adapters merged.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
+
+from .model_options import quiet_transformers
 
 HELP = "merge LoRA adapters into a model"
 
@@ -21,13 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     if options.output.exists() and (not options.output.is_dir() or any(options.output.iterdir())):
         raise OSError(f"{options.output} exists and is not empty; name another folder")
-    from transformers.utils import logging
-
     from ..feature_extraction_mamba_ema import MambaEMAFeatureExtractor
     from ..training import load_lora, merge_lora
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
+    quiet_transformers()
     model = load_lora(options.folder)
     merge_lora(model)
     MambaEMAFeatureExtractor.from_pretrained(options.folder).save_pretrained(options.output)

@@ -7,8 +7,6 @@ reference (empty where missing) and prediction, one row a turn and label. Prints
 each label and as means, on the scale of the file: 0 to 1 in files of this package.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -52,14 +52,19 @@ def add_channel_option(parser: argparse.ArgumentParser, split: bool = True) -> N
         )
 
 
-def load_tracker(options: argparse.Namespace) -> EmotionTracker:
-    """The model that was named, as `EmotionTracker.from_pretrained` loads it; transformers prints nothing meanwhile."""
+def quiet_transformers() -> None:
+    """Let transformers print errors only, and no progress of loading and saving."""
     from transformers.utils import logging
-
-    from ..inference import EmotionTracker
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
+
+
+def load_tracker(options: argparse.Namespace) -> EmotionTracker:
+    """The model that was named, as `EmotionTracker.from_pretrained` loads it; transformers prints nothing meanwhile."""
+    from ..inference import EmotionTracker
+
+    quiet_transformers()
     if "device" not in options:  # a command that runs the model on the CPU as it is
         return EmotionTracker.from_pretrained(options.model, options.revision)
     return EmotionTracker.from_pretrained(options.model, options.revision, options.device, options.int8)

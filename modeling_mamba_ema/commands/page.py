@@ -1,7 +1,5 @@
 """Serve a page in the browser over a model, on this machine only, until it is stopped by Ctrl-C."""
 
-from __future__ import annotations
-
 import argparse
 
 from .model_options import add_model_options, load_tracker, number_between

@@ -152,12 +152,11 @@ def _of_files(options: argparse.Namespace, labels: list[str]) -> list[list[Turn]
 def _channels(path: Path) -> list[Turn]:
     """A turn of each channel; one of all where the file cannot be used, which is said when it is read."""
     from ..audio_files import AudioFileError, Recording
-    from ..inference.segments import channel_speaker, check_several_channels
+    from ..inference.segments import channel_speaker
 
     try:
         with Recording(path) as recording:
-            check_several_channels(recording)
-            channels = range(1, recording.channels + 1)
+            channels = recording.several_channels()
     except AudioFileError:
         return [Turn(str(path))]
     return [Turn(str(path), channel_speaker(channel), channel=channel) for channel in channels]

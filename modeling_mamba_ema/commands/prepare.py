@@ -4,8 +4,6 @@ Audio of a published corpus is not copied: the table names the files where they 
 of splits for each of them; data.columns.split=split_fold3 trains the third without preparing again.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -5,8 +5,6 @@ shown with their sizes and hashes. A folder with anything else in it (a pickle, 
 refused. Log in first: hf auth login.
 """
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

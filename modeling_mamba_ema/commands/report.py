@@ -46,19 +46,8 @@ def run(options: argparse.Namespace) -> int:
 
     import numpy as np
 
+    from .. import behaviour
     from ..audio_files import load_audio
-    from ..behaviour import (
-        CONDITIONS,
-        NO_SPEECH,
-        RECORDING,
-        add_to_card,
-        correlations,
-        measure,
-        measure_changes,
-        measure_groups,
-        recording_facts,
-        write_report,
-    )
     from ..data.utterances import utterances_of
     from ..feature_extraction_mamba_ema import SAMPLING_RATE
     from ..training import DataSection, check_labels_vary, load_splits
@@ -75,27 +64,29 @@ def run(options: argparse.Namespace) -> int:
     rows = load_splits(data, tracker.model.config, options.output, wanted=[options.split])[options.split]
     check_labels_vary(options.split, rows, labels)
     turns = rows.to_pandas()
-    known = list(dict.fromkeys([*turns.columns, *RECORDING]))
+    known = list(dict.fromkeys([*turns.columns, *behaviour.RECORDING]))
     unknown = [column for column in options.by if column not in known]
     if unknown:
         raise ValueError(f"--by names {', '.join(unknown)}, which {options.source} lacks; there are {', '.join(known)}")
     waveforms = [load_audio(u.file_name, u.start, u.end, u.channel) for u in utterances_of(rows)]
-    turns = turns.assign(**{name: [recording_facts(waveform)[name] for waveform in waveforms] for name in RECORDING})
+    turns = turns.assign(
+        **{name: [behaviour.recording_facts(waveform)[name] for waveform in waveforms] for name in behaviour.RECORDING}
+    )
     references = turns[labels].to_numpy(np.float64)
 
     # 2. predictions, clean and under every condition
     digest, clean, changes = _digest(tracker, waveforms), np.empty(0), {}
-    for number, (name, change) in enumerate({"clean": None, **CONDITIONS}.items()):
+    for number, (name, change) in enumerate({"clean": None, **behaviour.CONDITIONS}.items()):
         stem = "".join(letter if letter.isalnum() else "_" for letter in name)
         path = options.output / "predictions" / f"{stem}-{digest}.npy"
         predicted = np.load(path) if path.exists() else _predict(path, tracker, waveforms, turns, change)
         if change is None:
             clean = predicted
         else:
-            changes[name] = measure_changes(predicted, clean, references, turns, labels)
-        print(f"{number} of {len(CONDITIONS)}: {name}", file=sys.stderr, flush=True)
+            changes[name] = behaviour.measure_changes(predicted, clean, references, turns, labels)
+        print(f"{number} of {len(behaviour.CONDITIONS)}: {name}", file=sys.stderr, flush=True)
     no_speech = {}
-    for name, sound in NO_SPEECH.items():
+    for name, sound in behaviour.NO_SPEECH.items():
         tracker.reset()
         no_speech[name] = tracker.update(sound.astype(np.float32), SAMPLING_RATE).values
 
@@ -104,15 +95,15 @@ def run(options: argparse.Namespace) -> int:
         "title": f"Behaviour of {Path(options.model).name} on {Path(options.source).name}, {options.split}",
         "command": shlex.join(["mamba-ema", *sys.argv[1:]]),
         "labels": labels,
-        "overall": measure(clean, references, turns, labels),
-        "groups": {column: measure_groups(clean, references, column, turns, labels) for column in options.by},
+        "overall": behaviour.measure(clean, references, turns, labels),
+        "groups": {column: behaviour.measure_groups(clean, references, column, turns, labels) for column in options.by},
         "changes": changes,
         "no_speech": no_speech,
-        "correlations": correlations(clean, references, turns, labels),
+        "correlations": behaviour.correlations(clean, references, turns, labels),
     }
-    print(write_report(options.output, content))
+    print(behaviour.write_report(options.output, content))
     if options.card:
-        add_to_card(Path(options.model), content)
+        behaviour.add_to_card(Path(options.model), content)
     return 0
 
 

@@ -8,11 +8,9 @@ that it names and the output may be in a store such as s3://bucket/folder. Stopp
 where it was. Audio that cannot be used becomes a row with its reason in `error`, and ends nothing.
 """
 
-from __future__ import annotations
-
 import argparse
 
-from .model_options import add_int8_option, add_model_options, number_between
+from .model_options import add_int8_option, add_model_options, number_between, quiet_transformers
 
 HELP = "score a corpus of any size into Parquet files"
 
@@ -35,13 +33,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     import torch
-    from transformers.utils import logging
 
     from ..inference.loading import check_model_name
     from ..inference.scoring import ScoringOptions, read_corpus, score_corpus
 
     check_model_name(options.model, options.revision)
-    logging.disable_progress_bar()
+    quiet_transformers()
     gpus = [f"cuda:{number}" for number in range(torch.cuda.device_count())]
     devices = ["cpu"] * options.workers if options.workers else gpus or ["cpu"]
     asked = ScoringOptions(

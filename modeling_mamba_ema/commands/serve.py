@@ -4,8 +4,6 @@ Each request must bear the token in the environment variable MAMBA_EMA_TOKEN, if
 that no other machine reaches may be listened on.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 

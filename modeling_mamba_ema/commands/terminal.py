@@ -1,7 +1,5 @@
 """What commands print: rows as a table or as JSON lines on standard output, complaints on standard error."""
 
-from __future__ import annotations
-
 import json
 import os
 import sys
@@ -21,11 +19,8 @@ def complain(message: str) -> None:
 
 
 def check_output(path: Path | None, overwrite: bool) -> None:
-    """Refuse a file that would be replaced or cannot be written, before there is anything to write.
-
-    Raises:
-        OSError: it exists, and `--overwrite` was not given; or see [`check_folder`].
-    """
+    """Raise `OSError` for a file that would be replaced without `--overwrite` or cannot be written, before there is
+    anything to write; its folder is made."""
     if path is None:
         return
     if path.exists() and not overwrite:
@@ -37,11 +32,7 @@ def check_output(path: Path | None, overwrite: bool) -> None:
 
 
 def check_folder(folder: Path) -> None:
-    """Refuse a folder to write that cannot be made or written to, before there is anything to write.
-
-    Raises:
-        OSError: what is there is no folder, or no folder that may be written to.
-    """
+    """Raise `OSError` for a folder that cannot be made or written to, before there is anything to write."""
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     if not existing.is_dir():
         raise NotADirectoryError(f"the folder {folder} cannot be made: {existing} is a file")
@@ -53,7 +44,6 @@ class Table:
     """Prints rows as they come: as a table for people, whose header comes with the first row, or as JSON lines.
 
     Args:
-        as_json: one JSON object a line.
         widths: of columns with text whose widest entry is known; others take the width of their name.
     """
 
@@ -63,10 +53,7 @@ class Table:
         self._begun = False
 
     def print(self, row: Mapping[str, Any]) -> None:
-        """
-        Args:
-            row: its keys are the columns, the same for every row; `low_level` is shown in words.
-        """
+        """Print a row; its keys are the columns, the same for every row, and `low_level` is shown in words."""
         if self._as_json:
             print(json.dumps(row), flush=True)
             return

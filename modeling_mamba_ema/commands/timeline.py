@@ -7,8 +7,6 @@ valence_difference is the value minus the speaker's own slow average of baseline
 dBFS, where the values say nothing about a voice.
 """
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Iterator
 from pathlib import Path

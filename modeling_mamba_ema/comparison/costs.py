@@ -1,7 +1,5 @@
 """What a pooling costs: parameters, operations, time."""
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -31,13 +29,8 @@ class Cost:
 def pooling_costs(
     config: MambaEMAConfig, poolings: Sequence[str], seconds: float, repeats: int = 50
 ) -> dict[str, Cost]:
-    """Costs of poolings, with the projection of their vector, timed in turn on this machine's CPU.
-
-    Args:
-        config: gives the widths and the layers that are read.
-        seconds: length of the utterance.
-        repeats: counted rounds.
-    """
+    """Costs of poolings for an utterance, with the projection of their vector, timed in turn on this machine's CPU; the
+    configuration gives the widths and the layers that are read."""
     encoder_config = config.speech_encoder_config
     frames = num_frames(round(seconds * SAMPLING_RATE), encoder_config)
     hidden, layers = encoder_config.hidden_size, len(config.encoder_layer_indices)

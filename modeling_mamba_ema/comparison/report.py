@@ -1,7 +1,5 @@
 """A comparison of poolings and scopes as a markdown page: tables, and the verdict in words."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math
@@ -14,6 +12,7 @@ import pandas as pd
 
 from ..data.utterances import seconds_of
 from ..plots import plot_pooling_comparison, write_picture
+from ..publishing.model_card import markdown_table
 from .costs import Cost, encoder_cost, pooling_costs
 from .runs import Trainings
 from .statistics import BASELINE, BASELINE_SCOPE, MEAN, Difference, PoolingResult, cell_ccc, compare_poolings
@@ -42,9 +41,7 @@ def write_comparison(output: Path, trainings: Trainings, split: str, chose_the_e
     """Write comparison.md, .json, .csv (a row a training), .png and .svg; returns the page.
 
     Args:
-        output: folder of the comparison.
-        trainings: all of them.
-        split: that they predicted.
+        split: that the trainings predicted.
         chose_the_epoch: whether the split also chose each training's best epoch.
         command: what a reader runs to get the page.
 
@@ -119,23 +116,15 @@ def comparison_page(
     # To what each is compared; only one of the two where only poolings or only scopes are.
     columns = {"difference": "minus mean pooling", "scope_difference": f"minus scope `{BASELINE_SCOPE}`"}
     columns = {name: title for name, title in columns.items() if any(getattr(result, name) for result in results)}
-    differences = list(columns.values())
     title = "Poolings" if "difference" in columns else "Scopes"
     lines = [f"# {title} compared", "", f"From `{command}`.", "", *sentences, ""]
     for setting in dict.fromkeys(result.setting for result in results):
-        lines += [
-            f"## context {setting}",
-            "",
-            f"| pooling | {' | '.join([*titles, *differences])} |",
-            "|" + " --- |" * (len(labels) + len(differences) + 1),
-        ]
-        for result in results:
-            if result.setting == setting:
-                cells = [_with_spread(result, name) for name in labels]
-                shown = [getattr(result, name) for name in columns]
-                cells += ["" if difference is None else _signed(difference[MEAN]) for difference in shown]
-                lines.append(f"| `{result.pooling}` | {' | '.join(cells)} |")
-        lines.append("")
+        rows = []
+        for result in (result for result in results if result.setting == setting):
+            shown = [getattr(result, name) for name in columns]
+            cells = ["" if difference is None else _signed(difference[MEAN]) for difference in shown]
+            rows.append([f"`{result.pooling}`", *(_with_spread(result, name) for name in labels), *cells])
+        lines += [f"## context {setting}", "", markdown_table(["pooling", *titles, *columns.values()], rows), ""]
     spread = "over seeds" if measured.folds == 1 else "over seeds, then over folds"
     lines += [f"Mean ± standard deviation {spread}; in brackets 95 % intervals of the difference in {MEAN}.", ""]
     return "\n".join([*lines, *_cost_table(costs, seconds), ""])
@@ -189,21 +178,19 @@ def _signed(difference: Difference) -> str:
 
 
 def _cost_table(costs: Mapping[str, Cost], seconds: float) -> list[str]:
-    lines = [
-        f"## cost of an utterance of {seconds:.1f} s",
-        "",
-        "| pooling | parameters | MFLOPs | more than mean, share of WavLM's | ms | more than mean, share of WavLM's |",
-        "|" + " --- |" * 6,
-    ]
+    more = "more than mean, share of WavLM's"
+    rows = []
     base, encoder = costs.get(BASELINE, next(iter(costs.values()))), costs[ENCODER]
     for pooling, cost in costs.items():
         if pooling != ENCODER:
             flops = (cost.flops - base.flops) / encoder.flops
             time = (cost.milliseconds - base.milliseconds) / encoder.milliseconds
             cells = [f"`{pooling}`", f"{cost.parameters:,}", f"{cost.flops / 1e6:.2f}", f"{flops:.4%}"]
-            lines.append(f"| {' | '.join([*cells, f'{cost.milliseconds:.3f}', f'{time:.2%}'])} |")
+            rows.append([*cells, f"{cost.milliseconds:.3f}", f"{time:.2%}"])
     return [
-        *lines,
+        f"## cost of an utterance of {seconds:.1f} s",
+        "",
+        markdown_table(["pooling", "parameters", "MFLOPs", more, "ms", more], rows),
         "",
         f"WavLM itself: {encoder.flops / 1e9:.2f} GFLOPs, {encoder.milliseconds:.1f} ms. FLOPs of a pooling include "
         "the projection of its vector; times are medians on this machine.",

@@ -1,7 +1,5 @@
 """The trainings of a comparison: what they share, and one of them from the model to its predictions."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json
@@ -15,26 +13,14 @@ import pandas as pd
 from datasets import Dataset, DatasetDict
 from transformers import set_seed
 
+from .. import training
 from ..conversation_encoder import CONTEXTS, SCOPES
 from ..data.atomic_write import atomic_write
 from ..data.frame_cache import FrameCache
 from ..data.utterances import utterances_of
 from ..modeling_mamba_ema import MambaEMAForRegression
 from ..pooling import POOLINGS
-from ..training import (
-    EvaluationLog,
-    KeepBestWeights,
-    RunConfiguration,
-    build_datasets,
-    build_model,
-    build_trainer,
-    cache_frames,
-    check_labels_vary,
-    check_speakers,
-    load_splits,
-    prediction_table,
-    save_predictions,
-)
+from ..training import RunConfiguration
 from .statistics import BASELINE, BASELINE_SCOPE, MEAN, Cell, cell_ccc
 
 logger = logging.getLogger(__name__)
@@ -47,11 +33,7 @@ def check_comparable(
     split: str,
     scopes: Sequence[str] = (BASELINE_SCOPE,),
 ) -> None:
-    """Refuse before any training what could not be compared in the end.
-
-    Raises:
-        ValueError: with what to change.
-    """
+    """Raise `ValueError` before any training for what could not be compared in the end, with what to change."""
     chosen = (("poolings", poolings, POOLINGS), ("contexts", contexts, CONTEXTS), ("scopes", scopes, SCOPES))
     for what, names, known in chosen:
         unknown = [name for name in names if name not in known]
@@ -105,36 +87,31 @@ class Trainings:
 
 
 def train_all(run: RunConfiguration, cells: Sequence[Cell], split: str, output: Path) -> Trainings:
-    """Train every cell that is not finished; its predictions are kept in a folder of its name.
+    """Train every cell that is not finished, in this order; its predictions are kept in a folder of its name.
 
-    Where the encoder is frozen, its frames are computed once and every training reads them from the disk.
-
-    Args:
-        run: the configuration that all trainings share.
-        cells: the trainings, in the order in which they are made.
-        split: name of the split to predict.
-        output: folder of the comparison.
+    Where the encoder is frozen, its frames are computed once and every training reads them from the disk. Tables are of
+    the predictions on `split`.
 
     Raises:
         ValueError: what [`load_splits`] or a training refuses, or a folder with trainings on another corpus.
     """
     arguments = run.training_arguments()
     set_seed(arguments.seed)
-    model, extractor = build_model(run)
+    model, extractor = training.build_model(run)
     folds = {
-        fold: load_splits(run_of_fold(run, fold).data, model.config, output)
+        fold: training.load_splits(run_of_fold(run, fold).data, model.config, output)
         for fold in dict.fromkeys(cell.fold for cell in cells)
     }
     scopes = dict.fromkeys(cell.scope for cell in cells)
     for splits in folds.values():
         for scope in scopes:
-            check_speakers(model.config.with_changes(context_scope=scope), splits, required=len(scopes) > 1)
+            training.check_speakers(model.config.with_changes(context_scope=scope), splits, required=len(scopes) > 1)
         for name in dict.fromkeys(filter(None, (run.data.train_split, run.data.validation_split, split))):
-            check_labels_vary(name, splits[name], model.config.labels)
+            training.check_labels_vary(name, splits[name], model.config.labels)
     rows = [part for splits in folds.values() for part in splits.values()]
     frame_cache = None
     if model.config.freeze_speech_encoder and not run.data.changes_audio:
-        frame_cache = cache_frames(model, extractor, rows, run.data.cache_folder, arguments)
+        frame_cache = training.cache_frames(model, extractor, rows, run.data.cache_folder, arguments)
     fingerprint = _fingerprint(rows, frame_cache)
     tables: dict[Cell, pd.DataFrame] = {}
     for number, cell in enumerate(cells, start=1):
@@ -144,7 +121,7 @@ def train_all(run: RunConfiguration, cells: Sequence[Cell], split: str, output: 
             started = time.perf_counter()
             for name, table in train_and_predict(run_of_cell(run, cell), folds[cell.fold], frame_cache).items():
                 folder.mkdir(parents=True, exist_ok=True)
-                save_predictions(table, folder / f"{name}.parquet")
+                training.save_predictions(table, folder / f"{name}.parquet")
             with atomic_write(finished) as unfinished:
                 unfinished.write_text(json.dumps({"inputs": fingerprint}), encoding="utf-8")
             took = f"{time.perf_counter() - started:.0f} s"
@@ -163,25 +140,24 @@ def train_and_predict(
 
     Returns:
         Predictions on the validation and the test split, where the run names them, see `prediction_table`.
-
-    Raises:
-        ValueError: nothing could be learned, as the message says.
     """
     arguments = run.training_arguments(
         save_strategy="no", load_best_model_at_end=False, disable_tqdm=True, push_to_hub=False
     )
     set_seed(arguments.seed)
-    model, extractor = build_model(run)
-    datasets = build_datasets(run.data, splits, model.config, frame_cache)
+    model, extractor = training.build_model(run)
+    datasets = training.build_datasets(run.data, splits, model.config, frame_cache)
     train, validation = datasets[run.data.train_split], datasets.get(str(run.data.validation_split))
-    best = None if validation is None else KeepBestWeights()
-    trainer = build_trainer(run, model, extractor, train, validation, arguments, [best] if best else [])
-    trainer.remove_callback(EvaluationLog)
+    best = None if validation is None else training.KeepBestWeights()
+    trainer = training.build_trainer(run, model, extractor, train, validation, arguments, [best] if best else [])
+    trainer.remove_callback(training.EvaluationLog)
     trainer.train()
     if best is not None:
         best.restore(model)
     return {
-        name: prediction_table(np.asarray(trainer.predict(datasets[name]).predictions), datasets[name], model.config)
+        name: training.prediction_table(
+            np.asarray(trainer.predict(datasets[name]).predictions), datasets[name], model.config
+        )
         for name in (run.data.validation_split, run.data.test_split)
         if name is not None
     }

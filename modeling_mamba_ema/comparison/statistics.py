@@ -1,10 +1,9 @@
 """Poolings compared with mean pooling, and scopes of the context with that of the conversation: means over seeds, and
 paired differences with intervals."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -16,6 +15,7 @@ BASELINE, BASELINE_SCOPE = "mean", "conversation"
 MEAN = "mean CCC"  # beside the labels' names: the mean over labels, on which the verdict rests
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+Kind: TypeAlias = tuple[str, str, str]  # of training: pooling, context, scope
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,6 @@ class PoolingResult:
         std_over_folds: of the means over seeds; None without folds.
         by_seed: means over folds, one a seed.
         difference: to mean pooling; None for mean pooling itself, and where it is not compared.
-        scope: of the context.
         scope_difference: to the conversation's scope with the same pooling and context; None likewise.
     """
 
@@ -97,12 +96,8 @@ class _Runs:
 
 
 def compare_poolings(tables: Mapping[Cell, pd.DataFrame], labels: Sequence[str]) -> list[PoolingResult]:
-    """Results of every pooling, context and scope.
-
-    Args:
-        tables: predictions of every cell, as `prediction_table` gives them; every pooling with the same contexts,
-            scopes, seeds and folds.
-        labels: names of the labels.
+    """Results of every pooling, context and scope, from the predictions of every cell, as `prediction_table` gives
+    them; every pooling has the same contexts, scopes, seeds and folds.
 
     Raises:
         ValueError: of several poolings none is mean pooling, a cell is missing, or cells were measured on different
@@ -113,7 +108,8 @@ def compare_poolings(tables: Mapping[Cell, pd.DataFrame], labels: Sequence[str])
     if BASELINE not in poolings and (len(poolings) > 1 or len({scope for _, scope in settings}) == 1):
         raise ValueError(f"poolings are compared with {BASELINE!r}, which is not among {', '.join(poolings)}")
     runs = {
-        (pooling, *setting): _gather(tables, pooling, *setting, labels) for setting in settings for pooling in poolings
+        kind: _gather(tables, kind, labels)
+        for kind in ((pooling, *setting) for setting in settings for pooling in poolings)
     }
     first = next(iter(runs))
     for kind, others in runs.items():
@@ -129,7 +125,7 @@ def compare_poolings(tables: Mapping[Cell, pd.DataFrame], labels: Sequence[str])
             _difference(own, runs[baselines[kind]], labels, count) if kind in baselines else None
             for baselines in (to_mean, to_conversation)
         ]
-        results.append(_result(*kind, own, labels, *differences))
+        results.append(_result(kind, own, labels, *differences))
     return results
 
 
@@ -142,10 +138,9 @@ def cell_ccc(table: pd.DataFrame, labels: Sequence[str]) -> dict[str, float]:
     return {**values, MEAN: float(np.mean(list(values.values())))}
 
 
-def _gather(
-    tables: Mapping[Cell, pd.DataFrame], pooling: str, context: str, scope: str, labels: Sequence[str]
-) -> _Runs:
-    cells = [cell for cell in tables if (cell.pooling, cell.context, cell.scope) == (pooling, context, scope)]
+def _gather(tables: Mapping[Cell, pd.DataFrame], kind: Kind, labels: Sequence[str]) -> _Runs:
+    pooling, context, scope = kind
+    cells = [cell for cell in tables if (cell.pooling, cell.context, cell.scope) == kind]
     seeds, folds = (list(dict.fromkeys(values)) for values in zip(*((cell.seed, cell.fold) for cell in cells)))
     by_seed, references, conversations, fold_of, ccc = [], [], [], [], []
     for seed in seeds:
@@ -192,15 +187,13 @@ def _difference(runs: _Runs, baseline: _Runs, labels: Sequence[str], comparisons
 
 
 def _result(
-    pooling: str,
-    context: str,
-    scope: str,
+    kind: Kind,
     runs: _Runs,
     labels: Sequence[str],
     difference: dict[str, Difference] | None,
     scope_difference: dict[str, Difference] | None,
 ) -> PoolingResult:
-    names = [*labels, MEAN]
+    names, (pooling, context, scope) = [*labels, MEAN], kind
     by_seed, by_fold = runs.ccc.mean(axis=1), runs.ccc.mean(axis=0)
     return PoolingResult(
         pooling=pooling,

@@ -1,7 +1,5 @@
 """Writing a file in one piece: a reader sees the old file or the new one, never a part."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import uuid

@@ -1,7 +1,5 @@
 """Training data that differ in each epoch: noise, faster or slower speech, and mixtures of conversations."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,8 +10,8 @@ import torch
 from torch import nn
 
 from ..ccc_loss import MISSING_LABEL
-from .dataset import ConversationDataset
 from ..feature_extraction_mamba_ema import DEFAULT_MAX_SECONDS, MIN_SAMPLES, SAMPLING_RATE
+from .dataset import ConversationDataset
 
 
 class AugmentedDataset(torch.utils.data.Dataset):
@@ -23,8 +21,6 @@ class AugmentedDataset(torch.utils.data.Dataset):
     nothing. All turns of an item get the same speed; noise is of its own strength in each turn.
 
     Args:
-        dataset: the training split, with audio.
-        seed: of what is drawn.
         noise_snr_db: (lowest, highest) ratio of speech to added white noise, in dB; None: no noise.
         speed_factors: speeds to draw from, such as (0.9, 1.0, 1.1) of Ko et al. 2015, "Audio augmentation for speech
             recognition"; pitch moves with speed. None: speech as it is.
@@ -76,30 +72,14 @@ class AugmentedDataset(torch.utils.data.Dataset):
 
 
 def change_speed(waveform: np.ndarray, factor: float) -> np.ndarray:
-    """Play faster by a factor (slower below 1), as a tape would.
-
-    Args:
-        waveform: (samples,).
-
-    Returns:
-        (samples / factor,) float32.
-    """
+    """Play a waveform (samples,) faster by a factor (slower below 1), as a tape would: (samples / factor,) float32."""
     if factor == 1.0:
         return waveform
     return soxr.resample(waveform, SAMPLING_RATE * factor, SAMPLING_RATE, quality="HQ").astype(np.float32)
 
 
 def add_noise(waveform: np.ndarray, snr_db: float, random: np.random.Generator) -> np.ndarray:
-    """Add white noise, this many dB below the waveform's own level; silence stays silent.
-
-    Args:
-        waveform: (samples,).
-        snr_db: power of the waveform over that of the noise.
-        random: draws the noise.
-
-    Returns:
-        (samples,) float32.
-    """
+    """Add white noise, `snr_db` below the level of the waveform (samples,) itself, in float32; silence stays silent."""
     level = np.sqrt(np.mean(np.square(waveform, dtype=np.float64))) * 10 ** (-snr_db / 20)
     return (waveform + level * random.standard_normal(waveform.size)).astype(np.float32)
 
@@ -112,18 +92,14 @@ def mixed_conversations(
 
     Mixed are the observations, the vectors that are pooled from the turns' audio, turn by turn: two voices laid over
     each other would be no emotion between theirs (Verma et al. 2019, "Manifold Mixup"). With :math:`\lambda` from
-    Beta(alpha, alpha), one for the batch, turn t of conversation i becomes
-    :math:`\lambda z_t^i + (1 - \lambda) z_t^j`, and its labels likewise; its speaker stays that of i. A turn stays as
-    it is where either conversation has no such turn or lacks a label of it.
+    Beta(alpha, alpha), one for the batch, turn t of conversation i becomes :math:`\lambda z_t^i + (1 - \lambda) z_t^j`,
+    and its labels likewise; its speaker stays that of i. A turn stays as it is where either conversation has no such
+    turn or lacks a label of it.
 
     Args:
         projection: the model's module that makes observations, (batch, turns, hidden).
-        labels: (batch, turns, labels), -100 where missing.
+        labels: (batch, turns, labels), -100 where missing; what the context gives are the mixed ones.
         alpha: 0.2 mixes most pairs a little, 1 all degrees alike.
-        random: draws lambda and the pairs.
-
-    Yields:
-        the mixed labels, (batch, turns, labels).
     """
     order = random.permutation(len(labels))
     partner = torch.empty(len(labels), dtype=torch.long)

@@ -1,7 +1,5 @@
 """Audio that cannot be used, found before training begins."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import multiprocessing
@@ -12,7 +10,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from datasets import Dataset, DatasetDict
+from datasets import Dataset
 from tqdm import tqdm
 
 from ..audio_files import AudioFileError, check_audio
@@ -39,12 +37,8 @@ def scan_audio(
     splits: Mapping[str, Dataset], max_seconds: float, known: Path
 ) -> tuple[list[BadAudio], dict[str, list[float | None]]]:
     """Check the audio of every utterance, see [`check_audio`]: about 0.1 ms for a wav file of integers on a local disk,
-    while other formats are decoded. What passed once is not opened again until it changes.
-
-    Args:
-        splits: by name, as [`load_emotion_dataset`] gives them.
-        max_seconds: longest utterance allowed.
-        known: table of what passed, see [`known_or_found`].
+    while other formats are decoded. What passed once is not opened again until it changes; the table `known` has it,
+    see [`known_or_found`].
 
     Returns:
         What cannot be used, in the order of the splits' rows, empty when all is well; and for each split the seconds of
@@ -91,18 +85,6 @@ def _check(utterance: Utterance, max_seconds: float) -> float | str:
         return check_audio(utterance.file_name, utterance.start, utterance.end, utterance.channel, max_seconds)
     except AudioFileError as error:
         return str(error)
-
-
-def drop_bad_audio(splits: Mapping[str, Dataset], bad: list[BadAudio]) -> DatasetDict:
-    """The splits without the utterances whose audio is bad; their conversations go on without them."""
-    left_out = {(item.split, item.conversation_id, item.turn) for item in bad}
-    kept = DatasetDict()
-    for split, rows in splits.items():
-        turns = zip(rows["conversation_id"][:], rows["turn"][:])
-        kept[split] = rows.select(
-            [row for row, (name, turn) in enumerate(turns) if (split, str(name), int(turn)) not in left_out]
-        )
-    return kept
 
 
 def describe_bad_audio(bad: list[BadAudio], splits: Mapping[str, Dataset]) -> str:

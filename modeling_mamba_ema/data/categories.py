@@ -1,7 +1,5 @@
 """Corpora of emotion categories: no regression target, told so before anything else goes wrong."""
 
-from __future__ import annotations
-
 import itertools
 import re
 from collections.abc import Collection
@@ -19,26 +17,20 @@ class CorpusError(ValueError):
 
 
 def refuse_crema_d(folder: Path) -> None:
-    """
-    Raises:
-        CorpusError: the folder holds CREMA-D.
-    """
+    """Raise `CorpusError` where the folder holds CREMA-D."""
     files = (path.name for path in folder.rglob("*") if path.suffix in (".wav", ".mp3", ".flv"))
     if any(_CREMA_D.fullmatch(name) for name in itertools.islice(files, _LOOKED_AT)):
         raise CorpusError(
-            f"{folder} holds CREMA-D: emotion categories and their intensity, no valence, arousal or dominance. It is no "
-            f"regression target. {_WAY_OUT}"
+            f"{folder} holds CREMA-D: emotion categories and their intensity, no valence, arousal or dominance. It is "
+            f"no regression target. {_WAY_OUT}"
         )
 
 
 def refuse_categories(name: str, columns: Collection[str]) -> None:
-    """
-    Raises:
-        CorpusError: the table `name` holds a column of categories; call it where no label column was found.
-    """
+    """Raise `CorpusError` where the table `name` has a column of categories; for tables without any label column."""
     found = [column for column in columns if column.lower() in _CATEGORY_COLUMNS]
     if found:
         raise CorpusError(
-            f"{name} has emotion categories only ({', '.join(found)}), no rated dimensions: it is no regression target. "
-            f"{_WAY_OUT}, or name their columns in data.columns"
+            f"{name} has emotion categories only ({', '.join(found)}), no rated dimensions: it is no regression "
+            f"target. {_WAY_OUT}, or name their columns in data.columns"
         )

@@ -1,7 +1,5 @@
 """A corpus as conversations: its splits in normal form, see `normal_form.py`, and items for training and evaluation."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,16 +28,13 @@ def load_emotion_dataset(
     """Read a corpus; audio is not decoded.
 
     Args:
-        source: a folder with `metadata.jsonl`, `.csv` or `.parquet`, such a file, an audiofolder, a name on the Hub, a
-            `Dataset` or `DatasetDict`, see [`read_table`]; audio is found relative to the metadata.
-        labels: names of the label columns.
+        source: see [`read_table`]; audio is found relative to the metadata.
         label_ranges: each label's scale (low, high), [0, 1] where not named; a `corpus.json` beside the metadata, which
             knows the corpus' own scale, goes before it. Labels come out on the unit scale, -100 where the corpus has
             none.
         columns: what the corpus calls a column of the normal form or a label, such as `{"valence": "EmoVal"}`.
         labels_optional: labels for which the corpus has no column are missing, for predictions without a reference.
-        with_spread: also read the raters' standard deviations, such as `valence_sd`, which come out on the unit scale,
-            -100 where the corpus has none.
+        with_spread: also read the raters' standard deviations, such as `valence_sd`, likewise.
 
     Returns:
         Splits by name; rows ordered by conversation and turn, `file_name` made absolute. A corpus without the column
@@ -72,14 +67,14 @@ class ConversationDataset(torch.utils.data.Dataset):
 
     Args:
         rows: one split of [`load_emotion_dataset`].
-        labels: names of the label columns, and of the raters' standard deviations behind them.
+        labels: the label columns, and those of the raters' standard deviations behind them.
         turns_per_item: cut longer conversations into windows of this many turns; None: whole conversations.
         frame_cache: read frames from here instead of audio.
         context_turns: an item also holds up to this many turns before its window, from which the model only takes the
             state that the window starts from; `context_turns` of the item says how many.
 
-    An item is a dict: `waveforms` (a list of (samples,) arrays at 16 kHz) with `seconds` (their lengths), or `frames` (a
-    list of (layers, frames, hidden) tensors); `labels` (turns, labels) on the unit scale, `conversation_id`, `turns`
+    An item is a dict: `waveforms` (a list of (samples,) arrays at 16 kHz) with `seconds` (their lengths), or `frames`
+    (a list of (layers, frames, hidden) tensors); `labels` (turns, labels) on the unit scale, `conversation_id`, `turns`
     (their numbers), `speakers` (None where the corpus names none).
     """
 
@@ -111,7 +106,8 @@ class ConversationDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         window = self.items[index]
         first = window[0]
-        while window[0] - first < self.context_turns and first and self._conversation(first - 1) == self._conversation(first):
+        conversation = self.rows[first]["conversation_id"]
+        while first and window[0] - first < self.context_turns and self._is_of(conversation, first - 1):
             first -= 1
         indices = [*range(first, window[0]), *window]
         rows = self.rows[indices]  # by column; `select` would copy the table's description each time
@@ -137,8 +133,8 @@ class ConversationDataset(torch.utils.data.Dataset):
             item["seconds"] = [waveform.size / SAMPLING_RATE for waveform in item["waveforms"]]
         return item
 
-    def _conversation(self, row: int) -> str:
-        return self.rows[row]["conversation_id"]
+    def _is_of(self, conversation: str, row: int) -> bool:
+        return self.rows[row]["conversation_id"] == conversation
 
     def being_read(self) -> dict[int, str | None]:
         """For each process that has read audio, by its id, the file it is at; None between files."""

@@ -7,8 +7,6 @@ the frames are computed anew; file names and dates do not count.
 Frames are kept, not pooled vectors, because pooling is trained from them.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -34,8 +32,8 @@ VERSION = 2
 # hidden states lie far below 65504, and where one does not, its utterance is kept in float32.
 DTYPE = torch.float16
 _TENSOR, _CHECKSUM = "frames", "crc32"
-# Not what frames are computed from: names, versions, and a vector that only SpecAugment uses (never on a frozen encoder),
-# which checkpoints without it get at random.
+# Not what frames are computed from: names, versions, and a vector that only SpecAugment uses (never on a frozen
+# encoder), which checkpoints without it get at random.
 _IRRELEVANT_FIELDS = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"}
 _IRRELEVANT_WEIGHTS = {"masked_spec_embed"}
 
@@ -47,12 +45,8 @@ class FrameCacheError(ValueError):
 class FrameCache:
     """Frames of utterances, one safetensors file each, read through a memory map.
 
-    Several processes may fill and read the same folder: an entry gets its name by one rename when it is complete.
-
-    Args:
-        folder: for the caches of all encoders; made if need be, with a `.gitignore` that keeps it out of git.
-        encoder: gives weights, settings and layers to the key; it is not kept.
-        extractor: gives the preprocessing to the key.
+    Several processes may fill and read the same folder, which may hold the caches of several encoders: an entry gets
+    its name by one rename when it is complete. Encoder and extractor only make the key.
     """
 
     def __init__(self, folder: str | Path, encoder: SpeechEncoder, extractor: MambaEMAFeatureExtractor):
@@ -66,11 +60,7 @@ class FrameCache:
         self._file_hashes: dict[str, str] = {}
 
     def key(self, utterance: Utterance) -> str:
-        """The utterance's key; its file is read the first time.
-
-        Raises:
-            FrameCacheError: the file cannot be read.
-        """
+        """The utterance's key; its file is read the first time. Raises `FrameCacheError` where it cannot be read."""
         if utterance not in self._keys:
             content = self._file_hash(utterance.file_name)
             parts = [self.encoder_key, content, utterance.start, utterance.end, utterance.channel]
@@ -83,11 +73,7 @@ class FrameCache:
         return self.folder / key[:2] / f"{key}.safetensors"
 
     def write(self, utterance: Utterance, frames: torch.Tensor) -> None:
-        """Keep the frames of an utterance.
-
-        Args:
-            utterance: what they were computed from.
-            frames: (layers, frames, hidden), without padding.
+        """Keep the frames (layers, frames, hidden) of an utterance, without padding.
 
         Raises:
             FrameCacheError: frames that are NaN or infinite.
@@ -133,10 +119,7 @@ class FrameCache:
 
     def hash_files(self, utterances: Iterable[Utterance]) -> None:
         """Hash the files of utterances, but for those that an earlier call hashed and that have not changed since.
-
-        Raises:
-            FrameCacheError: a file cannot be read.
-        """
+        Raises `FrameCacheError` where a file cannot be read."""
         names = list(dict.fromkeys(utterance.file_name for utterance in utterances))
         found = known_or_found(
             self.root / "files.parquet",

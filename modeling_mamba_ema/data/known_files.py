@@ -1,7 +1,5 @@
 """What was found out about audio files, kept on the disk for as long as they do not change."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,7 +27,6 @@ def known_or_found(
 
     Args:
         table: a Parquet file, for the values of one such function.
-        utterances: the files, or stretches of them.
         find: called with those that are not known; None is not kept.
     """
     known = _read(table)

@@ -5,8 +5,6 @@ Columns: `file_name`, `conversation_id`, `turn`, the label names, and optionally
 it stands for, such as the turn "3" the number 3, or is refused with its row and column; none is left out.
 """
 
-from __future__ import annotations
-
 import difflib
 import logging
 import numbers
@@ -48,9 +46,7 @@ def in_normal_form(
     """Columns under their normal names with values of their types, rows in the order of split, conversation and turn.
 
     Args:
-        table: as it was read.
         name: of the corpus, for messages.
-        labels: names of the label columns.
         columns: what the corpus calls a column of the normal form or a label.
         labels_optional: a label that the corpus lacks is missing (NaN) in every row, where it would be an error.
         spreads: names of the columns of the raters' standard deviations, missing likewise where the corpus lacks them.
@@ -65,7 +61,9 @@ def in_normal_form(
     """
     for label in labels:
         if label in COLUMNS:
-            raise ValueError(f"{label!r} is a column of every corpus ({', '.join(COLUMNS)}); give the label another name")
+            raise ValueError(
+                f"{label!r} is a column of every corpus ({', '.join(COLUMNS)}); give the label another name"
+            )
     table = _with_normal_names(table, name, labels, columns, labels_optional, spreads)
     read: dict[str, Callable[[pd.Series], list | np.ndarray]] = {
         "file_name": lambda column: _texts(column, name, needed=True, strip=False),
@@ -84,11 +82,8 @@ def in_normal_form(
 
 
 def to_unit_scale(table: pd.DataFrame, label: str, scale: Sequence[float], name: str) -> np.ndarray:
-    """Labels from their scale (low, high) to [0, 1], -100 where there is none.
-
-    Raises:
-        LabelError: a label far off its scale.
-    """
+    """Labels from their scale (low, high) to [0, 1], -100 where there is none; `LabelError` for one far off its
+    scale."""
     low, high = float(scale[0]), float(scale[1])
     values, given = table[label].to_numpy(float), table[label].notna().to_numpy()
     tolerated = _CLIP_SHARE * (high - low)
@@ -103,16 +98,15 @@ def to_unit_scale(table: pd.DataFrame, label: str, scale: Sequence[float], name:
         )
     clipped = given & ((values < low) | (values > high))
     if clipped.any():
-        logger.warning("%d values of %s lie slightly outside [%g, %g] and were clipped", clipped.sum(), label, low, high)
+        logger.warning(
+            "%d values of %s lie slightly outside [%g, %g] and were clipped", clipped.sum(), label, low, high
+        )
     return np.where(given, np.clip((values - low) / (high - low), 0, 1), MISSING_LABEL)
 
 
 def spread_to_unit_scale(table: pd.DataFrame, column: str, scale: Sequence[float], name: str) -> np.ndarray:
-    """Standard deviations of ratings on a scale (low, high) to those on [0, 1], -100 where there is none.
-
-    Raises:
-        LabelError: less than 0, or more than the scale is long.
-    """
+    """Standard deviations of ratings on a scale (low, high) to those on [0, 1], -100 where there is none; `LabelError`
+    for one below 0, or longer than the scale."""
     values, length = table[column].to_numpy(float), float(scale[1]) - float(scale[0])
     given = ~np.isnan(values)
     wrong = given & ~((values >= 0) & (values <= length))
@@ -169,7 +163,9 @@ def _with_normal_names(
         logger.info("%s has no conversations: each of its %d utterances stands alone", name, len(table))
         table = table.assign(conversation_id=table["file_name"], turn=0)
     if "turn" not in table.columns and "start" not in table.columns:
-        raise ValueError(f"{name} has no column 'turn', and no 'start' to order turns by{_nearest('turn', table.columns)}")
+        raise ValueError(
+            f"{name} has no column 'turn', and no 'start' to order turns by{_nearest('turn', table.columns)}"
+        )
     return table
 
 
@@ -249,12 +245,8 @@ def _names(texts: list[Any]) -> list[Any]:
 
 
 def _numbers(column: pd.Series, name: str, allowed: str, convert: Callable[[Any], float | None]) -> np.ndarray:
-    """(rows,) float64, NaN where there is none.
-
-    Args:
-        column: values of any type.
-        convert: a value that is no number of Python -> a number, or None.
-    """
+    """(rows,) float64, NaN where there is none; `convert` makes a number, or None, of a value that is none of
+    Python's."""
     kind = pd.api.types.infer_dtype(column, skipna=True)
     if kind in ("integer", "floating", "mixed-integer-float") and column.dtype.kind in "iuf":
         return column.to_numpy(float, na_value=np.nan)

@@ -1,7 +1,5 @@
 """What all corpora go through on their way to the normal form: audio checked, labels on their scale, folds, files."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -11,8 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ..audio_files import AudioFileError, Recording
-from ..feature_extraction_mamba_ema import SAMPLING_RATE
-from ..feature_extraction_mamba_ema import DEFAULT_MAX_SECONDS
+from ..feature_extraction_mamba_ema import DEFAULT_MAX_SECONDS, SAMPLING_RATE
 from .atomic_write import atomic_write
 from .categories import CorpusError
 from .sources import CORPUS_FILE
@@ -130,7 +127,6 @@ def with_spread(rows: pd.DataFrame, names: Sequence[str], votes: pd.DataFrame) -
     `valence_sd` and so on, and their number as `raters`.
 
     Args:
-        rows: of a corpus.
         names: of the utterances in `rows`, as `votes` has them.
         votes: one single rating a row: `name`, and those of `LABELS` that were rated (NaN: none). Empty: not delivered.
     """
@@ -144,9 +140,8 @@ def with_spread(rows: pd.DataFrame, names: Sequence[str], votes: pd.DataFrame) -
 def leave_one_session_out(rows: pd.DataFrame, fold: int) -> pd.DataFrame:
     """Add a column of splits for each fold: test is the fold's session, validation the next one, train the others.
 
-    Args:
-        rows: with `session`, numbered from 1.
-        fold: the one that goes into the column `split`; the others are chosen by `data.columns.split=split_fold2`.
+    Sessions are numbered from 1 in the column `session`. The splits of `fold` go into the column `split`, too; the
+    others are chosen by `data.columns.split=split_fold2`.
     """
     count = int(rows["session"].max())
     for number in range(1, count + 1):
@@ -188,14 +183,14 @@ def _with_times(corpus: Corpus, rows: pd.DataFrame) -> pd.DataFrame:
         seconds.append(length)
     kinds.pop((1, SAMPLING_RATE), None)
     corpus.remarks += [
-        f"{len(names)} files have {channels} channel(s) at {rate} Hz and are averaged and resampled when they are read: "
-        f"{', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
+        f"{len(names)} files have {channels} channel(s) at {rate} Hz and are averaged and resampled when they are "
+        f"read: {', '.join(names[:3])}{' ...' if len(names) > 3 else ''}"
         for (channels, rate), names in kinds.items()
     ]
     if max(seconds) > DEFAULT_MAX_SECONDS:
         corpus.remarks.append(
-            f"{sum(length > DEFAULT_MAX_SECONDS for length in seconds)} turns are longer than {DEFAULT_MAX_SECONDS:g} s, the "
-            f"longest {max(seconds):.1f} s: set data.max_seconds, or data.on_bad_audio=skip to leave them out."
+            f"{sum(length > DEFAULT_MAX_SECONDS for length in seconds)} turns are longer than {DEFAULT_MAX_SECONDS:g} "
+            f"s, the longest {max(seconds):.1f} s: set data.max_seconds, or data.on_bad_audio=skip to leave them out."
         )
     return rows.assign(start=0.0, end=seconds)
 

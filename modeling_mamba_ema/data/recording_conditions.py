@@ -1,7 +1,5 @@
 """How speech was recorded: noise, room, band and level, drawn for each utterance and independent of what is said."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,17 +44,7 @@ def draw_conditions(generator: np.random.Generator) -> RecordingConditions:
 def record(
     speech: np.ndarray, sampling_rate: int, conditions: RecordingConditions, generator: np.random.Generator
 ) -> np.ndarray:
-    """Speech as a microphone under these conditions would give it.
-
-    Args:
-        speech: (samples,), clean.
-        sampling_rate: in Hz.
-        conditions: what to do to it.
-        generator: draws the noise and the room.
-
-    Returns:
-        (samples,) float32 within [-1, 1].
-    """
+    """Clean speech (samples,) as a microphone under these conditions would give it, float32 within [-1, 1]."""
     if conditions.reverberation:
         speech = reverberate(speech, sampling_rate, conditions.reverberation, generator)
     if conditions.noise is not None and conditions.snr_db is not None:
@@ -91,21 +79,9 @@ def make_noise(kind: str, speech: np.ndarray, generator: np.random.Generator) ->
     return noise / max(float(np.sqrt(np.mean(noise**2))), 1e-9)
 
 
-def reverberate(
-    speech: np.ndarray, sampling_rate: int, seconds: float, generator: np.random.Generator
-) -> np.ndarray:
-    """Speech in a room: its direct sound and a decaying tail of noise (Moorer 1979, "About this reverberation
-    business"), 0 to 12 dB below it.
-
-    Args:
-        speech: (samples,).
-        sampling_rate: in Hz.
-        seconds: RT60 of the room.
-        generator: draws the room.
-
-    Returns:
-        (samples,), as long as the speech.
-    """
+def reverberate(speech: np.ndarray, sampling_rate: int, seconds: float, generator: np.random.Generator) -> np.ndarray:
+    """Speech (samples,) in a room: its direct sound and a decaying tail of noise (Moorer 1979, "About this
+    reverberation business"), 0 to 12 dB below it; RT60 is `seconds`."""
     times = np.arange(int(seconds * sampling_rate)) / sampling_rate
     tail = generator.standard_normal(times.size) * 10 ** (-3 * times / seconds)
     tail[: int(generator.uniform(1, 5) / SPEED_OF_SOUND * sampling_rate)] = 0  # the way to the first wall and back

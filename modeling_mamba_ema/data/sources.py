@@ -1,7 +1,5 @@
 """Where a corpus comes from: a table of its own, an audiofolder, a dataset on the Hub or in memory."""
 
-from __future__ import annotations
-
 import csv
 import difflib
 import hashlib
@@ -37,9 +35,9 @@ def read_table(source: Source) -> tuple[pd.DataFrame, str, Path]:
     """All rows of a corpus, with the columns it has; audio is not decoded.
 
     Args:
-        source: a folder with `metadata.jsonl`, `.csv`, `.json` or `.parquet`, or such a file of any name; an audiofolder
-            whose splits are sub-folders with their own metadata; a folder written by `save_to_disk`; a name on the Hub;
-            a `Dataset` or `DatasetDict`; `-` for CSV or JSON lines from standard input.
+        source: a folder with `metadata.jsonl`, `.csv`, `.json` or `.parquet`, or such a file of any name; an
+            audiofolder whose splits are sub-folders with their own metadata; a folder written by `save_to_disk`; a name
+            on the Hub; a `Dataset` or `DatasetDict`; `-` for CSV or JSON lines from standard input.
 
     Returns:
         Rows, with `split` where the source has splits; the corpus' name for messages; the folder that the paths of its
@@ -79,10 +77,7 @@ def read_table(source: Source) -> tuple[pd.DataFrame, str, Path]:
 
 def read_label_ranges(source: Source) -> dict[str, tuple[float, float]]:
     """Each label's scale (low, high), as `corpus.json` beside the metadata records it; empty where there is none.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
+    Raises `ValueError` where the file is damaged."""
     if not isinstance(source, (str, Path)):
         return {}
     path = Path(source)
@@ -109,10 +104,6 @@ def _read_standard_input() -> pd.DataFrame:
     return _jsonl(text) if text.startswith("{") else _csv(text)
 
 
-def _read_jsonl(path: Path) -> pd.DataFrame:
-    return _jsonl(read_text(path))
-
-
 def _jsonl(text: str) -> pd.DataFrame:
     try:
         table = pyarrow.json.read_json(io.BytesIO(text.encode()))
@@ -129,12 +120,8 @@ def _jsonl(text: str) -> pd.DataFrame:
         except json.JSONDecodeError as error:
             raise ValueError(f"line {number}: {error}") from error
         if not isinstance(rows[-1], dict):
-            raise ValueError(f"line {number} is no object such as {{\"file_name\": ...}}")
+            raise ValueError(f'line {number} is no object such as {{"file_name": ...}}')
     return pd.DataFrame(rows)
-
-
-def _read_csv(path: Path) -> pd.DataFrame:
-    return _csv(read_text(path))
 
 
 def _csv(text: str) -> pd.DataFrame:
@@ -153,16 +140,12 @@ def _csv(text: str) -> pd.DataFrame:
         )
 
 
-def _read_json(path: Path) -> pd.DataFrame:
-    return pd.DataFrame(json.loads(read_text(path), object_pairs_hook=_without_repetition))
+def _json(text: str) -> pd.DataFrame:
+    return pd.DataFrame(json.loads(text, object_pairs_hook=_without_repetition))
 
 
 def _without_repetition(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
-    """A dictionary of pairs.
-
-    Raises:
-        ValueError: two of one name, of which a dictionary would keep the last.
-    """
+    """A dictionary of pairs; `ValueError` for two of one name, of which a dictionary would keep the last."""
     found: dict[str, Any] = {}
     for name, value in pairs:
         if name in found:
@@ -172,9 +155,9 @@ def _without_repetition(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    ".jsonl": _read_jsonl,
-    ".json": _read_json,
-    ".csv": _read_csv,
+    ".jsonl": lambda path: _jsonl(read_text(path)),
+    ".json": lambda path: _json(read_text(path)),
+    ".csv": lambda path: _csv(read_text(path)),
     ".parquet": pd.read_parquet,
 }
 
@@ -204,11 +187,13 @@ def _load_from_hub(name: str) -> DatasetDict:
         return load_dataset(name)
     except datasets.exceptions.DatasetGenerationError as error:  # of single audio files: datasets wants torchcodec
         raise ValueError(
-            f"the Hub's {name} cannot be read as it is ({error.__cause__ or error}); download it with `hf download {name} "
-            "--repo-type dataset --local-dir FOLDER` and name the folder"
+            f"the Hub's {name} cannot be read as it is ({error.__cause__ or error}); download it with `hf download "
+            f"{name} --repo-type dataset --local-dir FOLDER` and name the folder"
         ) from error
     except (OSError, ValueError) as error:  # not found, gated, or no connection
-        raise ValueError(f"{name} is neither a file or folder here nor a dataset that the Hub gives: {error}") from error
+        raise ValueError(
+            f"{name} is neither a file or folder here nor a dataset that the Hub gives: {error}"
+        ) from error
 
 
 def _joined(splits: DatasetDict) -> pd.DataFrame:
@@ -231,7 +216,10 @@ def _audio_as_files(rows: Dataset) -> Dataset:
     rows = rows.remove_columns([*columns[1:], *(["file_name"] if "file_name" in rows.column_names else [])])
     rows = rows.cast_column(columns[0], Audio(decode=False))
     return rows.map(
-        _audio_path, fn_kwargs={"column": columns[0], "cache": str(cache)}, remove_columns=columns[0], desc="audio files"
+        _audio_path,
+        fn_kwargs={"column": columns[0], "cache": str(cache)},
+        remove_columns=columns[0],
+        desc="audio files",
     )
 
 

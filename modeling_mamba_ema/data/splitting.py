@@ -1,7 +1,5 @@
 """Splits for a corpus that has none: no speaker (or session, or film) in two of them; and what others have in two."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -46,12 +44,8 @@ def split_off(rows: Dataset, column: str, names: Sequence[str]) -> list[Dataset]
 
 
 def in_several_splits(splits: Mapping[str, Dataset], wanted: Sequence[str]) -> list[str]:
-    """What a wanted split has in common with another, so that its figures say less; a line for each kind.
-
-    Args:
-        splits: of a corpus in normal form, by name.
-        wanted: those that are used.
-    """
+    """What one of the `wanted` splits has in common with another, so that its figures say less; a line for each
+    kind."""
     lines = []
     for column, doubt in SHARED.items():
         found: dict[str, list[str]] = {}

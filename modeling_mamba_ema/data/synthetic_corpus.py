@@ -16,8 +16,6 @@ Two things make pooling and context worth having. In `stretch` turns only one ph
 neutral. In `flat` turns nothing does, although the label follows the conversation.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -44,15 +42,8 @@ CHARACTERS_PER_WORD = 6.7  # of English with its spaces, by the rate that eSpeak
 
 @dataclass(frozen=True)
 class Speaker:
-    """A voice of the synthesiser with its own neutral pitch, speed and length of the vocal tract.
-
-    Attributes:
-        name: in the corpus.
-        voice: of eSpeak NG.
-        pitch: 0 to 100.
-        rate: words a minute.
-        formants: factor of all frequencies; above 1 for a shorter vocal tract.
-    """
+    """A voice of eSpeak NG with its own neutral pitch (0 to 100), rate (words a minute), and factor of all frequencies,
+    which is above 1 for a shorter vocal tract."""
 
     name: str
     voice: str
@@ -169,19 +160,11 @@ Labels lie on [0, 1]. Splits share no speaker.
 
 
 def write_synthetic_corpus(folder: Path, conversations: int, seed: int, coupling: float = 1.0) -> str:
-    """Write WAV and FLAC files, `metadata.jsonl` in the normal form, `corpus.json`, and a dataset card.
+    """Write WAV and FLAC files, `metadata.jsonl` in the normal form, `corpus.json`, and a dataset card; arguments as of
+    [`synthesise_corpus`].
 
     The same arguments give the same bytes. Audio of an earlier synthetic corpus in the folder is removed, nothing else.
-
-    Args:
-        folder: created if need be.
-        conversations, seed, coupling: see [`synthesise_corpus`].
-
-    Returns:
-        A line a split: its turns and minutes.
-
-    Raises:
-        CorpusError: the folder holds another corpus.
+    Returns a line a split: its turns and minutes. Raises `CorpusError` where the folder holds another corpus.
     """
     metadata, earlier_card = folder / "metadata.jsonl", folder / "README.md"
     if metadata.exists() and not (earlier_card.is_file() and TITLE in earlier_card.read_text(encoding="utf-8")):
@@ -216,7 +199,6 @@ def synthesise_corpus(conversations: int, seed: int, coupling: float = 1.0) -> I
 
     Args:
         conversations: how many, over all splits; at least 3.
-        seed: of everything that is drawn.
         coupling: from 0, where each speaker's emotion drifts on its own, to 1, where one emotion drifts whoever speaks.
     """
     if conversations < 3:
@@ -260,15 +242,8 @@ def emotional_walk(turns: int, generator: np.random.Generator) -> np.ndarray:
 
 
 def coupled_walks(turns: int, coupling: float, generator: np.random.Generator) -> np.ndarray:
-    """Valence and arousal of two speakers who take turns.
-
-    Args:
-        turns: of both together.
-        coupling: correlation of what the two feel; 1: the same, 0: independent.
-
-    Returns:
-        (turns, 2): at each turn those of its speaker, spread alike whatever the coupling.
-    """
+    """(turns, 2) valence and arousal of two speakers who take turns, at each turn those of its speaker. What the two
+    feel correlates by `coupling`, from 0 to 1, and is spread alike whatever the coupling."""
     shared = emotional_walk(turns, generator)
     if coupling == 1:
         return shared

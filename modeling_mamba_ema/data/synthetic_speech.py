@@ -1,7 +1,5 @@
 """Speech from eSpeak NG, which the wheel `espeakng-loader` holds: no system package, and nothing is downloaded."""
 
-from __future__ import annotations
-
 import ctypes
 from html import escape
 
@@ -30,7 +28,9 @@ class Synthesizer:
         try:
             import espeakng_loader
         except ImportError as error:
-            raise ImportError("synthetic speech needs espeakng-loader (the extra `demo`): pip install espeakng-loader") from error
+            raise ImportError(
+                "synthetic speech needs espeakng-loader (the extra `demo`): pip install espeakng-loader"
+            ) from error
         self._library = ctypes.CDLL(str(espeakng_loader.get_library_path()))
         self._data = str(espeakng_loader.get_data_path()).encode()
         # eSpeak NG seeds C's random numbers, which it uses for breath and jitter, from the clock.
@@ -57,18 +57,14 @@ class Synthesizer:
     def speak(
         self, text: str, voice: str, rate: float, pitch: float, pitch_range: float, formants: float = 1.0
     ) -> np.ndarray:
-        """Say `text`.
+        """Say plain text: (samples,) float32 within [-1, 1] at 16 kHz, without leading and trailing silence.
 
         Args:
-            text: plain text.
             voice: language and variant, such as `"en-us+f2"`.
             rate: words a minute, 80 to 450.
             pitch: base pitch, 0 to 100.
             pitch_range: how far intonation moves the pitch, 0 to 100.
             formants: factor of all frequencies, of the pitch too; the rate stays as it is.
-
-        Returns:
-            (samples,) float32 within [-1, 1] at 16 kHz, without leading and trailing silence.
 
         Raises:
             RuntimeError: the engine does not start.

@@ -1,7 +1,5 @@
 """Text and times in files that people and programs have written."""
 
-from __future__ import annotations
-
 import codecs
 import math
 import numbers
@@ -18,12 +16,8 @@ _CLOCK = re.compile(r"(?:(\d+) days?,? ?)?(?:(?:(\d+):([0-5]?\d)|(\d+)):([0-5]?\
 
 
 def read_text(path: Path) -> str:
-    """A file of text in UTF-8, or in UTF-16 with the mark that Excel writes.
-
-    Raises:
-        ValueError: another encoding, or no text; the message names the line.
-        OSError: it cannot be read.
-    """
+    """A file of text in UTF-8, or in UTF-16 with the mark that Excel writes; `ValueError` for another encoding, or no
+    text, with the line."""
     content = path.read_bytes()
     encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
     try:

@@ -1,7 +1,5 @@
 """Utterances of a split: where each one's audio is, and how long it is."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

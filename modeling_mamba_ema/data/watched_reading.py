@@ -1,7 +1,5 @@
 """Reading with a time limit, whose place is known when the process that reads dies."""
 
-from __future__ import annotations
-
 import os
 import threading
 from collections.abc import Callable
@@ -31,12 +29,8 @@ class WatchedReading:
         self._notes = torch.full((_MAX_READERS, 2), -1, dtype=torch.int64).share_memory_()
 
     def read(self, number: int, path: str, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-        """Call a function that reads the file at a path.
-
-        Raises:
-            AudioFileError: no answer within `READ_SECONDS`.
-            BaseException: what the function raised.
-        """
+        """Call a function that reads the file at a path; `AudioFileError` where it gives no answer within
+        `READ_SECONDS`."""
         worker = torch.utils.data.get_worker_info()
         note = self._notes[0 if worker is None else (1 + worker.id) % _MAX_READERS]
         note[0], note[1] = os.getpid(), number
@@ -55,18 +49,11 @@ class WatchedReading:
 
 
 def within_seconds(limit: float, function: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
-    """Call a function in the thread that reads for this process, and stop waiting for it after a while.
+    """Call a function in the thread that reads for this process; `TimeoutError` where it gives no answer within `limit`
+    seconds.
 
     A decoder that hangs inside a C library can be neither interrupted nor asked. Its thread is left behind, which ends
     with the process, and the next call gets a new one.
-
-    Args:
-        limit: seconds.
-        function, args, kwargs: what to call.
-
-    Raises:
-        TimeoutError: no answer within the limit.
-        BaseException: what the function raised.
     """
     answer: Future[Result] = Future()
     _reading_thread(os.getpid()).put((answer, partial(function, *args, **kwargs)))

@@ -1,7 +1,5 @@
 """A saved model and its feature extractor, or an error that says in one sentence what is wrong with them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +17,8 @@ from ..modeling_mamba_ema import MambaEMAForRegression
 def load_model(
     name: str | Path, revision: str = "main", device: str | torch.device = "cpu"
 ) -> tuple[MambaEMAForRegression, MambaEMAFeatureExtractor]:
-    """Load with this package's code, none of the model's folder, in evaluation mode.
-
-    Args:
-        name: a folder or a Hub name.
-        revision: commit, tag or branch on the Hub.
-        device: where the model runs.
-
-    Raises:
-        OSError, ValueError: see `EmotionTracker.from_pretrained`.
-    """
+    """Load a folder or Hub name with this package's code, none of the model's folder, in evaluation mode. Raises what
+    `EmotionTracker.from_pretrained` raises."""
     check_model_name(str(name), revision)
     check_device(device)
     try:
@@ -74,11 +64,8 @@ def check_device(device: str | torch.device) -> None:
 
 
 def check_model_name(name: str, revision: str) -> None:
-    """Find out at once what is a mistyped folder: the Hub would be asked for it again and again.
-
-    Raises:
-        OSError: a folder that does not exist or holds no model, and no name of a model on the Hub.
-    """
+    """Find out at once what is a mistyped folder: the Hub would be asked for it again and again. Raises `OSError` where
+    the name is neither a folder with a model nor that of a model on the Hub."""
     folder = Path(name)
     if (folder / "config.json").is_file():
         return

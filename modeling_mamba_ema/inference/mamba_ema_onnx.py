@@ -8,8 +8,6 @@ for waveform, speaker in turns:                 # (samples,) float within [-1, 1
     print(heard["values"])                      # {"valence": 0.43, "arousal": 0.61}
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

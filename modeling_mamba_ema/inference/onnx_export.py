@@ -12,8 +12,6 @@ Names that begin with `speakers.` are of the one speaker of the turn: whoever ru
 with numpy and onnxruntime alone.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -104,7 +102,7 @@ def _one_turn(
 
 
 def export_onnx(model: MambaEMAForRegression, folder: str | Path, int8: bool = False) -> list[Path]:
-    """Write a model for onnxruntime; needs the extra `onnx`.
+    """Write a model for onnxruntime, and return the files; needs the extra `onnx`.
 
     Args:
         model: float32, on the CPU, in evaluation mode.
@@ -112,12 +110,8 @@ def export_onnx(model: MambaEMAForRegression, folder: str | Path, int8: bool = F
         int8: the encoder's matrix products in 8 bits, weights by output channel, inputs as they come; a third of the
             size, and other numbers by some thousandths.
 
-    Returns:
-        The files written.
-
     Raises:
-        ValueError: the model is in training mode, not float32, in 8 bits, or not on the CPU.
-        ImportError: `onnx` and `onnxscript` are not installed.
+        ValueError, ImportError: see [`check_exportable`].
     """
     check_exportable(model)
     folder = Path(folder)
@@ -174,11 +168,8 @@ def export_onnx(model: MambaEMAForRegression, folder: str | Path, int8: bool = F
 
 
 def check_exportable(model: MambaEMAForRegression) -> None:
-    """
-    Raises:
-        ValueError: the model is in training mode, not float32, in 8 bits, or not on the CPU.
-        ImportError: `onnx` and `onnxscript` are not installed.
-    """
+    """Raise `ValueError` for a model that is in training mode, not float32, in 8 bits, or not on the CPU, and
+    `ImportError` where `onnx` and `onnxscript` are not installed."""
     if model.training or model.dtype != torch.float32 or model.device.type != "cpu":
         raise ValueError(
             f"the model is {model.dtype}, on {model.device}, {'in' if model.training else 'not in'} training mode; "

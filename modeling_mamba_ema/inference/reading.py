@@ -93,9 +93,7 @@ def change_points(values: Sequence[float]) -> list[int]:
 def summarise(turns: Sequence[TurnEmotion], places: Sequence[str]) -> str:
     """A call in a paragraph: each speaker's mean values, how many turns are surely on a side, and change points.
 
-    Args:
-        turns: in their order; near silence is left out, and so are labels that a turn has no value of.
-        places: where each turn is, such as "2:31" or "turn 5".
+    Near silence is left out, and so are labels that a turn has no value of. Places are such as "2:31" or "turn 5".
     """
     spoken = [(turn, place) for turn, place in zip(turns, places) if turn.values and not turn.low_level]
     sentences = []

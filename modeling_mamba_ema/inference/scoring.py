@@ -5,8 +5,6 @@ one file, which gets its name when it is complete, so that a row is neither lost
 audio and output are on this machine, or where fsspec reaches them, such as `s3://bucket/folder`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json
@@ -72,11 +70,8 @@ class ScoringOptions:
 
 def read_corpus(source: str, split: str | None = None) -> pd.DataFrame:
     """The turns of a corpus, with `file_name`, `conversation_id`, `turn` and, where there are such columns, `speaker`,
-    `start`, `end` and `channel`. A folder without a table gives its audio files, each a conversation of its own.
-
-    Raises:
-        ValueError: no corpus, no such split, or no audio files.
-    """
+    `start`, `end` and `channel`. A folder without a table gives its audio files, each a conversation of its own. Raises
+    `ValueError` where there is no corpus, no such split, or no audio file."""
     if "://" in source:
         return _read_corpus_in_store(source, split)
     folder = Path(source)
@@ -137,11 +132,8 @@ def _is_table(path: PurePosixPath) -> bool:
 
 @contextlib.contextmanager
 def _store(place: str) -> Iterator[tuple[AbstractFileSystem, str]]:
-    """The file system of a place and the path there.
-
-    Raises:
-        OSError: whatever goes wrong inside, with the place's name: each store has errors of its own.
-    """
+    """The file system of a place and the path there. Whatever goes wrong inside becomes an `OSError` with the place's
+    name: each store has errors of its own."""
     try:
         yield url_to_fs(place)
     except FileNotFoundError as error:
@@ -204,15 +196,11 @@ def score_corpus(
 
 
 def score_part(tracker: EmotionTracker, turns: Sequence[dict[str, Any]], seconds_per_batch: float) -> list[dict]:
-    """Score whole conversations, their next turns together in one pass of the model.
+    """Score whole conversations, their next turns together in one pass of the model: a row a turn, in the same order.
 
     Args:
-        tracker: of the model; its own conversation is left alone.
         turns: rows of the corpus, those of a conversation one after the other.
         seconds_per_batch: of audio in one pass; a single turn may be longer.
-
-    Returns:
-        A row a turn, in the same order.
     """
     rows: list[dict] = [{} for _ in turns]
     waiting: dict[str, list[int]] = {}

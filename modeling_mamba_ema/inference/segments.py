@@ -1,15 +1,12 @@
 """Who speaks when: segments from a file, or windows of equal length."""
 
-from __future__ import annotations
-
 import csv
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from ..audio_files import Recording
 from ..data.text_files import delimiter_of, read_text, seconds_of
 
 # https://github.com/nryant/dscore#rttm: type file channel onset duration <NA> <NA> speaker <NA> [<NA>]
@@ -29,7 +26,6 @@ class Segment:
 
     Attributes:
         start, end: seconds from the recording's begin.
-        speaker: a name, or None.
         channel: of the recording, counted from 1; None: the one that is read of the whole recording.
     """
 
@@ -75,20 +71,11 @@ def split_segment(segment: Segment, longest: float) -> list[Segment]:
     return [replace(segment, start=segment.start + part.start, end=segment.start + part.end) for part in parts]
 
 
-def by_channel(segments: Iterable[Segment], channels: int) -> Iterator[Segment]:
+def by_channel(segments: Iterable[Segment], channels: Sequence[int]) -> Iterator[Segment]:
     """Each segment in each channel, whose number becomes its speaker."""
     for segment in segments:
-        for channel in range(1, channels + 1):
+        for channel in channels:
             yield replace(segment, speaker=channel_speaker(channel), channel=channel)
-
-
-def check_several_channels(recording: Recording) -> None:
-    """
-    Raises:
-        ValueError: there is one channel, so that speakers cannot be told apart by it.
-    """
-    if recording.channels == 1:
-        raise ValueError(f"{recording.name} has 1 channel; there is nothing to split")
 
 
 def channel_speaker(channel: int) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from ..audio_files import MIN_SECONDS, Recording
 from ..feature_extraction_mamba_ema import MIN_SAMPLES, SAMPLING_RATE
-from .segments import Segment, by_channel, check_several_channels, equal_windows, split_segment
+from .segments import Segment, by_channel, equal_windows, split_segment
 from .tracker import EmotionTracker, TurnEmotion
 
 SUFFIXES = (".csv", ".json", ".jsonl")
@@ -23,11 +23,9 @@ SUFFIXES = (".csv", ".json", ".jsonl")
 
 @dataclass(frozen=True)
 class TimelineRow:
-    """What was heard in one segment.
+    """What was heard in one segment; times are seconds from the recording's begin.
 
     Attributes:
-        start, end: seconds from the recording's begin.
-        speaker: of the segment, or None.
         heard: what the tracker says; None for a segment too short (25 ms) to answer for.
         fields: of a file's row, see `EmotionTracker.row`.
     """
@@ -56,13 +54,11 @@ def emotion_timeline(
 ) -> Iterator[TimelineRow]:
     """Follow a recording segment by segment; rows come as they are computed.
 
-    The tracker's state is carried over all segments; a segment's speaker is the speaker of its turn, see
-    [`EmotionTracker`]. Segments longer than 30 s are split into parts of one length; one shorter than 25 ms has no
-    values and leaves the state as it was.
+    The tracker's state, of a new conversation or of one that continues, is carried over all segments; a segment's
+    speaker is the speaker of its turn, see [`EmotionTracker`]. Segments longer than 30 s are split into parts of one
+    length; one shorter than 25 ms has no values and leaves the state as it was.
 
     Args:
-        tracker: where the conversation stands; a new one, or one that continues.
-        recording: to read.
         segments: in the order of time, of `read_segments`, `detect_speech` or your own, each of the channel that it
             names; or seconds, for windows of at most that length which fill the recording.
         split_channels: with windows: each channel is a speaker of its own, and each window has a row a channel. Turns
@@ -80,8 +76,7 @@ def emotion_timeline(
             raise ValueError(f"windows of {segments:g} s; allowed are 1 to {allowed:g} s")
         segments = equal_windows(recording.seconds, min(segments, longest))
         if split_channels:
-            check_several_channels(recording)
-            segments = list(by_channel(segments, recording.channels))
+            segments = list(by_channel(segments, recording.several_channels()))
     elif split_channels:
         raise ValueError("split_channels is for windows; segments name their channels themselves")
     if isinstance(segments, Sequence):
@@ -130,11 +125,9 @@ class TimelineWriter:
     """Writes rows as they come; the file is complete and valid after every row. A context manager.
 
     Args:
-        path: `.csv`, `.json` (a list of rows) or `.jsonl` (a row a line); an existing file is replaced.
+        path: `.csv`, `.json` (a list of rows) or `.jsonl` (a row a line), else `ValueError`; an existing file is
+            replaced.
         columns: of the rows, see [`timeline_columns`].
-
-    Raises:
-        ValueError: another suffix.
     """
 
     def __init__(self, path: str | Path, columns: Sequence[str]):

@@ -16,10 +16,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from ..audio_files import decoded_audio, is_audio_decoder, is_audio_file, load_audio
+from ..audio_files import read_audio
 from ..conversation_encoder import UNKNOWN_SPEAKER, ConversationState
 from ..data.atomic_write import atomic_write
-from ..feature_extraction_mamba_ema import SAMPLING_RATE, MambaEMAFeatureExtractor
+from ..feature_extraction_mamba_ema import MambaEMAFeatureExtractor
 from ..modeling_mamba_ema import MambaEMAForRegression
 from ..publishing.checksums import weights_sha256
 from ..speech_encoder import num_frames
@@ -39,9 +39,9 @@ class Speaker:
     Attributes:
         row: of their state in the conversation's.
         num_turns: that the baseline is of; near silence does not count.
+        baseline: label -> average of the values of these turns: their mean, and after 20 of them the exponential moving
+            average with a weight of 1/20. Empty before the first.
         recent: values of the last eight of these turns.
-        baseline: label -> average of the values of these turns: their mean, and after 20 of them the exponential
-            moving average with a weight of 1/20. Empty before the first.
     """
 
     row: int
@@ -228,11 +228,6 @@ class EmotionTracker:
         others = {"baseline_turns": heard.baseline_turns, "low_level": heard.low_level, "reading": heard.reading}
         return {name: {**rounded, **others}.get(name) for name in self.columns}
 
-    @property
-    def num_turns(self) -> int:
-        """Turns heard so far."""
-        return self._num_turns
-
     def update(
         self, audio: Any, sampling_rate: int | None = None, speaker: str | None = None, channel: int | None = None
     ) -> TurnEmotion:
@@ -265,11 +260,7 @@ class EmotionTracker:
 
         Args:
             turns: (tracker, audio, speaker) for each conversation; all trackers share one model, none comes twice.
-            sampling_rate: of waveforms, in Hz; always needed for them.
-            channel: of files with several, as for `update`.
-
-        Returns:
-            One result a conversation, in the order given.
+            sampling_rate, channel: of all waveforms, of all files, as for `update`.
 
         Raises:
             ValueError: no turns, a tracker twice, or trackers of different models.
@@ -289,7 +280,7 @@ class EmotionTracker:
     def reset(self) -> None:
         """Begin a new conversation."""
         self._state: ConversationState | None = None
-        self._num_turns = 0
+        self.num_turns = 0  # heard so far
         self._speakers: dict[str, Speaker] = {}  # by name; the one silent longest comes first
 
     def copy(self) -> EmotionTracker:
@@ -310,11 +301,8 @@ class EmotionTracker:
             unfinished.write_bytes(self.state_bytes())
 
     def restore(self, path: str | Path) -> None:
-        """Continue the conversation that `save` wrote; what this tracker had heard is forgotten.
-
-        Raises:
-            ValueError: the file is no state, is damaged, or was written with another model; nothing has changed then.
-        """
+        """Continue the conversation that `save` wrote; what this tracker had heard is forgotten. Raises `ValueError`
+        where the file is no state, is damaged, or was written with another model; nothing has changed then."""
         path = Path(path)
         if not path.is_file():
             raise ValueError(f"{path.name} does not exist (looked in {path.parent})")
@@ -324,7 +312,7 @@ class EmotionTracker:
         """Where the conversation stands: safetensors with JSON metadata, no pickle, of the model with this digest."""
         state = {} if self._state is None else self._state.state_dict()
         tensors = {name: tensor.cpu() for name, tensor in state.items()}
-        tensors[_TURNS] = torch.tensor(self._num_turns)
+        tensors[_TURNS] = torch.tensor(self.num_turns)
         about = {
             "format": STATE_FORMAT,
             "labels": self.labels,
@@ -356,18 +344,13 @@ class EmotionTracker:
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{name} has no list of speakers; it is damaged") from error
         state = ConversationState.from_state_dict(tensors).to(self.model.device) if tensors else None
-        self._state, self._num_turns, self._speakers = state, num_turns, speakers
+        self._state, self.num_turns, self._speakers = state, num_turns, speakers
 
     def _read(self, audio: Any, sampling_rate: Any, channel: int | None) -> tuple[Any, int | None]:
         """A waveform and its rate in Hz, from audio as `update` takes it."""
         extractor = self.feature_extractor
-        if is_audio_file(audio):
-            return load_audio(audio, channel=channel, max_seconds=extractor.max_seconds), SAMPLING_RATE
-        if is_audio_decoder(audio):
-            return decoded_audio(audio, channel, extractor.max_seconds)
-        if channel is not None:
-            raise ValueError("channel chooses a channel of a file; choose that of an array yourself: waveform[:, 0]")
-        return audio, None if sampling_rate is None else extractor.checked_rate(sampling_rate, resample=True)
+        waveform, rate = read_audio(audio, sampling_rate, channel, extractor.max_seconds)
+        return waveform, None if rate is None else extractor.checked_rate(rate, resample=True)
 
 
 @torch.inference_mode()
@@ -397,12 +380,14 @@ def _update(
     for tracker, name in zip(trackers, names):
         among, leaves = with_speaker(tracker._speakers, name, model.config.max_speakers)
         known.append(among)
-        states.append(_state_before(tracker, among[name].row if leaves else None))
+        state = tracker._state if tracker.num_turns else model.mamba_ema.initial_state(1)
+        if state is not None:  # the model keeps context
+            states.append(state.forget_speaker(among[name].row) if leaves else state)
     rows = [among[name].row if name else UNKNOWN_SPEAKER for among, name in zip(known, names)]
     outputs = model(
         **features.to(model.device),
         speaker_ids=torch.tensor(rows, device=model.device),
-        conversation_state=_stacked(states),
+        conversation_state=ConversationState.stack(states) if states else None,
         use_conversation_state=True,
     )
     values = outputs.logits.cpu()  # (batch, num_labels)
@@ -419,7 +404,7 @@ def _update(
     for row, tracker in enumerate(trackers):
         state = outputs.conversation_state
         tracker._state = None if state is None else state.select(row)
-        tracker._num_turns += 1
+        tracker.num_turns += 1
         own = dict(zip(tracker.labels, values[row].tolist()))
         before = known[row].get(names[row], Speaker(UNKNOWN_SPEAKER))
         if names[row] and not low_level[row]:
@@ -437,7 +422,7 @@ def _update(
         recent = known[row][names[row]].recent if names[row] else ()
         results.append(
             TurnEmotion(
-                turn=tracker._num_turns,
+                turn=tracker.num_turns,
                 speaker=speakers[row],
                 values=own,
                 label_values=dict(zip(tracker.labels, label_values[row].tolist())),
@@ -457,15 +442,8 @@ def _update(
 
 
 def with_speaker(speakers: dict[str, Speaker], name: str, max_speakers: int) -> tuple[dict[str, Speaker], bool]:
-    """
-    Args:
-        speakers: by name; the one silent longest comes first.
-        name: who speaks now; blank for unknown.
-        max_speakers: as many are kept.
-
-    Returns:
-        The speakers with the one who speaks last, and whether they have the row of another, who is forgotten.
-    """
+    """The speakers, the one silent longest first, with the one of this name, who speaks now, last; and whether they
+    have the row of another, who is forgotten because there are `max_speakers`. A blank name is of somebody unknown."""
     leaves = bool(name) and name not in speakers and len(speakers) == max_speakers
     leaving = next(iter(speakers)) if leaves else name
     others = {other: speaker for other, speaker in speakers.items() if other != leaving}
@@ -473,16 +451,3 @@ def with_speaker(speakers: dict[str, Speaker], name: str, max_speakers: int) -> 
         return others, False
     row = speakers[leaving].row if leaves else len(speakers)
     return {**others, name: speakers.get(name, Speaker(row))}, leaves
-
-
-def _state_before(tracker: EmotionTracker, leaving: int | None) -> ConversationState | None:
-    """The state that a turn continues, without the speaker of a row who gives way to another; None for a model without
-    context."""
-    state = tracker._state if tracker._num_turns else tracker.model.mamba_ema.initial_state(1)
-    return state if state is None or leaving is None else state.forget_speaker(leaving)
-
-
-def _stacked(states: Sequence[ConversationState | None]) -> ConversationState | None:
-    """The states of conversations with one model as a batch."""
-    known = [state for state in states if state is not None]
-    return ConversationState.stack(known) if known else None

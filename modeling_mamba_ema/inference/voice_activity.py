@@ -1,7 +1,5 @@
 """Where somebody speaks, found by Silero VAD (the extra `vad`, which brings its model along)."""
 
-from __future__ import annotations
-
 import copy
 import functools
 import heapq
@@ -13,7 +11,7 @@ import torch
 
 from ..audio_files import Recording
 from ..feature_extraction_mamba_ema import MAX_PEAK, MIN_SAMPLES, SAMPLING_RATE, InvalidAudioError, as_float32, as_mono
-from .segments import Segment, channel_speaker, check_several_channels
+from .segments import Segment, channel_speaker
 
 BLOCK = 512  # samples that Silero VAD takes at 16 kHz
 MIN_SILENCE_MS = 300  # a shorter pause does not end a turn
@@ -26,7 +24,6 @@ def detect_speech(recording: Recording, split_channels: bool = False) -> Iterato
     """Stretches of speech of a recording, as they are found; the recording is read once, in blocks.
 
     Args:
-        recording: to read.
         split_channels: find the stretches of each channel, whose number is their speaker, in the order of time.
 
     Raises:
@@ -35,8 +32,7 @@ def detect_speech(recording: Recording, split_channels: bool = False) -> Iterato
     """
     if not split_channels:
         return _speech(recording)
-    check_several_channels(recording)
-    found = [_speech(recording, channel) for channel in range(1, recording.channels + 1)]
+    found = [_speech(recording, channel) for channel in recording.several_channels()]
     return heapq.merge(*found, key=lambda segment: segment.start)
 
 
@@ -55,12 +51,7 @@ def _speech(recording: Recording, channel: int | None = None) -> Iterator[Segmen
 
 
 def spoken_turns(blocks: Iterable[Any], longest: float = 25.0) -> Iterator[tuple[float, np.ndarray]]:
-    """Cut a live stream into turns, see [`TurnDetector`]; each comes when it has ended.
-
-    Args:
-        blocks: as `TurnDetector.add` takes them.
-        longest: seconds after which a turn is cut although nobody paused.
-    """
+    """Cut a live stream of blocks into turns, see [`TurnDetector`]; each comes when it has ended."""
     detector = TurnDetector(longest)
     for block in blocks:
         yield from detector.add(block)
@@ -68,13 +59,10 @@ def spoken_turns(blocks: Iterable[Any], longest: float = 25.0) -> Iterator[tuple
 
 
 class TurnDetector:
-    """Cuts a live stream into turns. A pause of 0.3 s ends a turn, or its length.
+    """Cuts a live stream into turns. A pause of 0.3 s ends a turn, or its length, `longest` seconds.
 
     Memory does not grow: only the turn that is being spoken is kept. A turn is its start, in seconds from the stream's
     begin, and its waveform, (samples,) float32 at 16 kHz.
-
-    Args:
-        longest: seconds after which a turn is cut although nobody paused.
 
     Raises:
         ImportError: `silero-vad` or `onnxruntime` is not installed.
@@ -90,14 +78,8 @@ class TurnDetector:
         self._start: int | None = None
 
     def add(self, block: Any) -> list[tuple[float, np.ndarray]]:
-        """The turns that the next block ends.
-
-        Args:
-            block: any number of samples at 16 kHz, mono; floats within [-1, 1], or integers.
-
-        Raises:
-            InvalidAudioError, TypeError: a block that is not mono, not within bounds, or of another type.
-        """
+        """The turns that the next block ends: any number of samples at 16 kHz, mono; floats within [-1, 1], or
+        integers. Raises `InvalidAudioError` or `TypeError` for another block."""
         self._left = np.concatenate([self._left, _mono(block, f"block {self._blocks}")])
         self._blocks += 1
         whole = len(self._left) // BLOCK * BLOCK

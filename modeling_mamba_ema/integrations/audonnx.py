@@ -1,7 +1,5 @@
 """audonnx (https://audeering.github.io/audonnx): a folder that `audonnx.load` reads, for utterances by themselves."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -37,21 +35,12 @@ class UtteranceForExport(nn.Module):
 
 
 def export_audonnx(model: MambaEMAForRegression, folder: str | Path) -> list[Path]:
-    """Write `model.onnx` and `model.yaml`; needs the extra `onnx`.
+    """Write `model.onnx` and `model.yaml`, and return the files; needs the extra `onnx`.
 
     The outputs are `hidden_states`, the pooled frames, and `logits`, the labels' values on their own scales, as in the
     models that audEERING publishes. Each utterance is answered as the first turn of a conversation. Unlike the feature
-    extractor, the graph checks nothing, and amplifies near silence where the model normalises.
-
-    Args:
-        model: float32, on the CPU, in evaluation mode.
-        folder: created if need be; files of an earlier export are replaced.
-
-    Returns:
-        The files written.
-
-    Raises:
-        ValueError, ImportError: see `export_onnx`.
+    extractor, the graph checks nothing, and amplifies near silence where the model normalises. Arguments and errors are
+    those of `export_onnx`.
 
     Example:
 

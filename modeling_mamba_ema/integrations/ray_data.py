@@ -4,8 +4,6 @@ Ray starts the actors, hands out the parts, restarts an actor that was killed an
 A part that is scored twice is the same file.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import platform
@@ -40,11 +38,8 @@ class ScoringActor:
 
 
 def score_on_ray(tasks: Iterator[Task], options: ScoringOptions, weights: str, address: str) -> Iterator[int]:
-    """Score parts on a cluster; yields how many turns each finished part has.
-
-    Raises:
-        OSError: no cluster, or one that gave up.
-    """
+    """Score parts on a cluster; yields how many turns each finished part has. Raises `OSError` for no cluster, or one
+    that gave up."""
     todo = [{"turns": json.dumps(turns), "path": path} for turns, path in tasks]
     if not todo:
         return

@@ -19,8 +19,6 @@ the locally weighted intervals of Lei et al. 2018). What is promised is the same
 function of the turn, as the prediction is.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -39,15 +37,11 @@ RESAMPLES = 1000
 
 
 def calibrate(config: MambaEMAConfig, table: pd.DataFrame) -> None:
-    """Set `config.interval_radii`, in multiples of the spread where the model predicts one
-    (`config.scaled_intervals`), from predictions on conversations that the model has not learned from.
+    """Set `config.interval_radii`, in multiples of the spread where the model predicts one (`config.scaled_intervals`),
+    from predictions on conversations that the model has not learned from: a [`prediction_table`] with references.
 
     Where there are too few conversations for `config.interval_level` (9 for 0.9), a warning is logged and the model has
     no intervals.
-
-    Args:
-        config: of the model.
-        table: of [`prediction_table`], with references.
     """
     radii, config.scaled_intervals = {}, config.predict_spread
     for label, rows in _by_label(table, config.labels):
@@ -66,10 +60,9 @@ def calibrate(config: MambaEMAConfig, table: pd.DataFrame) -> None:
 
 
 def conformal_quantile(residuals: Sequence[float], groups: Sequence[object], level: float) -> float:
-    """The reach r above, infinite where the groups are too few for the level.
+    """The reach r above for absolute residuals (turns,), infinite where the groups are too few for the level.
 
     Args:
-        residuals: absolute residuals, (turns,).
         groups: the conversation of each turn, (turns,).
         level: share to hold, between 0 and 1.
     """
@@ -97,14 +90,9 @@ def add_intervals(table: pd.DataFrame, config: MambaEMAConfig) -> pd.DataFrame:
 
 
 def coverage(table: pd.DataFrame, config: MambaEMAConfig) -> dict[str, float]:
-    """Share of the labels that their intervals hold: the mean over conversations, which is what is promised.
-
-    Args:
-        table: of [`add_intervals`].
-
-    Returns:
-        `coverage_<label>` for each label that the table has references for; empty for a model without intervals.
-    """
+    """Share of the labels that their intervals hold: the mean over conversations, which is what is promised. For each
+    label that the table of [`add_intervals`] has references for, `coverage_<label>`; empty for a model without
+    intervals."""
     if "low" not in table:
         return {}
     held = table["reference"].between(table["low"], table["high"])
@@ -117,10 +105,7 @@ def coverage(table: pd.DataFrame, config: MambaEMAConfig) -> dict[str, float]:
 
 
 def spread_metrics(table: pd.DataFrame, config: MambaEMAConfig) -> dict[str, float]:
-    """What the predicted spread of the raters is worth.
-
-    Args:
-        table: of [`prediction_table`].
+    """What the predicted spread of the raters in a [`prediction_table`] is worth.
 
     Returns:
         For each label with references `spread_ccc_<label>`, the CCC of predicted and real standard deviations, where
@@ -148,12 +133,8 @@ def spread_metrics(table: pd.DataFrame, config: MambaEMAConfig) -> dict[str, flo
 def rank_correlation(
     first: Sequence[float], second: Sequence[float], groups: Sequence[object]
 ) -> tuple[float, float, float]:
-    """Spearman's rank correlation, and the ends of its 95 % interval from a bootstrap that draws whole groups.
-
-    Args:
-        first, second: (turns,).
-        groups: the conversation of each turn, (turns,).
-    """
+    """Spearman's rank correlation of two (turns,), and the ends of its 95 % interval from a bootstrap that draws whole
+    groups; a turn's group is its conversation."""
     pair = np.stack([np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)], axis=1)
     # Numbered in the order of the rows, so that no interval depends on how conversations are called.
     group, names = pd.factorize(np.asarray(groups))
@@ -178,10 +159,8 @@ def _with_ends(name: str, value: float, low: float, high: float) -> dict[str, fl
 
 
 def risk_against_coverage(table: pd.DataFrame, config: MambaEMAConfig) -> pd.DataFrame:
-    """What is left, and how wrong it is, where only predictions of at least some confidence are kept.
-
-    Args:
-        table: of [`add_intervals`] for a model with intervals.
+    """What is left of a table of [`add_intervals`], and how wrong it is, where only predictions of at least some
+    confidence are kept.
 
     Returns:
         A row a label and level: `label`, `min_confidence`, `kept` (share of the turns), `wrong_side` (share of the kept

@@ -1,7 +1,5 @@
 """The `ccc` metric of a table of predictions."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 
@@ -11,13 +9,9 @@ COLUMNS = ("conversation_id", "turn", "label", "reference", "prediction")
 
 
 def metrics_of_table(table: pd.DataFrame) -> dict[str, float]:
-    """
-    Args:
-        table: with `COLUMNS`, one row a turn and label.
-
-    Returns:
-        CCC, Pearson, RMSE and MAE for each label and as means, with 95 % intervals over conversations: the same numbers
-        as training gives. Labels with fewer than two references are left out.
+    """CCC, Pearson, RMSE and MAE of a table with `COLUMNS`, one row a turn and label: for each label and as means, with
+    95 % intervals over conversations, the same numbers as training gives. Labels with fewer than two references are
+    left out.
 
     Raises:
         ValueError: columns or rows that are missing or doubled, or a prediction that is not finite.

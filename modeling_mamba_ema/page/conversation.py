@@ -12,7 +12,7 @@ import numpy as np
 from ..audio_files import MAX_CHANNELS, Recording, load_audio
 from ..feature_extraction_mamba_ema import SAMPLING_RATE, InvalidAudioError
 from ..inference import EmotionTracker, TurnEmotion
-from ..inference.segments import channel_speaker, check_several_channels
+from ..inference.segments import channel_speaker
 
 MAX_TURNS = 500  # a visitor's numbers are kept in memory
 MAX_NAME = 40  # characters of a speaker's name
@@ -41,11 +41,7 @@ class Conversation:
     channels: str = AVERAGE
 
     def add(self, waveform: np.ndarray, speaker: str) -> tuple[Conversation, TurnEmotion]:
-        """Hear one more turn.
-
-        Args:
-            waveform: (samples,) float32 at 16 kHz.
-            speaker: a name.
+        """Hear one more turn, (samples,) float32 at 16 kHz.
 
         Returns:
             The conversation with that turn, and the turn's result with its attention.
@@ -66,15 +62,7 @@ class Conversation:
 
 
 def read_turn(path: str | None, max_seconds: float, channel: int | None = None) -> np.ndarray:
-    """The audio of an uploaded file, whose header is checked before anything is decoded.
-
-    Args:
-        path: of the uploaded file; None where nothing was sent.
-        max_seconds: longest turn.
-        channel: of a file with several, counted from 1; None: their average.
-
-    Returns:
-        (samples,) float32 at 16 kHz.
+    """The audio of an uploaded file, (samples,) float32 at 16 kHz; its header is checked before anything is decoded.
 
     Raises:
         TurnError: no file, or one that cannot be used; the message holds no path.
@@ -86,9 +74,8 @@ def read_turn(path: str | None, max_seconds: float, channel: int | None = None) 
 def read_channels(path: str | None, max_seconds: float) -> list[tuple[np.ndarray, str]]:
     """Each channel of an uploaded file, as `read_turn` reads one, with the name of its speaker."""
     with _in_words(path) as file, Recording(file) as recording:
-        check_several_channels(recording)
+        numbers = recording.several_channels()
         recording.check_length(None, None, max_seconds)
-        numbers = range(1, recording.channels + 1)
         return [(recording.read(channel=number), channel_speaker(number)) for number in numbers]
 
 

@@ -1,7 +1,5 @@
 """The page: what stands where, and what a button does."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,17 +15,7 @@ from ..modeling_mamba_ema import MambaEMAForRegression
 from ..publishing.model_card import describe_ends
 from ..sample import load_sample_conversation
 from . import views
-from .conversation import (
-    AVERAGE,
-    CHANNELS,
-    EACH,
-    ONE_OF,
-    SPEAKERS,
-    Conversation,
-    TurnError,
-    read_channels,
-    read_turn,
-)
+from .conversation import AVERAGE, CHANNELS, EACH, ONE_OF, SPEAKERS, Conversation, TurnError, read_channels, read_turn
 
 logger = logging.getLogger(__name__)
 
@@ -49,14 +37,10 @@ must not be used to judge anybody. Uploads are deleted after a few minutes and n
 def build_page(
     model: MambaEMAForRegression, feature_extractor: MambaEMAFeatureExtractor, queue_size: int = QUEUE_SIZE
 ) -> gr.Blocks:
-    """The page over a model, not started yet; `launch` starts one, with the limits of its server.
+    """The page over a model in evaluation mode, not started yet; `launch` starts one, with the limits of its server.
 
-    Visitors share the model and nothing else: each one's conversation lies in their session.
-
-    Args:
-        model: in evaluation mode.
-        feature_extractor: of the model.
-        queue_size: requests that may wait; the next one is answered 503.
+    Visitors share the model and nothing else: each one's conversation lies in their session. `queue_size` requests may
+    wait; the next one is answered 503.
     """
     start = Conversation(EmotionTracker(model, feature_extractor))
     scales = {name: model.config.label_range(name) for name in model.config.labels}

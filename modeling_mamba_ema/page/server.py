@@ -1,7 +1,5 @@
 """Starting the page, with the limits of its server."""
 
-from __future__ import annotations
-
 import gc
 from typing import Any
 
@@ -39,17 +37,15 @@ def launch(
     queue_size: int = QUEUE_SIZE,
     **options: Any,
 ) -> tuple[gr.Blocks, str]:
-    """Serve the page over a model until it is interrupted.
+    """Serve the page over a new tracker's model until it is interrupted.
 
     The process belongs to the page from then on: gradio fetches no address that a request names, in this page or any
     other of the process, and what is in memory is no longer looked through for garbage.
 
     Args:
-        tracker: a new one, whose model and feature extractor are used.
         server_name: address to listen on; None: `GRADIO_SERVER_NAME` (a Hugging Face Space sets it), else the loopback
             address, which no other machine reaches.
         server_port: None: `GRADIO_SERVER_PORT`, else the first free port from 7860.
-        queue_size: requests that may wait; the next one is answered 503.
         options: of gradio's `launch`, such as `prevent_thread_lock=True`, with which the page is served in a thread.
 
     Returns:
@@ -60,11 +56,8 @@ def launch(
     page = build_page(tracker.model, tracker.feature_extractor, queue_size)
     gc.collect()
     gc.freeze()  # these objects live as long as the page: collecting the figures of a turn takes 25 ms
-    settings = {**LAUNCH_OPTIONS, "server_name": server_name, "server_port": server_port, "theme": theme(), **options}
+    # Gradio's own look with fonts that are on the visitor's machine, so that none is fetched.
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    settings = {**LAUNCH_OPTIONS, "server_name": server_name, "server_port": server_port, "theme": theme, **options}
     _, url, _ = page.launch(**settings)
     return page, url
-
-
-def theme() -> gr.themes.Base:
-    """Gradio's own look with fonts that are on the visitor's machine, so that none is fetched."""
-    return gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])

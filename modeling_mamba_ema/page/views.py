@@ -1,7 +1,5 @@
 """What a visitor sees of their conversation, as HTML. Everything a visitor wrote is escaped."""
 
-from __future__ import annotations
-
 import base64
 import gc
 import io
@@ -62,14 +60,9 @@ def numbers(
     scales: dict[str, tuple[float, float]],
     references: Sequence[Mapping[str, float]] = (),
 ) -> str:
-    """A table of the turns, and the call in words. Values are on the unit scale, with their intervals, and beside it on
-    the label's own scale where that differs.
-
-    Args:
-        turns: in order.
-        scales: (low, high) of each label.
-        references: labels of each turn by name, on the unit scale, where they are known.
-    """
+    """A table of the turns, and the call in words. Values are on the unit scale, with their intervals, and beside
+    it on the label's own scale, of `scales`, where that differs; then what is known of each turn's labels, on the
+    unit scale."""
     if not turns:
         return NOTHING_YET
     own = [name for name, scale in scales.items() if scale != (0.0, 1.0)]
@@ -98,12 +91,8 @@ def _value(turn: TurnEmotion, label: str) -> str:
 
 
 def attention(waveform: np.ndarray, turn: TurnEmotion) -> str:
-    """The attention over the waveform, with a player whose position is shown on the picture.
-
-    Args:
-        waveform: (samples,) float32 at 16 kHz.
-        turn: its result.
-    """
+    """The attention over a turn's waveform, (samples,) at 16 kHz, with a player whose position is shown on the
+    picture."""
     with _drawing:
         figure = plot_attention(waveform, turn.attention, title=f"Where the model listened: turn {turn.turn}")
         picture = _image(figure, f"Attention over the waveform and spectrogram of turn {turn.turn}")

@@ -4,8 +4,6 @@ The functions take a waveform and `pooling_attentions` as arrays and return a ma
 writes it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,12 +28,10 @@ def plot_attention(
     """Pooling weights over the waveform and the spectrogram of an utterance; several heads get a panel of their own.
 
     Args:
-        waveform: (samples,).
-        attention: (heads, frames) or (frames,): one utterance of `pooling_attentions`. Frames of padding behind the
-            end of the waveform are left out.
-        sampling_rate: of the waveform, in Hz.
+        waveform: (samples,) at `sampling_rate` Hz.
+        attention: (heads, frames) or (frames,): one utterance of `pooling_attentions`. Frames of padding behind the end
+            of the waveform are left out.
         salient: start and end in seconds of a stretch to mark.
-        title: above the picture.
 
     Raises:
         ValueError: the waveform is not (samples,), or the weights are not those of an utterance of its length.
@@ -74,11 +70,9 @@ def plot_poolings(
     """Several poolings on one utterance, side by side on the same axes.
 
     Args:
-        waveform: (samples,).
+        waveform: (samples,) at `sampling_rate` Hz.
         attentions: for each pooling, by name, its weights as in [`plot_attention`].
-        sampling_rate: of the waveform, in Hz.
         predictions: for each pooling the predicted values by label, written under its name.
-        title: above the picture.
 
     Raises:
         ValueError: fewer than two poolings, or shapes that do not belong to the utterance.

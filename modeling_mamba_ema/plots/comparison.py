@@ -1,14 +1,14 @@
-"""Poolings beside each other."""
+"""Values with their intervals beside each other: of poolings, and of groups and conditions."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from .style import COLOURS, GREY
+from .style import COLOURS, GREY, SPEAKER_MARKERS
 
 if TYPE_CHECKING:
     from ..comparison import PoolingResult
@@ -18,9 +18,7 @@ def plot_pooling_comparison(results: Sequence[PoolingResult], quantity: str, tit
     """CCC of each pooling, a point a seed, and beside it the difference to mean pooling with its interval.
 
     Args:
-        results: of every pooling, context and scope.
         quantity: which CCC: a label's name, or that of the mean.
-        title: above the picture.
     """
     settings = list(dict.fromkeys(result.setting for result in results))
     rows = max(sum(result.setting == setting for result in results) for setting in settings)
@@ -51,4 +49,31 @@ def plot_pooling_comparison(results: Sequence[PoolingResult], quantity: str, tit
             axes.grid(axis="x", alpha=0.3)
     panels[-1][0].set_xlabel(f"{quantity}: seeds (grey) and their mean")
     panels[-1][1].set_xlabel("difference to mean pooling, 95 % (thin: all comparisons together)")
+    return figure
+
+
+def plot_by_row(rows: Mapping[str, Sequence[Mapping[str, Any]]], quantity: str, title: str, origin: bool) -> Figure:
+    """A value with its interval for each row and label.
+
+    Args:
+        rows: by the row's name, a mapping for each label with `label`, and `low`, `high` and the quantity where known.
+        title: of the axis.
+        origin: draw a line at 0.
+    """
+    figure = Figure(figsize=(8, 1.2 + 0.35 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    labels = [cell["label"] for cell in next(iter(rows.values()))]
+    for number, label in enumerate(labels):
+        known = [(place, cells[number]) for place, cells in enumerate(rows.values()) if quantity in cells[number]]
+        heights = [place + 0.25 * (number - (len(labels) - 1) / 2) for place, _ in known]
+        colour, marker = COLOURS[number % len(COLOURS)], SPEAKER_MARKERS[number % len(SPEAKER_MARKERS)]
+        axes.hlines(heights, [cell["low"] for _, cell in known], [cell["high"] for _, cell in known], color=colour)
+        axes.plot([cell[quantity] for _, cell in known], heights, marker, color=colour, label=label, markersize=5)
+    if origin:
+        axes.axvline(0, color="black", linestyle=":", linewidth=1)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel(f"{title}, 95 % over conversations")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(fontsize=9)
     return figure

@@ -4,8 +4,6 @@ Colours are those of Okabe & Ito, which colour-blind readers can tell apart; no 
 alone.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +19,8 @@ STYLES = ("-", "-.", ":")  # of lines, one a label
 
 
 def as_array(values: Any, name: str, *dimensions: int) -> np.ndarray:
-    """Arrays, lists or tensors of any device and type as float64.
-
-    Raises:
-        ValueError: the number of dimensions is none of those allowed, or nothing is in it.
-    """
+    """Arrays, lists or tensors of any device and type as float64; `ValueError` for other dimensions, or nothing in
+    it."""
     if isinstance(values, torch.Tensor):
         values = values.detach().cpu().double().numpy()
     array = np.asarray(values, dtype=np.float64)
@@ -48,11 +43,7 @@ def short_name(name: str, longest: int = 24) -> str:
 
 
 def write_picture(figure: Figure, stem: str | Path) -> tuple[Path, Path]:
-    """Write a figure as `<stem>.png` and `<stem>.svg`; folders are made.
-
-    Returns:
-        The two paths.
-    """
+    """Write a figure as `<stem>.png` and `<stem>.svg`, the two paths that are returned; folders are made."""
     stem = Path(stem)
     stem.parent.mkdir(parents=True, exist_ok=True)
     png, svg = stem.with_name(f"{stem.name}.png"), stem.with_name(f"{stem.name}.svg")

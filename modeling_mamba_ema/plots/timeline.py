@@ -1,7 +1,5 @@
 """Emotion over a long recording, segment by segment."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,8 +22,6 @@ def plot_timeline(segments: Sequence[Mapping[str, Any]], labels: Sequence[str], 
         segments: one mapping a segment: `start` and `end` in seconds, each label's value on the unit scale (None or
             NaN: not scored), and if known its interval as `<label>_low` and `<label>_high`, `speaker`, and `low_level`,
             True for near silence (drawn pale).
-        labels: names of the values to draw.
-        title: above the picture.
 
     Raises:
         ValueError: no segments, an end that is not after its start, or a segment without one of the labels.

@@ -1,7 +1,5 @@
 """How training went, and how good the predictions are."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -18,13 +16,8 @@ from .style import COLOURS, GREY, STYLES, unit_limits
 def plot_learning_curve(
     log_history: Sequence[dict[str, Any]], labels: Sequence[str], best_step: int | None = None
 ) -> Figure:
-    """Training loss and validation CCC over the epochs.
-
-    Args:
-        log_history: of Trainer's state.
-        labels: names of the labels.
-        best_step: of the evaluation whose weights were kept; marked.
-    """
+    """Training loss and validation CCC over the epochs, from Trainer's `log_history`; the evaluation at `best_step` is
+    marked."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     training = [entry for entry in log_history if "loss" in entry]
@@ -48,11 +41,7 @@ def plot_learning_curve(
 
 
 def plot_predictions(table: pd.DataFrame) -> Figure:
-    """Predicted against true, one panel a label, with the identity line and the CCC.
-
-    Args:
-        table: of `prediction_table`.
-    """
+    """Predicted against true, one panel a label, with the identity line and the CCC; of a `prediction_table`."""
     labels = list(dict.fromkeys(table["label"]))
     figure = Figure(figsize=(4.2 * len(labels), 4.4), layout="constrained")
     for axes, colour, label in zip(np.atleast_1d(figure.subplots(1, len(labels))), COLOURS, labels):
@@ -72,11 +61,8 @@ def plot_predictions(table: pd.DataFrame) -> Figure:
 
 
 def plot_error_by_position(table: pd.DataFrame) -> Figure:
-    """RMSE by the position of a turn in its conversation; the number of turns behind each point is drawn with it.
-
-    Args:
-        table: of `prediction_table`.
-    """
+    """RMSE by the position of a turn in its conversation, with the number of turns behind each point; of a
+    `prediction_table`."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     given = table[table["reference"].notna()]
@@ -97,13 +83,9 @@ def plot_error_by_position(table: pd.DataFrame) -> Figure:
 
 
 def plot_risk_against_coverage(table: pd.DataFrame) -> Figure:
-    """How wrong the predictions are that are kept, over the share of the turns that are kept.
-
-    Args:
-        table: of `risk_against_coverage`.
-    """
+    """How wrong the predictions are that are kept, over the share of turns that are kept; of
+    `risk_against_coverage`."""
     figure = Figure(figsize=(10, 4), layout="constrained")
-    figure.suptitle("Risk against coverage: what is left where only sure predictions are kept", fontsize=12)
     titles = {"wrong_side": "share on the wrong side of the middle", "mae": "mean absolute error"}
     for axes, (name, title) in zip(figure.subplots(1, 2), titles.items()):
         for colour, style, (label, rows) in zip(COLOURS, itertools.cycle(STYLES), table.groupby("label", sort=False)):

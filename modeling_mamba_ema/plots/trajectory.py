@@ -3,8 +3,6 @@
 The functions take predictions on the unit scale as arrays and return a matplotlib `Figure`; `write_picture` writes it.
 """
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -37,7 +35,6 @@ def plot_trajectory(
         predictions: for each label (turns,) on the unit scale; NaN leaves a gap.
         speakers: one name a turn; each speaker gets a colour, a marker and a line.
         references: true values of some labels, drawn dashed.
-        title: above the picture.
         intervals: for some labels (turns, 2), lower and upper ends, drawn as bars.
 
     Raises:
@@ -81,10 +78,8 @@ def plot_trajectory(
 def plot_circumplex(valence: Any, arousal: Any, speakers: Sequence[str] | None = None, title: str = "") -> Figure:
     """The path of each speaker on the plane of valence and arousal (the circumplex of Russell 1980).
 
-    Args:
-        valence, arousal: (turns,) on the unit scale; 0.5 is neutral.
-        speakers: one name a turn; each speaker gets a colour, a marker and a path.
-        title: above the picture.
+    Both are (turns,) on the unit scale, 0.5 is neutral, with one speaker a turn; each gets a colour, a marker and a
+    path.
 
     Raises:
         ValueError: not one valence, one arousal and one speaker a turn.

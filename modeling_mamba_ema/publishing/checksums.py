@@ -4,8 +4,6 @@ safetensors loads a file with a flipped byte without a word. The sums guard agai
 change the files, and so the sums, pin the commit.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterable
@@ -29,11 +27,8 @@ def write_checksums(folder: str | os.PathLike[str]) -> None:
 
 
 def read_checksums(folder: str | os.PathLike[str]) -> dict[str, str]:
-    """SHA-256 of each file that `SHA256SUMS` names, by its name.
-
-    Raises:
-        ValueError: there is no such file, or a line of it is damaged or names a file outside the folder.
-    """
+    """SHA-256 of each file that `SHA256SUMS` names, by its name. Raises `ValueError` where there is no such file, or a
+    line of it is damaged or names a file outside the folder."""
     folder = Path(folder)
     if not (folder / SUMS).is_file():
         raise ValueError(f"there is no {SUMS}")
@@ -49,24 +44,7 @@ def read_checksums(folder: str | os.PathLike[str]) -> dict[str, str]:
 
 
 def damaged_files(folder: str | os.PathLike[str]) -> list[str]:
-    """What is not as it was saved, a sentence each; an empty list means that all files are.
-
-    Example:
-
-    ```python
-    >>> from modeling_mamba_ema.publishing.checksums import damaged_files, write_checksums
-    >>> import pathlib, tempfile
-    >>> folder = pathlib.Path(tempfile.mkdtemp())
-    >>> _ = (folder / "config.json").write_text("{}")
-    >>> write_checksums(folder)
-    >>> damaged_files(folder)
-    []
-    >>> _ = (folder / "config.json").write_text("{ }")
-    >>> damaged_files(folder)
-    ['config.json is damaged']
-
-    ```
-    """
+    """What is not as it was saved, a sentence each; an empty list means that all files are."""
     folder = Path(folder)
     try:
         sums = read_checksums(folder)

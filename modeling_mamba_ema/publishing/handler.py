@@ -1,7 +1,5 @@
 """Hugging Face Inference Endpoints call this file, which lies beside the weights of a published model."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 from typing import Any
@@ -16,22 +14,19 @@ PARAMETERS = (
 
 
 class EndpointHandler:
-    """
-    Args:
-        path: folder of the model, as the endpoint has downloaded it.
-    """
+    """Answers the requests of an endpoint; `path` is the folder of the model, as the endpoint has downloaded it."""
 
     def __init__(self, path: str = ""):
         self.pipeline: Any = pipeline("audio-classification", model=path, trust_remote_code=True, revision="main")
 
     def __call__(self, data: dict[str, Any]) -> list[Any]:
-        """
+        """Answer a request.
+
         Args:
             data: `"inputs"`, the bytes of an audio file or, in a JSON request, their base64 text, or a list of samples,
                 or, with speakers, a list of such texts, the turns of a conversation; and, if wanted, `"parameters"`:
-                top_k, function_to_apply ("none"), return_label_values, return_intervals, return_spread, sampling_rate,
-                speakers (a name or null a turn), channel, split_channels, chunk_length_s. Strings are never taken as
-                paths or URLs.
+                arguments of the pipeline, see `PARAMETERS`; speakers are a name or null a turn. Strings are never taken
+                as paths or URLs.
 
         Returns:
             `[{"label": "arousal", "score": 0.61}, ...]`, highest first, on the unit scale; what the pipeline gives for

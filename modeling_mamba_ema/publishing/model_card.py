@@ -1,8 +1,6 @@
 """The model card of a release: what a reader of the Hub page must know, and metadata that the Hub reads."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,6 +23,12 @@ def describe_ends(labels: Sequence[str]) -> str:
     """What 0 and 1 mean: "valence: 0 unpleasant, 1 pleasant; arousal: 0 calm, 1 excited"."""
     ends = {label: ENDS_OF_SCALE.get(label, ("lowest", "highest")) for label in labels}
     return "; ".join(f"{label}: 0 {low}, 1 {high}" for label, (low, high) in ends.items())
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table in Markdown, numbers to the right of the first column."""
+    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(str(cell).replace('|', '/') for cell in line)} |" for line in lines)
 
 
 @dataclass(frozen=True)
@@ -61,15 +65,11 @@ def model_card(
     training: TrainingFacts | None = None,
     widget: Sequence[Mapping[str, Any]] = (),
 ) -> str:
-    """README.md of a model repository.
+    """README.md of a model repository: YAML front matter and Markdown.
 
     Args:
-        config: the model's configuration; labels, scales, encoder and pooling are read from it.
         training: what the model was trained on and how well it does; None: not known.
         widget: what the Hub's widget offers to try: `example_title`, `src`, and `output` as the pipeline gives it.
-
-    Returns:
-        The card's text: YAML front matter and Markdown.
     """
     return f"---\n{_metadata(config, training, widget).to_yaml()}\n---\n{_body(config, training)}"
 
@@ -178,7 +178,7 @@ waveform, rate = soundfile.read("speech.wav")  # mono
 
 outputs = model(**extractor(waveform, sampling_rate=rate, resample=True, return_tensors="pt"))
 outputs.logits  # (1, {config.num_labels}) on the unit scale, columns as below
-outputs.pooling_attentions  # weights over time: where the model listened{_intervals_line(config)}{_spread_line(config)}
+outputs.pooling_attentions  # weights over time: where the model listened{_further_outputs(config)}
 ```
 
 With the package `modeling-mamba-ema` installed and imported, the same lines work without `trust_remote_code`.
@@ -205,14 +205,11 @@ law, for example at work and in education in the European Union.
 """
 
 
-def _intervals_line(config: MambaEMAConfig) -> str:
-    if config.interval_radii is None:
-        return ""
-    return f"\noutputs.intervals  # low and high; about {config.interval_level:.0%} of the labels lie between them"
-
-
-def _spread_line(config: MambaEMAConfig) -> str:
-    return "\noutputs.spread  # how far raters would differ, a standard deviation" if config.predict_spread else ""
+def _further_outputs(config: MambaEMAConfig) -> str:
+    covered = f"about {config.interval_level:.0%} of the labels lie between them"
+    intervals = "" if config.interval_radii is None else f"\noutputs.intervals  # low and high; {covered}"
+    spread = "\noutputs.spread  # how far raters would differ, a standard deviation" if config.predict_spread else ""
+    return intervals + spread
 
 
 def _outside(config: MambaEMAConfig) -> str:
@@ -243,9 +240,8 @@ def _results(config: MambaEMAConfig, training: TrainingFacts | None) -> str:
         f"CCC, with {CONFIDENCE} intervals by bootstrap over conversations where they are given; the validation split",
         "chose the checkpoint.",
         "",
-        f"| split | turns | conversations | {' | '.join(title for _, title in names)} |",
-        "|" + " --- |" * (len(names) + 3),
     ]
+    rows: list[list[str]] = []
     coverage: list[str] = []
     spread: list[str] = []
     for split, metrics in training.results.items():
@@ -254,8 +250,8 @@ def _results(config: MambaEMAConfig, training: TrainingFacts | None) -> str:
         cells = [
             f"{metrics[name]:.3f}{_interval(metrics, name)}" if name in metrics else "no labels" for name, _ in names
         ]
-        counts = " | ".join(f"{metrics[n]:.0f}" if n in metrics else "" for n in ("num_turns", "num_conversations"))
-        lines.append(f"| {split} | {counts} | {' | '.join(cells)} |")
+        counts = [f"{metrics[n]:.0f}" if n in metrics else "" for n in ("num_turns", "num_conversations")]
+        rows.append([split, *counts, *cells])
         shares = [
             f"{name} {metrics[f'coverage_{name}']:.1%}" for name in config.labels if f"coverage_{name}" in metrics
         ]
@@ -266,6 +262,7 @@ def _results(config: MambaEMAConfig, training: TrainingFacts | None) -> str:
             if (name := f"spread_ccc_{label}") in metrics
         ]
         spread += [f"`{split}`: {', '.join(found)}"] if found else []
+    lines.append(markdown_table(["split", "turns", "conversations", *(title for _, title in names)], rows))
     if coverage:
         intervals = f"{config.interval_level:.0%} intervals (split-conformal, from the validation split)"
         lines += ["", f"Coverage of the {intervals}, each conversation counting as one: {'; '.join(coverage)}."]

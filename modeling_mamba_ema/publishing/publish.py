@@ -1,7 +1,5 @@
 """Making a release of a saved model, and uploading it to the Hub: all of the folder, and nothing else."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 from dataclasses import dataclass
@@ -54,11 +52,10 @@ class PublishedFile:
 def prepare_release(
     folder: str | Path, training: TrainingFacts | None = None, model: MambaEMAForRegression | None = None
 ) -> None:
-    """Add to a saved model what a repository on the Hub needs: model card, samples for the widget, `handler.py` for
-    Inference Endpoints with its requirements, and `SHA256SUMS`.
+    """Add to a folder of `save_pretrained` what a repository on the Hub needs: model card, samples for the widget,
+    `handler.py` for Inference Endpoints with its requirements, and `SHA256SUMS`.
 
     Args:
-        folder: as `MambaEMAForRegression.save_pretrained` wrote it.
         training: what the card says of the training. None: a card that is there is kept, else it says nothing of it.
         model: the model in the folder, if it is at hand; else it is loaded.
     """
@@ -93,14 +90,8 @@ def _widget(model: MambaEMAForRegression, folder: Path) -> list[dict[str, Any]]:
 
 
 def files_to_publish(folder: str | Path) -> list[PublishedFile]:
-    """What publishing a folder would upload; nothing is sent.
-
-    Args:
-        folder: as [`prepare_release`] left it.
-
-    Raises:
-        ValueError: files that do not belong there, are missing, or are not as they were saved; all are named.
-    """
+    """What publishing a folder of [`prepare_release`] would upload; nothing is sent. Raises `ValueError` for files that
+    do not belong there, are missing, or are not as they were saved; all are named."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder; give the folder of a saved model, such as outputs/run/model")
@@ -120,16 +111,11 @@ def files_to_publish(folder: str | Path) -> list[PublishedFile]:
 
 
 def publish(folder: str | Path, repository: str, private: bool = True, message: str = "Upload Mamba-EMA") -> str:
-    """Upload a model's folder as one commit; the repository is made if it is not there.
+    """Upload a model's folder as one commit, whose address is returned; the repository is made if it is not there.
 
     Args:
-        folder: as `MambaEMAForRegression.save_pretrained` wrote it.
         repository: `owner/name` on the Hub.
         private: of a repository that is made now; one that is there stays as it is.
-        message: of the commit.
-
-    Returns:
-        The address of the commit.
 
     Raises:
         ValueError: see [`files_to_publish`].
@@ -156,17 +142,9 @@ def push_model(
     tags: list[str] | None = None,
     training: TrainingFacts | None = None,
 ) -> str:
-    """Upload a model in memory as one commit; behind `model.push_to_hub`, whose arguments these are.
-
-    Args:
-        training: what the card says of the training; None: nothing.
-
-    Returns:
-        The address of the commit.
-
-    Raises:
-        ValueError: a model with adapters that are not merged.
-    """
+    """Upload a model in memory as one commit, whose address is returned; behind `model.push_to_hub`, whose arguments
+    these are, and what the card says of the training. Raises `ValueError` for a model with adapters that are not
+    merged."""
     if has_adapters(model):
         raise ValueError("the model has adapters; merge them first (modeling_mamba_ema.training.merge_lora)")
     hub = HfApi(token=token)

@@ -3,8 +3,6 @@
 `tests/test_sample.py` makes it again from its text.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

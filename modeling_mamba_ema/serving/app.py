@@ -1,7 +1,5 @@
 """The service's addresses."""
 
-from __future__ import annotations
-
 import asyncio
 import hmac
 import json

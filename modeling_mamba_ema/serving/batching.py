@@ -1,7 +1,5 @@
 """Turns of different sessions, heard in one pass of the model."""
 
-from __future__ import annotations
-
 import asyncio
 import queue
 import threading
@@ -42,12 +40,10 @@ class Batcher:
         self._thread.start()
 
     async def hear(self, tracker: EmotionTracker, waveform: np.ndarray, speaker: str | None) -> TurnEmotion:
-        """`EmotionTracker.update` in one of the next passes.
+        """`EmotionTracker.update` of a waveform (samples,) at 16 kHz, in one of the next passes.
 
         Args:
             tracker: of the session, in no other call meanwhile.
-            waveform: (samples,) float32 at 16 kHz.
-            speaker: who speaks, or None.
 
         Raises:
             Refusal: too many turns wait.

@@ -5,12 +5,8 @@ from typing import Any
 
 
 class Refusal(Exception):
-    """A request that cannot be answered.
-
-    Args:
-        status: of HTTP; 503 where the same request may be sent again.
-        reason: one sentence for whoever sent it.
-    """
+    """A request that cannot be answered: a status of HTTP (503 where the same request may be sent again) and a
+    sentence."""
 
     def __init__(self, status: int, reason: str):
         super().__init__(reason)

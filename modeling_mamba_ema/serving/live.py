@@ -1,7 +1,5 @@
 """Live audio by WebSocket: frames in, a row at the end of each turn."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 from collections.abc import Callable
@@ -80,7 +78,7 @@ class _Conversation:
         except ValidationError as error:
             raise Refusal(422, f"the first message: {in_words(error.errors())}") from error
         try:
-            decode = pcm_decoder() if self._settings.encoding == "pcm_s16le" else opus_decoder()
+            decode = decode_pcm if self._settings.encoding == "pcm_s16le" else opus_decoder()
             detector = await asyncio.to_thread(TurnDetector)
         except ImportError as error:
             raise Refusal(501, str(error)) from error
@@ -132,15 +130,11 @@ class _Conversation:
         await self._socket.send_json(await hear(self._session, waveform, self._settings.speaker, **times))
 
 
-def pcm_decoder() -> Callable[[bytes], np.ndarray]:
-    """A function of a frame of 16-bit little-endian samples: (samples,) float32."""
-
-    def decode(frame: bytes) -> np.ndarray:
-        if len(frame) % 2:
-            raise Refusal(422, f"a frame has {len(frame)} bytes; 16-bit samples need an even number")
-        return np.frombuffer(frame, dtype="<i2").astype(np.float32) / 2**15
-
-    return decode
+def decode_pcm(frame: bytes) -> np.ndarray:
+    """16-bit little-endian samples -> (samples,) float32"""
+    if len(frame) % 2:
+        raise Refusal(422, f"a frame has {len(frame)} bytes; 16-bit samples need an even number")
+    return np.frombuffer(frame, dtype="<i2").astype(np.float32) / 2**15
 
 
 def opus_decoder() -> Callable[[bytes], np.ndarray]:

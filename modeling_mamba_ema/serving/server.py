@@ -1,7 +1,5 @@
 """Running the service until it is stopped."""
 
-from __future__ import annotations
-
 import asyncio
 import socket
 import sys
@@ -31,7 +29,6 @@ def serve(
 
     Args:
         tracker: one that has heard nothing.
-        settings: limits.
         host: address to listen on; one that other machines reach needs `settings.token`.
         port: 0 for a free one; the address is printed once it is listened on.
         state: "memory", or the URL of a Redis.

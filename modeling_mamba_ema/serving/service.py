@@ -1,7 +1,5 @@
 """One turn of one session: limits, the model and the state around it, and what is counted."""
 
-from __future__ import annotations
-
 import asyncio
 import time
 from collections.abc import Iterator
@@ -56,13 +54,7 @@ class Settings:
 
 
 class Service:
-    """What REST and WebSocket share.
-
-    Args:
-        tracker: one that has heard nothing; each session has a copy of it.
-        settings: limits.
-        state: "memory", or the URL of a Redis.
-    """
+    """What REST and WebSocket share. Each session has a copy of the tracker; for `state` see [`open_store`]."""
 
     def __init__(self, tracker: EmotionTracker, settings: Settings, state: str = "memory"):
         self.tracker, self.settings = tracker, settings
@@ -78,14 +70,12 @@ class Service:
     async def hear(
         self, name: str, waveform: np.ndarray, speaker: str | None, number: int | None = None, **row: Any
     ) -> dict[str, Any]:
-        """The next turn of a session; its state is kept before the answer is given.
+        """The next turn of a session, (samples,) at 16 kHz; its state is kept before the answer, which also has `row`,
+        is given.
 
         Args:
             name: of the session, which begins with its first turn.
-            waveform: (samples,) float32 at 16 kHz.
-            speaker: who speaks, or None.
             number: of the turn, from 1. Sent again, as after a lost answer, it is answered again and not heard twice.
-            row: more fields for the answer.
 
         Raises:
             Refusal: the turn's number is not the next one, or a limit is reached.
@@ -130,11 +120,7 @@ class Service:
 
 
 class AtOnce:
-    """Counts what goes on.
-
-    Args:
-        allowed: at once.
-    """
+    """Counts what goes on, as much as is allowed at once."""
 
     def __init__(self, allowed: int):
         self._allowed, self.number = allowed, 0
@@ -176,11 +162,7 @@ class Metrics:
 
 
 class Rates:
-    """Requests of each address: a bucket that fills at the rate allowed and holds ten seconds' worth.
-
-    Args:
-        per_second: requests allowed.
-    """
+    """Requests of each address: a bucket that fills at the rate allowed and holds ten seconds' worth."""
 
     def __init__(self, per_second: float):
         self._per_second, self._full = per_second, 10 * per_second

@@ -1,16 +1,12 @@
 """Where sessions are kept between their turns: in this process, or in Redis, where any server continues any session."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json
 import time
-from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 from weakref import WeakValueDictionary
 
 from .errors import Refusal
@@ -21,12 +17,8 @@ WAIT_SECONDS = 60.0  # for the turns of the same session that came before
 
 @dataclass(frozen=True)
 class Session:
-    """What is kept of a call.
-
-    Attributes:
-        state: `EmotionTracker.state_bytes`.
-        about: plain values: `turns` heard, `speakers` with their number of turns, `last` answer.
-    """
+    """What is kept of a call: `EmotionTracker.state_bytes`, and plain values: `turns` heard, `speakers` with their
+    number of turns, `last` answer."""
 
     state: bytes
     about: dict[str, Any]
@@ -41,52 +33,28 @@ class Held:
     save: Callable[[Session | None], Awaitable[None]]
 
 
-class SessionStore(ABC):
-    """Sessions by name.
-
-    Args:
-        seconds: after which a session that heard no turn is forgotten.
-    """
+class MemorySessions:
+    """Sessions by name in this process, which end with it; one that heard no turn for some seconds is forgotten."""
 
     def __init__(self, seconds: float):
         self._seconds = seconds
-
-    @abstractmethod
-    def hold(self, name: str) -> AbstractAsyncContextManager[Held]:
-        """Wait until nobody else holds the session, on any server, and hold it."""
-
-    @abstractmethod
-    async def read(self, name: str) -> Session | None:
-        """What is kept of a session after its last finished turn."""
-
-    @abstractmethod
-    async def count(self) -> int:
-        """Sessions that are kept."""
-
-    @abstractmethod
-    async def close(self) -> None:
-        """Leave the store."""
-
-
-class MemorySessions(SessionStore):
-    """Sessions in this process, which end with it."""
-
-    def __init__(self, seconds: float):
-        super().__init__(seconds)
         self._kept: dict[str, tuple[float, Session]] = {}  # when it expires; the one that expires first comes first
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @contextlib.asynccontextmanager
     async def hold(self, name: str) -> AsyncIterator[Held]:
+        """Wait until nobody else holds the session, on any server, and hold it."""
         lock = self._locks.setdefault(name, asyncio.Lock())
         async with lock:
             yield Held(await self.read(name), lambda new: self._save(name, new))
 
     async def read(self, name: str) -> Session | None:
+        """What is kept of a session after its last finished turn."""
         await self.count()
         return self._kept[name][1] if name in self._kept else None
 
     async def count(self) -> int:
+        """Sessions that are kept."""
         now = time.monotonic()
         while self._kept and next(iter(self._kept.values()))[0] <= now:
             del self._kept[next(iter(self._kept))]
@@ -116,17 +84,12 @@ return 1
 """
 
 
-class RedisSessions(SessionStore):
-    """Sessions in Redis: safetensors and JSON, each with a time to live.
-
-    Args:
-        url: such as `redis://localhost:6379/0`, see `redis.asyncio.from_url`.
-        model: a digest of the model; servers of different models do not see each other's sessions.
-        seconds: see [`SessionStore`].
-    """
+class RedisSessions:
+    """As [`MemorySessions`], in Redis: safetensors and JSON, each with a time to live. Servers whose digests of the
+    model differ do not see each other's sessions."""
 
     def __init__(self, url: str, model: str, seconds: float):
-        super().__init__(seconds)
+        self._seconds = seconds
         try:
             import redis.asyncio
         except ImportError as error:
@@ -197,15 +160,12 @@ def _reached() -> Any:
         raise Refusal(503, f"the state in Redis cannot be used: {error}") from error
 
 
-def open_store(state: str, model: str, seconds: float) -> SessionStore:
-    """
-    Args:
-        state: "memory", or the URL of a Redis.
-        model, seconds: see [`RedisSessions`].
+SessionStore: TypeAlias = MemorySessions | RedisSessions
 
-    Raises:
-        ValueError: neither.
-    """
+
+def open_store(state: str, model: str, seconds: float) -> SessionStore:
+    """The store for `state`: "memory", or the URL of a Redis, such as `redis://localhost:6379/0`, see
+    `redis.asyncio.from_url`."""
     if state == "memory":
         return MemorySessions(seconds)
     if state.startswith(("redis://", "rediss://", "unix://")):

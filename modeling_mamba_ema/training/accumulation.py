@@ -7,8 +7,6 @@ repeats each batch, with the same dropout, and propagates its share of that grad
 are those of one large batch, with the memory of a small one and the time of one more forward pass.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -42,7 +40,6 @@ class AccumulatedLoss:
     Args:
         predict: runs the model as it is, without what several processes wrap around it.
         loss: of predictions and labels, (turns, labels) each.
-        batches: inputs of the model.
         device: where the model draws random numbers.
 
     Attributes:

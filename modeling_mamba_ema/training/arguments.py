@@ -1,7 +1,5 @@
 """Arguments of training: transformers' own, and those that Mamba-EMA adds."""
 
-from __future__ import annotations
-
 import atexit
 import math
 import os

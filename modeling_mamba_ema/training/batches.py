@@ -1,7 +1,5 @@
 """Batches: which conversations go together, by seconds of audio, and how they are padded to one tensor."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from functools import reduce
@@ -37,9 +35,6 @@ class AudioSecondsBatchSampler(Sampler[list[int]]):
 
     Args:
         turn_seconds: for each item, the seconds of each of its turns.
-        max_seconds: of audio in a batch.
-        num_processes: that share a batch.
-        seed: of the order, together with the epoch.
         min_items: a batch mixes at least this many conversations, or all there are: the CCC of a single one is another
             objective.
 
@@ -127,9 +122,6 @@ def seconds_of_turns(dataset: ConversationDataset) -> list[list[float]]:
 class ConversationCollator:
     """Pads conversations in turns and in samples (or frames), and their labels with -100.
 
-    Args:
-        extractor: makes `input_values` and masks of the waveforms.
-
     Returns, when called with items of `ConversationDataset`, or others like them (`speakers` may be left out):
     `input_values`, `attention_mask` (batch, turns, samples), or, from cached frames, `frame_values` (batch, turns,
     layers, frames, hidden), `frame_mask` (batch, turns, frames); `turn_mask` (batch, turns), `speaker_ids` (batch,
@@ -196,15 +188,8 @@ def _cut(item: Mapping[str, Any], start: int, stop: int) -> dict[str, Any]:
 
 
 def pad_frames(conversations: Sequence[Sequence[torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Frames of conversations' turns -> one batch.
-
-    Args:
-        conversations: for each, its turns, (layers, frames, hidden) each.
-
-    Returns:
-        `frame_values` (batch, turns, layers, frames, hidden), `frame_mask` (batch, turns, frames), `turn_mask` (batch,
-        turns).
-    """
+    """Frames of conversations' turns, (layers, frames, hidden) each -> `frame_values` (batch, turns, layers, frames,
+    hidden), `frame_mask` (batch, turns, frames), `turn_mask` (batch, turns)."""
     turns = max(map(len, conversations))
     frames = max(turn.shape[1] for conversation in conversations for turn in conversation)
     # A single utterance that is kept in float32 makes the batch so.

@@ -1,7 +1,5 @@
 """From a run configuration to what a program works with: the model, the splits, the trainer."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import logging
@@ -18,7 +16,7 @@ from ..ccc_loss import MISSING_LABEL
 from ..configuration_mamba_ema import MambaEMAConfig
 from ..conversation_encoder import CONTEXTS, SCOPES, number_speakers
 from ..data.augmentation import AugmentedDataset
-from ..data.bad_audio import describe_bad_audio, drop_bad_audio, save_bad_audio, scan_audio
+from ..data.bad_audio import describe_bad_audio, save_bad_audio, scan_audio
 from ..data.dataset import ConversationDataset, load_emotion_dataset
 from ..data.frame_cache import FrameCache
 from ..data.sources import read_label_ranges
@@ -90,12 +88,11 @@ def load_splits(
 ) -> DatasetDict:
     """The splits that a run names, every utterance of which has audio that can be used.
 
-    Utterances that cannot be used end the run, or are left out and recorded in `skipped_audio.jsonl`, as
-    `on_bad_audio` says. The first process of each machine looks at the audio; what it finds good, the others take from
-    the cache folder. The rows get the column `audio_seconds`.
+    Utterances that cannot be used end the run, or are left out and recorded in `skipped_audio.jsonl`, as `on_bad_audio`
+    says. The first process of each machine looks at the audio; what it finds good, the others take from the cache
+    folder. The rows get the column `audio_seconds`.
 
     Args:
-        data: where the corpus is, and how to read it.
         config: the model's; names the labels and their scales.
         output: folder for the lists of utterances that cannot be used.
         wanted: names of the splits; None: those that `data` names for training.
@@ -150,14 +147,13 @@ def load_splits(
         save_bad_audio(bad_audio, output / "skipped_audio.jsonl")
     if bad_audio:
         logger.warning("%s\nThey are left out.", describe_bad_audio(bad_audio, splits))
-        splits = drop_bad_audio(splits, bad_audio)
     for split, rows in splits.items():
-        lengths = np.array([length for length in seconds[split] if length is not None])
-        others = rows.remove_columns(SECONDS) if SECONDS in rows.column_names else rows
-        splits[split] = others.add_column(SECONDS, lengths)
-    for split, rows in splits.items():
-        if not len(rows):
+        good = [row for row, length in enumerate(seconds[split]) if length is not None]
+        if not good:
             raise ValueError(f"no utterance of the split {split} is left; is the disk with its audio there?")
+        rows = rows.remove_columns(SECONDS) if SECONDS in rows.column_names else rows
+        rows = rows if len(good) == len(rows) else rows.select(good)
+        splits[split] = rows.add_column(SECONDS, np.array([seconds[split][row] for row in good]))
     return splits
 
 
@@ -184,10 +180,7 @@ def build_trainer(
     callbacks: Sequence[TrainerCallback] = (),
 ) -> MambaEMATrainer:
     """The trainer of a run, which learns from `train` and chooses the best evaluation on `validation`, if there is one.
-
-    Raises:
-        ValueError: options that are not allowed, or do not go together.
-    """
+    Raises `ValueError` for options that are not allowed, or do not go together."""
     arguments = copy.copy(arguments)
     arguments.push_to_hub = False  # left to the program: Trainer would upload checkpoints, not a release
     learnt: ConversationDataset | AugmentedDataset = train
@@ -247,11 +240,9 @@ def warn_of_labels(split: str, rows: Dataset, labels: Sequence[str]) -> None:
 def check_speakers(config: MambaEMAConfig, splits: DatasetDict, required: bool = False) -> None:
     """A context of each speaker needs their names, and no more of them than the model has room for.
 
-    Args:
-        required: a corpus that names no speakers is refused; else a warning is logged.
-
     Raises:
-        ValueError: a conversation has more speakers than `max_speakers`, or no speaker is named.
+        ValueError: a conversation has more speakers than `max_speakers`, or no speaker is named where that is
+            `required`; else a warning is logged.
     """
     if not (SCOPES[config.context_scope].speaker and any(CONTEXTS[config.context])):
         return

@@ -1,7 +1,5 @@
 """Callbacks of training: epochs, progress, signals, complete checkpoints, best weights in memory."""
 
-from __future__ import annotations
-
 import logging
 import signal
 import sys
@@ -11,6 +9,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from torch import nn
 from tqdm import tqdm
 from transformers import ProgressCallback, TrainerCallback
@@ -70,11 +69,7 @@ class EvaluationLog(TrainerCallback):
 
 
 class StopOnSignal(TrainerCallback):
-    """After SIGTERM or Ctrl-C: finish the step, save a checkpoint, stop.
-
-    Attributes:
-        received: the signal; None: none.
-    """
+    """After SIGTERM or Ctrl-C, which is noted in `received`: finish the step, save a checkpoint, stop."""
 
     def __init__(self) -> None:
         self.received: signal.Signals | None = None
@@ -123,18 +118,14 @@ class StopOnSignal(TrainerCallback):
 
 
 class SealCheckpoints(TrainerCallback):
-    """Completes every checkpoint that Trainer has written, and only then removes old ones.
-
-    Args:
-        save_total_limit: checkpoints to keep beside the best and the newest, as in `TrainingArguments`.
-    """
+    """Completes every checkpoint that Trainer has written, and only then removes old ones, but for as many as
+    `save_total_limit`, the best and the newest."""
 
     def __init__(self, save_total_limit: int | None):
         self.save_total_limit = save_total_limit
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if args.world_size > 1:
-            dist.barrier()  # every process has written its random state
+        PartialState().wait_for_everyone()  # every process has written its random state
         if args.should_save:
             seal_checkpoint(Path(args.output_dir) / f"checkpoint-{state.global_step}")
             rotate_checkpoints(
@@ -142,8 +133,7 @@ class SealCheckpoints(TrainerCallback):
                 save_total_limit=self.save_total_limit,
                 best_model_checkpoint=state.best_model_checkpoint,
             )
-        if args.world_size > 1:
-            dist.barrier()
+        PartialState().wait_for_everyone()
 
 
 class KeepBestWeights(TrainerCallback):
@@ -164,11 +154,7 @@ class KeepBestWeights(TrainerCallback):
 
     @torch.no_grad()
     def restore(self, model: nn.Module) -> None:
-        """Put the best weights back.
-
-        Raises:
-            ValueError: no evaluation gave a CCC that is a number.
-        """
+        """Put the best weights back; `ValueError` where no evaluation gave a CCC that is a number."""
         if self.best is None:
             raise ValueError("no evaluation gave a CCC that is a number, so there are no best weights")
         parameters = dict(model.named_parameters())

@@ -7,8 +7,6 @@ complete checkpoint of the same run, which is known by its configuration and by 
 number of processes.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging
@@ -116,10 +114,8 @@ def require_space_for_checkpoints(folder: Path, model: nn.Module, count: int) ->
 def choose_checkpoint(run: RunConfiguration, manifest: Mapping[str, Any]) -> Path | None:
     """The checkpoint to go on from, by `training.resume_from_checkpoint`; None: begin anew.
 
-    Call it in one process and give the others what it chose: it renames broken or unwanted checkpoints.
-
-    Args:
-        run, manifest: of this run; those of the run before are in its output folder.
+    Call it in one process and give the others what it chose: it renames broken or unwanted checkpoints. What the run
+    before was is read from its output folder.
 
     Raises:
         ValueError: the checkpoint named is incomplete, or the run in this folder had another configuration or other
@@ -165,15 +161,8 @@ def choose_checkpoint(run: RunConfiguration, manifest: Mapping[str, Any]) -> Pat
 
 
 def run_manifest(splits: Mapping[str, Dataset], world_size: int) -> dict[str, Any]:
-    """
-    Args:
-        splits: rows by the name of their split.
-        world_size: number of processes.
-
-    Returns:
-        `code` (version and SHA-256 of the package's sources), `libraries`, `world_size`, and for each split `data`
-        (turns, and SHA-256 of the rows in their order with the sizes of the audio files).
-    """
+    """`code` (version and SHA-256 of the package's sources), `libraries`, `world_size`, and for each split `data`
+    (turns, and SHA-256 of the rows in their order with the sizes of the audio files)."""
     return {
         "code": {"version": __version__, "sha256": _code_hash()},
         "libraries": {"python": platform.python_version(), **{name: version(name) for name in _LIBRARIES}},

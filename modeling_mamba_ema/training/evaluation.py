@@ -1,7 +1,5 @@
 """Evaluation: metrics and tables of predictions, and conversations that are longer than a batch can hold."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,11 +30,8 @@ def ccc_of_predictions(labels: Sequence[str], intervals: bool = False) -> Any:
     """A `compute_metrics` for Trainer: the `ccc` metric over all turns of the evaluation set, on the unit scale.
 
     A label that the set has for fewer than two turns is left out, and nothing is measured where that holds for all.
-    Spreads that stand behind the values are not measured here.
-
-    Args:
-        labels: names of the labels, in the model's order.
-        intervals: add 95 % intervals over conversations; then every item must be a whole conversation.
+    Spreads that stand behind the values are not measured here. With `intervals`, 95 % intervals over conversations are
+    added; then every item must be a whole conversation.
     """
 
     def compute(prediction: EvalPrediction) -> dict[str, float]:
@@ -84,7 +79,6 @@ def prediction_table(predictions: np.ndarray, dataset: ConversationDataset, conf
         predictions: (items, turns, labels) on the unit scale, in the dataset's order; padding is ignored. Of a model
             that predicts the spread, (items, turns, 2 labels).
         dataset: of whole conversations or windows.
-        config: knows the labels' own scales.
 
     Returns:
         Columns `file_name`, `conversation_id`, `turn`, `position` (0 is the conversation's first turn), `label`,
@@ -163,7 +157,6 @@ def predict_in_chunks(model: nn.Module, inputs: Mapping[str, Any], turns_per_chu
     """Predictions of whole conversations, with the memory of a few turns.
 
     Args:
-        model: `MambaEMAForRegression`.
         inputs: a batch of conversations as the collator makes it, whole or `in_chunks` of this size, with `turn_mask`
             (batch, turns); labels are ignored.
         turns_per_chunk: turns of each conversation that go through the model at once.
@@ -182,12 +175,9 @@ def side_by_side(outputs: Mapping[str, Any]) -> torch.Tensor:
 
 
 def state_after(model: nn.Module, inputs: Mapping[str, Any], turns_per_chunk: int) -> ConversationState | None:
-    """The detached state of each conversation after all its turns; None for a model without context.
-
-    Args:
-        model, turns_per_chunk: as for [`predict_in_chunks`].
-        inputs: as there; a row of `turn_mask` may be all zeros, and has the state of a conversation that has not begun.
-    """
+    """The detached state of each conversation after all its turns; None for a model without context. Arguments as for
+    [`predict_in_chunks`]; a row of `turn_mask` may be all zeros, and has the state of a conversation that has not
+    begun."""
     with torch.no_grad():
         _, states = _run(model, inputs, turns_per_chunk)
     known = next((state for state in states if state is not None), None)
@@ -202,13 +192,8 @@ def state_after(model: nn.Module, inputs: Mapping[str, Any], turns_per_chunk: in
 def start_from_context(
     model: nn.Module, inputs: Mapping[str, Any], context_turns: torch.Tensor, turns_per_chunk: int
 ) -> dict[str, Any]:
-    """Inputs in which the first turns of each row are no longer there, but the state they leave behind is.
-
-    Args:
-        model, turns_per_chunk: as for [`predict_in_chunks`].
-        inputs: a batch with `turn_mask` and `labels`.
-        context_turns: (batch,), how many turns of each row come before its window.
-    """
+    """Inputs in which the first turns of each row, `context_turns` (batch,) many, are no longer there, but the state
+    they leave behind is; a batch with `turn_mask` and `labels`. The others as for [`predict_in_chunks`]."""
     present = inputs["turn_mask"].bool()
     before = present & length_mask(context_turns, present.shape[1])
     window = {**inputs, "turn_mask": (present & ~before).to(inputs["turn_mask"].dtype)}

@@ -1,13 +1,13 @@
 """Filling a cache of frames before training begins."""
 
-from __future__ import annotations
-
 import logging
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from tqdm import tqdm
 from transformers import TrainingArguments
@@ -40,14 +40,8 @@ def cache_frames(
 ) -> FrameCache:
     """Compute the frames that a folder lacks; entries that are there are checked, and damaged ones are made anew.
 
-    Every process of a run calls it, each computes its share, and all return when everything is there.
-
-    Args:
-        model: its speech encoder must be frozen; moved to the run's device.
-        extractor: the run's.
-        splits: rows of a corpus in normal form.
-        folder: of the cache.
-        arguments: Trainer's; they know device and processes.
+    Every process of a run calls it, each computes its share, and all return when everything is there. The model, whose
+    speech encoder must be frozen, is moved to the run's device.
 
     Raises:
         FrameCacheError: the encoder is not frozen, the disk is too small, or an utterance gives no frames to train on.
@@ -70,13 +64,9 @@ def cache_frames(
         damaged = cache.remove_damaged(utterances)
     if damaged:
         logger.warning("%d cached entries in %s are damaged and are computed anew", damaged, cache.folder)
-    if processes > 1:
-        torch.distributed.barrier()
-    missing = [utterance for utterance in utterances if not cache.is_there(utterance)]
-    if processes > 1:
-        agreed = [missing]
-        torch.distributed.broadcast_object_list(agreed, src=0)
-        missing = agreed[0]
+    wait_for_everyone = PartialState().wait_for_everyone
+    wait_for_everyone()
+    (missing,) = broadcast_object_list([[utterance for utterance in utterances if not cache.is_there(utterance)]])
 
     # 2. room for what is not
     needed = sum(_entry_bytes(encoder, seconds[utterance]) for utterance in missing)
@@ -106,8 +96,7 @@ def cache_frames(
                     if not cache.is_there(utterance):  # another run may fill the folder at the same time
                         cache.write(utterance, frames)
             progress.update(sum(map(len, batches[first : first + together])))
-            if processes > 1:
-                torch.distributed.barrier()
+            wait_for_everyone()
     elsewhere = sum(not cache.is_there(utterance) for utterance in missing)
     if elsewhere:
         raise FrameCacheError(

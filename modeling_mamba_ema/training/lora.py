@@ -5,8 +5,6 @@ trained is saved in checkpoints, the frozen weights are not: `config.lora` says 
 Such a folder is no model that can be loaded until [`merge_lora`] has added the adapters to the weights.
 """
 
-from __future__ import annotations
-
 import difflib
 import json
 import typing
@@ -35,11 +33,7 @@ FIELDS = ("r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transf
 
 
 def lora_fields() -> dict[str, Any]:
-    """The annotations of what `training.lora` takes: [`FIELDS`] of peft's LoraConfig.
-
-    Raises:
-        ImportError: peft is not installed.
-    """
+    """The annotations of what `training.lora` takes: [`FIELDS`] of peft's LoraConfig; `ImportError` without peft."""
     hints = typing.get_type_hints(_peft().LoraConfig)
     return {name: hints[name] for name in FIELDS}
 
@@ -48,11 +42,9 @@ def add_lora(model: MambaEMAForRegression, options: Mapping[str, Any], base: str
     """Freeze the speech encoder and put adapters into it, in place.
 
     Args:
-        model: with a trained speech encoder.
         options: [`FIELDS`] of peft's LoraConfig, the others as in [`DEFAULTS`]. `target_modules` may name [`TARGETS`].
             `layers_to_transform` counts from 0; the default are all layers that the model reads.
-        base: folder or Hub name that the encoder's weights come from.
-        revision: commit, tag or branch on the Hub.
+        base, revision: folder or Hub name that the encoder's weights come from, and commit, tag or branch there.
 
     Raises:
         ImportError: peft is not installed.
@@ -83,11 +75,8 @@ def add_lora(model: MambaEMAForRegression, options: Mapping[str, Any], base: str
 
 
 def merge_lora(model: MambaEMAForRegression) -> None:
-    """Add the adapters to the weights, in place: an ordinary model with the same numbers.
-
-    Args:
-        model: with the adapters of [`add_lora`] or of transformers' `model.add_adapter`.
-    """
+    """Add the adapters of [`add_lora`], or of transformers' `model.add_adapter`, to the weights, in place: an ordinary
+    model with the same numbers."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, layer in list(model.named_modules()):
@@ -103,10 +92,8 @@ def merge_lora(model: MambaEMAForRegression) -> None:
 
 
 def load_lora(folder: str | Path) -> MambaEMAForRegression:
-    """The model of a checkpoint or an adapter's folder, with its adapters.
-
-    Args:
-        folder: written by a training with LoRA; its `config.json` names what the frozen weights come from.
+    """The model of a checkpoint or an adapter's folder, with its adapters; `config.json` there names what the frozen
+    weights come from.
 
     Raises:
         OSError: files are missing, or the Hub cannot be reached.
@@ -130,15 +117,8 @@ def load_lora(folder: str | Path) -> MambaEMAForRegression:
 
 
 def require_same_base(folder: Path, model: MambaEMAForRegression) -> None:
-    """Refuse a checkpoint whose adapters were trained on other frozen weights than the model's.
-
-    Args:
-        folder: a checkpoint, or an adapter's folder.
-        model: with adapters, or without where the checkpoint has none.
-
-    Raises:
-        ValueError: the frozen weights differ, or one of the two has no adapters.
-    """
+    """Raise `ValueError` for a checkpoint, or an adapter's folder, that was trained on other frozen weights than the
+    model's, or where one of the two has no adapters."""
     saved, own = _saved_lora(folder), getattr(model.config, "lora", None)
     if (saved is None) != (own is None):
         raise ValueError(f"{'the model' if saved is None else folder} has LoRA adapters, the other of the two has none")
@@ -163,11 +143,8 @@ def _saved_lora(folder: Path) -> dict[str, Any] | None:
 
 
 def _with_defaults(model: MambaEMAForRegression, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options with names resolved and defaults filled in.
-
-    Raises:
-        ValueError: no dict of [`FIELDS`]; a linear layer, or a layer of the encoder, that the model does not read.
-    """
+    """The options with names resolved and defaults filled in. Raises `ValueError` for no dict of [`FIELDS`], or a
+    linear layer, or a layer of the encoder, that the model does not read."""
     if not isinstance(options, Mapping) or not options.keys() <= {*FIELDS}:
         raise ValueError(f"training.lora is {options!r}; allowed is a dict of {', '.join(FIELDS)}")
     backbone, read = model.speech_encoder.backbone, max(model.speech_encoder.layers)

@@ -1,7 +1,5 @@
 """Optimizer groups: a learning rate for the speech encoder and one for the rest, decay for matrices only."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,13 +12,10 @@ from ..speech_encoder import BACKBONES
 def parameter_groups(
     model: nn.Module, weight_decay: float, learning_rate: float, encoder_learning_rate: float
 ) -> list[dict[str, Any]]:
-    """Optimizer groups that hold every trainable parameter exactly once.
+    """Optimizer groups that hold every trainable parameter exactly once; `ValueError` where there is none.
 
     The speech encoder's parameters get their own learning rate. Vectors (biases, norms) and what is marked
     `_no_weight_decay` (the decay rates and step sizes of Mamba-2) are not decayed.
-
-    Raises:
-        ValueError: nothing to train.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -41,11 +36,8 @@ def parameter_groups(
 
 
 def check_parameter_groups(model: nn.Module, groups: Sequence[dict[str, Any]]) -> None:
-    """Every trainable parameter must be in exactly one group; a layer left out would stay at its random start.
-
-    Raises:
-        ValueError: parameters that are in no group, or in several; the message names the first.
-    """
+    """Raise `ValueError`, with the name of the first, where a trainable parameter is not in exactly one group; a layer
+    left out would stay at its random start."""
     counts: dict[int, int] = {}
     for group in groups:
         for parameter in group["params"]:
@@ -59,12 +51,10 @@ def check_parameter_groups(model: nn.Module, groups: Sequence[dict[str, Any]]) -
 
 
 def require_finite_gradient(optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Refuse a step along a gradient that is NaN or infinite; for `Optimizer.register_step_pre_hook`.
+    """Raise `ValueError` before a step along a gradient that is NaN or infinite; for
+    `Optimizer.register_step_pre_hook`.
 
     In fp16, torch's GradScaler skips such steps itself, as part of looking for the right scale.
-
-    Raises:
-        ValueError: the gradient's norm is not finite.
     """
     if getattr(optimizer, "found_inf", None) is not None:  # set by GradScaler around the step of a fused optimizer
         return

@@ -4,8 +4,6 @@ Without it one process ends with an error and the others wait for it, or, on mac
 from what it sees, and the averaged gradients mean nothing.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import gc
@@ -35,11 +33,8 @@ REPORT_SECONDS = 10.0  # for the others to notice the same
 
 @contextlib.contextmanager
 def failing_together() -> Iterator[None]:
-    """Let all processes end where one does, each with the sentence of the first that failed and where that was.
-
-    Raises:
-        ValueError: another process failed in the block. What this process raised itself goes on.
-    """
+    """Let all processes end where one does, each with a `ValueError` of the sentence of the first that failed and where
+    that was. What this process raised itself goes on."""
     problem: Exception | None = None
     try:
         yield
@@ -58,11 +53,8 @@ def failing_together() -> Iterator[None]:
 
 @contextlib.contextmanager
 def naming_lost_processes() -> Iterator[None]:
-    """Where processes of a run cannot reach each other, or lose one, say which and what to do.
-
-    Raises:
-        ConnectionError: in the place of what torch raises for its transport.
-    """
+    """Where processes of a run cannot reach each other, or lose one, say which and what to do, by a `ConnectionError`
+    in the place of what torch raises for its transport."""
     try:
         yield
     except Exception as error:
@@ -146,14 +138,8 @@ def first_on_each_machine() -> Iterator[None]:
 
 
 def require_same_data(manifest: Mapping[str, Any]) -> None:
-    """Refuse a run whose processes read other rows or other audio: they would train on batches that do not match.
-
-    Args:
-        manifest: of [`run_manifest`].
-
-    Raises:
-        ValueError: the data differ; the message names the split, the machines and their numbers of turns.
-    """
+    """Refuse a run whose processes read other rows or other audio: they would train on batches that do not match. The
+    `ValueError` names the split, the machines and their numbers of turns."""
     everywhere = gather_object([(socket.gethostname(), manifest["data"])])
     for split, wanted in manifest["data"].items():
         if any(data[split] != wanted for _, data in everywhere):
@@ -165,11 +151,8 @@ def require_same_data(manifest: Mapping[str, Any]) -> None:
 
 
 def require_shared_folder(folder: Path) -> None:
-    """Refuse an output folder that the machines of a run do not share: all load the checkpoints that the first writes.
-
-    Raises:
-        OSError: a process does not see what the first one wrote.
-    """
+    """Raise `OSError` for an output folder that the machines of a run do not share: all load the checkpoints that the
+    first writes."""
     folder.mkdir(parents=True, exist_ok=True)
     (name,) = broadcast_object_list([f".shared-{uuid.uuid4().hex}"])
     state = PartialState()
@@ -188,11 +171,8 @@ def require_shared_folder(folder: Path) -> None:
 
 
 def lock_folder(folder: Path) -> FileLock:
-    """Keep other runs out of an output folder until this process ends; the first process of a run calls it.
-
-    Raises:
-        OSError: another run has the folder.
-    """
+    """Keep other runs out of an output folder until this process ends; the first process of a run calls it. Raises
+    `OSError` where another run has the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / ".lock")
     try:

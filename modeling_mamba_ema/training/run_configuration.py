@@ -1,7 +1,5 @@
 """A run as YAML: sections `model`, `data`, `training`, each name and value checked."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import enum
@@ -108,24 +106,15 @@ class DataSection:
 
 @dataclass
 class RunConfiguration:
-    """
-    Attributes:
-        model, data: the sections.
-        training: names and values of [`MambaEMATrainingArguments`], as they were given.
-    """
+    """The sections of a run; `training` are names and values of [`MambaEMATrainingArguments`], as they were given."""
 
     model: ModelSection = field(default_factory=ModelSection)
     data: DataSection = field(default_factory=DataSection)
     training: dict[str, Any] = field(default_factory=dict)
 
     def training_arguments(self, **changes: Any) -> MambaEMATrainingArguments:
-        """
-        Args:
-            changes: values that replace those of the run.
-
-        Raises:
-            ValueError: values that are not allowed, or do not go together.
-        """
+        """The arguments of the run, with other values in the place of some; `ValueError` where they are not allowed, or
+        do not go together."""
         no_evaluation = (
             {"eval_strategy": "no", "load_best_model_at_end": False} if self.data.validation_split is None else {}
         )
@@ -169,11 +158,8 @@ _PlainLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?
 
 
 def read_yaml(path: str | Path) -> Any:
-    """The content of a YAML file under 1 MB, read by the safe loader, which builds plain values only.
-
-    Raises:
-        ValueError: the file is larger, is no YAML, or has aliases or tags.
-    """
+    """The content of a YAML file under 1 MB, read by the safe loader, which builds plain values only; `ValueError`
+    where it is larger, no YAML, or has aliases or tags."""
     path = Path(path)
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"{path} is larger than {MAX_BYTES} bytes; that is no run configuration")
@@ -184,10 +170,9 @@ def read_yaml(path: str | Path) -> Any:
 
 
 def load_run_configuration(path: str | Path, overrides: Sequence[str] = ()) -> RunConfiguration:
-    """Read a YAML file and apply overrides from the command line.
+    """Read a YAML file, see [`read_yaml`], and apply overrides from the command line.
 
     Args:
-        path: the file, see [`read_yaml`].
         overrides: `section.name=value`, e.g. `training.learning_rate=1e-5`; dots go on into `model.params`.
 
     Raises:

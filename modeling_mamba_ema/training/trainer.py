@@ -1,7 +1,5 @@
 """Trainer for conversations: learning rates, batches by seconds, errors that name their cause, complete checkpoints."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import logging
@@ -47,14 +45,9 @@ logger = logging.getLogger(__name__)
 class MambaEMATrainer(Trainer):
     """Trainer with a learning rate of its own for the speech encoder, batches by seconds, and complete checkpoints.
 
-    Args:
-        model: a `MambaEMAForRegression`.
-        args: [`MambaEMATrainingArguments`].
-        kwargs: as for `Trainer`; `compute_metrics` is [`ccc_of_predictions`] by default.
-
-    Raises:
-        TypeError: other arguments than these.
-        ImportError, ValueError: an optimizer whose library is not installed.
+    Arguments are those of `Trainer`, with a `MambaEMAForRegression`, [`MambaEMATrainingArguments`] (else `TypeError`),
+    and [`ccc_of_predictions`] for `compute_metrics` by default. An optimizer whose library is not installed is refused
+    at once.
     """
 
     def __init__(self, model: nn.Module, args: MambaEMATrainingArguments, **kwargs: Any):
@@ -321,11 +314,8 @@ class MambaEMATrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Trainer's; weights with NaN are refused, because a checkpoint with NaN could only be resumed to more of it.
-
-        Raises:
-            ValueError: a weight is NaN or infinite.
-        """
+        """Trainer's; weights with NaN or infinity are refused by a `ValueError`, because a checkpoint with NaN could
+        only be resumed to more of it."""
         for name, parameter in cast(nn.Module, self.model).named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 raise ValueError(f"step {self.state.global_step}: {name} holds NaN or infinity; no checkpoint is saved")
@@ -341,16 +331,10 @@ class MambaEMATrainer(Trainer):
         tags: str | list[str] | None = None,
         **card: Any,
     ) -> Any:
-        """Upload the model, adapters merged, as a release with this package's model card: see `push_model`.
+        """Upload the model, adapters merged, as a release with this package's model card, see `push_model`, and return
+        the address of the commit, None in all processes but the first.
 
-        Args:
-            commit_message, token, revision, private: as for Trainer.
-            blocking: False is refused; the upload is always waited for.
-            tags: for the card.
-            card: what the card says, see [`create_model_card`].
-
-        Returns:
-            The address of the commit; None in all processes but the first.
+        Arguments are those of Trainer's and of [`create_model_card`]; `blocking=False` is refused.
         """
         if not blocking:
             raise ValueError("push_to_hub(blocking=False) is not supported: the release is made and uploaded at once")
@@ -372,26 +356,19 @@ class MambaEMATrainer(Trainer):
             training=self._training_facts(**card),
         )
 
-    def create_model_card(
+    def create_model_card(  # type: ignore[override]
         self,
         language: str | list[str] | None = None,
         license: str | None = None,
         tags: str | list[str] | None = None,
-        model_name: str | None = None,
-        finetuned_from: str | None = None,
-        tasks: str | list[str] | None = None,
-        dataset_tags: str | list[str] | None = None,
-        dataset: str | list[str] | None = None,
-        dataset_args: str | list[str] | None = None,
+        **others: Any,
     ) -> None:
         """Write this package's model card to `README.md` in `output_dir`.
 
-        Args:
-            language, license, finetuned_from, dataset, tags: as for Trainer.
-            model_name, tasks, dataset_tags, dataset_args: of Trainer's card; this one has no place for them.
+        Arguments are those of Trainer's; of the others, finetuned_from and dataset have a place in it.
         """
         if self.is_world_process_zero():
-            facts = self._training_facts(language, license, finetuned_from, dataset)
+            facts = self._training_facts(language, license, **others)
             card: Any = ModelCard(model_card(cast(Any, self.model).config, facts))
             card.data.tags = [*card.data.tags, *([tags] if isinstance(tags, str) else tags or [])]
             card.save(Path(self.args.output_dir) / "README.md")
@@ -448,20 +425,14 @@ class MambaEMATrainer(Trainer):
 
 
 def require_finite_loss(loss: torch.Tensor) -> None:
-    """
-    Raises:
-        ValueError: the loss is NaN or infinite.
-    """
+    """Raise `ValueError` for a loss that is NaN or infinite."""
     if not bool(torch.isfinite(loss)):
         raise ValueError(f"the loss is {float(loss)}, nothing can be learned from it")
 
 
 def has_degenerate_label(labels: torch.Tensor) -> torch.Tensor:
-    """Whether some label is missing or the same in all turns of the batch, so that its CCC is 0 and teaches nothing.
-
-    Args:
-        labels: (..., labels) of this process, -100 where missing. The batch of all processes counts.
-    """
+    """Whether some of the labels (..., labels), -100 where missing, is missing or the same in all turns of the batch of
+    all processes, so that its CCC is 0 and teaches nothing."""
     values = labels.detach().flatten(0, -2).float()  # (turns, labels)
     missing = values == MISSING_LABEL
     lowest = values.masked_fill(missing, torch.inf).amin(dim=0)

@@ -101,7 +101,9 @@ def test_two_columns_of_one_name_are_refused(tmp_path, name, text):
 
 
 def test_conversations_may_be_numbered_anew_in_each_split(tmp_path):
-    rows = [{**ROW, "conversation_id": 1, "turn": turn, "split": split} for split in ("train", "test") for turn in (0, 1)]
+    rows = [
+        {**ROW, "conversation_id": 1, "turn": turn, "split": split} for split in ("train", "test") for turn in (0, 1)
+    ]
     splits = loaded(written(tmp_path, rows))
     assert {name: ConversationDataset(part, LABELS).items for name, part in splits.items()} == {
         "train": [[0, 1]],
@@ -228,8 +230,8 @@ def test_any_table_ends_in_the_right_rows_or_in_a_sentence_with_row_and_column(t
             (row for row in meant if row["split"] == name), key=lambda row: (row["conversation_id"], row["turn"])
         )
         found = part.to_list()
-        for row, given in zip(found, wanted, strict=True):
-            for column, value in given.items():
+        for row, meant_row in zip(found, wanted, strict=True):
+            for column, value in meant_row.items():
                 if column in LABELS:
                     assert row[column] == (-100.0 if value is None else value)
                 elif column == "file_name":

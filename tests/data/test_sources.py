@@ -14,9 +14,9 @@ from datasets import Audio, Dataset, DatasetDict
 from modeling_mamba_ema.ccc_loss import MISSING_LABEL
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
 from modeling_mamba_ema.data.sources import read_label_ranges
-from tests.support.models import tiny_model
 from tests.support.local_hub import hub_with_dataset
 from tests.support.miniature_corpora import write_crema_d
+from tests.support.models import tiny_model
 from tests.support.programs import ROOT, call_command, call_program, environment
 from tests.support.tiny_corpus import LABELS, write_run
 

@@ -30,11 +30,9 @@ def corpus_names() -> list[str]:
 
 
 def read_corpus(name: str, folder: Path, fold: int = 1, ratings: Path | None = None) -> Corpus:
-    """Read a corpus by its name.
+    """Read a corpus, by one of [`corpus_names`], from its folder as delivered.
 
     Args:
-        name: one of [`corpus_names`].
-        folder: as delivered.
         fold: from 1, where the corpus has several.
         ratings: the file of ratings, of a corpus of `RATED_ELSEWHERE`.
 

@@ -4,8 +4,6 @@ The corpus has categories only. Ratings of all its utterances are study 5 of Sie
 multi-sensory code for emotional arousal", Proceedings of the Royal Society B 286, 20190513.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd
@@ -28,8 +26,8 @@ _EMOTIONS = {
 _MEN = {"03", "10", "11", "12", "15"}
 _REMARKS = [
     "Ten actors say ten German sentences in a studio: acted, not spontaneous, speech.",
-    "Audio: Burkhardt, Paeschke, Rolfes, Sendlmeier & Weiss 2005, 'A Database of German Emotional Speech', Interspeech; "
-    "CC0-1.0 as audEERING's data card states it.",
+    "Audio: Burkhardt, Paeschke, Rolfes, Sendlmeier & Weiss 2005, 'A Database of German Emotional Speech', "
+    "Interspeech; CC0-1.0 as audEERING's data card states it.",
     "Ratings: Sievers, Lee, Haslett & Wheatley 2019, 'A multi-sensory code for emotional arousal', Proceedings of the "
     "Royal Society B 286, 20190513, study 5; their BSD licence is beside their data. Keep both with what you pass on.",
     "Folds leave two speakers out in turn: state the mean over all five, for two test speakers are few.",
@@ -37,16 +35,15 @@ _REMARKS = [
 
 
 def read(folder: Path, fold: int = 1, ratings: Path | None = None) -> Corpus:
-    """Read the audio, and the file with the ratings of the study, of which the first is a fold of five.
+    """Read the audio, and `sievers2019_study_5_data.csv` with the ratings.
 
     A listener who rated an utterance several times counts once, with the mean. Rows have the mean over listeners as
-    `valence` and `arousal`, their deviation as `valence_sd` and `arousal_sd`, their number as `raters`, and `emotion` and
-    `sex`. Of the sorted speakers, fold i tests those at i and i + 5, and validates on those of the next fold.
+    `valence` and `arousal`, their deviation as `valence_sd` and `arousal_sd`, their number as `raters`, and `emotion`
+    and `sex`. Of the sorted speakers, fold i (1 to 5) tests those at i and i + 5, and validates on those of the next
+    fold.
 
     Args:
         folder: with WAV or FLAC files, in folders of any kind.
-        fold: from 1 to 5.
-        ratings: `sievers2019_study_5_data.csv`.
 
     Raises:
         CorpusError: no ratings, columns that are missing, or utterances that are rated and not there.
@@ -56,7 +53,9 @@ def read(folder: Path, fold: int = 1, ratings: Path | None = None) -> Corpus:
     votes = pd.read_csv(ratings)
     absent = [name for name in _COLUMNS if name not in votes.columns]
     if absent:
-        raise CorpusError(f"{ratings} has no column {', '.join(absent)}; there are {', '.join(map(str, votes.columns))}")
+        raise CorpusError(
+            f"{ratings} has no column {', '.join(absent)}; there are {', '.join(map(str, votes.columns))}"
+        )
     votes = votes[votes["stimType"] == "sounds"]
     votes = votes.assign(name=[Path(file).stem for file in votes["stimFile"]])
     votes = votes.rename(columns={"valenceRating": "valence", "arousalRating": "arousal"})
@@ -66,7 +65,9 @@ def read(folder: Path, fold: int = 1, ratings: Path | None = None) -> Corpus:
     files = {path.stem: path for path in visible(folder.absolute().rglob("*")) if path.suffix in (".wav", ".flac")}
     missing = sorted(set(by_name.index) - set(files))
     if missing or by_name.empty:
-        raise CorpusError(enumerated(f"{folder} has no WAV or FLAC file of utterances that {ratings.name} rates", missing))
+        raise CorpusError(
+            enumerated(f"{folder} has no WAV or FLAC file of utterances that {ratings.name} rates", missing)
+        )
     names = list(by_name.index)
     odd = [name for name in names if len(name) != 7 or name[5] not in _EMOTIONS]
     if odd:

@@ -1,6 +1,4 @@
-"""IEMOCAP (Busso et al. 2008): dyadic conversations, 5 sessions, 10 speakers, valence, activation, dominance in 1 to 5."""
-
-from __future__ import annotations
+"""IEMOCAP (Busso et al. 2008): dyads, 5 sessions, 10 speakers, valence, activation and dominance in 1 to 5."""
 
 import re
 from pathlib import Path
@@ -30,11 +28,8 @@ def read(folder: Path, fold: int = 1) -> Corpus:
     """Read the release's folder, which holds Session1 to Session5.
 
     The speaker is the session with the letter before the turn's number (`Ses01F_impro01_M003` is the man): the letter
-    in `Ses01F` only says who wore the markers. `valence_sd` and so on are of the two or three evaluators of a turn.
-
-    Args:
-        folder: as delivered.
-        fold: 1 to 5: the session to test on; the next one is for validation.
+    in `Ses01F` only says who wore the markers. `valence_sd` and so on are of the two or three evaluators of a turn. The
+    fold, 1 to 5, is the session to test on; the next one is for validation.
 
     Raises:
         CorpusError: something else, or not all five sessions.

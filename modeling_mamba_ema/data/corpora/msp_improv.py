@@ -1,7 +1,5 @@
 """MSP-Improv (Busso et al. 2017): two actors improvise, 6 sessions, 12 speakers, ratings in 1 to 5."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -25,17 +23,14 @@ def read(folder: Path, fold: int = 1) -> Corpus:
     """Read the release's folder, which holds Evaluation.txt and session1 to session6 (or Audio/session1 ...).
 
     A line of ratings is `UTD-IMPROV-S01A-F01-P-FM01.avi; N; A:2.6; V:3.0; D:2.8; N:4.0;`: the consensus emotion, then
-    means; the last `N` is naturalness. Dominance may be NaN. Of the lines of single raters that follow come `valence_sd`
-    and so on.
+    means; the last `N` is naturalness. Dominance may be NaN. Of the lines of single raters that follow come
+    `valence_sd` and so on.
 
     The ratings carry no times, so how the turns of two actors alternate is not known. A conversation here is what one
     actor says in one recording, in the order of the numbers.
 
-    Whether a low `A` means calm or excited is read from the data: angry speech is more aroused than sad speech.
-
-    Args:
-        folder: as delivered.
-        fold: 1 to 6: the session to test on; the next one is for validation.
+    Whether a low `A` means calm or excited is read from the data: angry speech is more aroused than sad speech. The
+    fold, 1 to 6, is the session to test on; the next one is for validation.
 
     Raises:
         CorpusError: something else, or not all six sessions.

@@ -1,7 +1,5 @@
 """MSP-Podcast (Lotfian & Busso 2019): turns of podcasts, rated one by one, arousal, valence, dominance in 1 to 7."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd
@@ -13,28 +11,17 @@ FOLDS = 1
 # Releases differ in how they spell both.
 _LABEL_FILES = ("labels_consensus.csv", "labels_concensus.csv")
 _AUDIO_FOLDERS = ("Audios", "Audio")
-_SPLITS = {
-    "train": "train",
-    "validation": "validation",
-    "development": "validation",
-    "test1": "test1",
-    "test2": "test2",
-    "test3": "test3",
-}
+_SPLITS = {name: name for name in ("train", "validation", "test1", "test2", "test3")} | {"development": "validation"}
 _COLUMNS = {"EmoVal": "valence", "EmoAct": "arousal", "EmoDom": "dominance"}
 _VOTES = "labels_detailed.csv"
 _HIDDEN = "it has no label (those of Test3 are hidden)"
 
 
 def read(folder: Path, fold: int = 1) -> Corpus:
-    """Read the release's folder, which holds Labels/ and Audios/ (or Audio/).
+    """Read the release's folder, which holds Labels/ and Audios/ (or Audio/), and has splits of its own.
 
     Every turn is a conversation of its own: they were rated without their context. Where the release has the single
     ratings beside the labels, `valence_sd` and so on are their standard deviations.
-
-    Args:
-        folder: as delivered.
-        fold: not used: the release has splits of its own.
 
     Raises:
         CorpusError: something else, or labels whose columns or splits are not known.
@@ -43,7 +30,8 @@ def read(folder: Path, fold: int = 1) -> Corpus:
     audio = next(iter(_existing(folder.absolute(), _AUDIO_FOLDERS)), None)
     if labels is None or audio is None:
         refuse_crema_d(folder)
-        missing = [f"Labels/{' or '.join(_LABEL_FILES)}"] * (labels is None) + [" or ".join(_AUDIO_FOLDERS)] * (not audio)
+        looked_for = {f"Labels/{' or '.join(_LABEL_FILES)}": labels, " or ".join(_AUDIO_FOLDERS): audio}
+        missing = [name for name, path in looked_for.items() if path is None]
         raise CorpusError(enumerated(f"{folder} is not all of MSP-Podcast; missing", missing))
     table = pd.read_csv(labels, dtype=str, keep_default_na=False, skipinitialspace=True)
     absent = [name for name in ("FileName", "Split_Set", *_COLUMNS) if name not in table.columns]
@@ -69,7 +57,8 @@ def read(folder: Path, fold: int = 1) -> Corpus:
     rows = with_spread(rows, list(table["FileName"]), _votes(labels.with_name(_VOTES)))
     rated = rows[list(_COLUMNS.values())].notna().any(axis=1)
     skipped = [(name, _HIDDEN) for name in table["FileName"][~rated]]
-    skipped += [(path.name, _HIDDEN) for path in visible(set(audio.glob("*.wav")) - {audio / n for n in table["FileName"]})]
+    unnamed_files = set(audio.glob("*.wav")) - {audio / name for name in table["FileName"]}
+    skipped += [(path.name, _HIDDEN) for path in visible(unnamed_files)]
     unnamed = int(rows["speaker"][rated].isna().sum())
     remarks = [
         "Test1 and Test2 are the splits test1 and test2: data.test_split=test1. State the release with every figure.",

@@ -3,8 +3,6 @@
 Self-contained: `evaluate.load("<this folder>")` needs nothing of the package around it.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -104,9 +102,6 @@ class CCC(evaluate.Metric):
 
 def concordance_cc(predictions: Any, references: Any) -> float:
     r"""CCC of two sequences: :math:`2\,cov(y,t) / (var(y) + var(t) + (\bar y - \bar t)^2)`, population moments.
-
-    Args:
-        predictions, references: (turns,) numbers.
 
     Returns:
         In [-1, 1]; 0 where one of them is constant; NaN with a warning for one turn, or for two equal constants, where
