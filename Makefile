@@ -40,7 +40,7 @@ test-slow: $(STAMP) ## the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
 test-gpu: $(STAMP) ## the tests that need a CUDA GPU
-	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python -m pytest -m gpu -v
 
 reliability: $(STAMP) ## every promise of docs/reliability.md, with the figures seen
 	$(BIN)/python -m tests.tools.report
