@@ -33,7 +33,9 @@ def main() -> int:
     # 1. arguments
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configuration", help="YAML file, see configuration/")
-    parser.add_argument("overrides", nargs="*", metavar="section.name=value", help="e.g. training.learning_rate=1e-5")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="section.name=value", help="e.g. training.learning_rate=1e-5"
+    )
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     transformers.utils.logging.set_verbosity_error()

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any, ClassVar
 
 from transformers import AutoConfig, HubertConfig, PretrainedConfig, Wav2Vec2Config, WavLMConfig
+from transformers.activations import ACT2FN
 from transformers.utils import logging
 
 from .ccc_loss import MIN_SPREAD
@@ -426,6 +427,8 @@ class MambaEMAConfig(PretrainedConfig):
                 )
             for value in values:
                 _require_integer(f"each of speech_encoder_config.{name}", value, low, high)
+        for name in ("hidden_act", "feat_extract_activation"):
+            _require_choice(f"speech_encoder_config.{name}", getattr(encoder, name), ACT2FN)
         for name in _UNREAD_PARTS:
             if getattr(encoder, name, None):
                 raise ValueError(
@@ -450,6 +453,8 @@ class MambaEMAConfig(PretrainedConfig):
             raise ValueError(f"id2label names {len(numbers)} labels; allowed are 1 to {MAX_LABELS}")
         if numbers != list(range(len(numbers))):
             raise ValueError(f"id2label must number its labels from 0 without gaps, got {numbers}")
+        if not all(label.strip() for label in self.labels):
+            raise ValueError(f"id2label has a label without a name: {self.labels}")
         if len(set(self.labels)) != len(numbers):
             raise ValueError(f"id2label names a label twice: {self.labels}")
         for name in ("label_ranges", "loss_label_weights", "interval_radii"):
@@ -457,7 +462,7 @@ class MambaEMAConfig(PretrainedConfig):
             if by_label is not None and not isinstance(by_label, Mapping):
                 raise ValueError(f"{name} is {by_label!r}; allowed are None and a dict by the labels' names")
         for label, scale in (self.label_ranges or {}).items():
-            _require_choice("a label of label_ranges", label, self.labels)
+            _require_choice("a label of label_ranges", label, self.labels, "; id2label names the labels of the model")
             pair = isinstance(scale, (list, tuple)) and len(scale) == 2
             if not pair or not all(map(_is_finite, scale)) or not scale[0] < scale[1]:
                 raise ValueError(f"label_ranges[{label!r}] must be [low, high] with low < high, got {scale}")
@@ -521,7 +526,10 @@ def _as_speech_encoder_config(given: Any, saved: bool) -> PretrainedConfig:
         _require_choice("speech_encoder_config.model_type", kind, SPEECH_ENCODERS)
         if not saved and "transformers_version" not in given:
             check_speech_encoder_fields(given, SPEECH_ENCODERS[kind])
-        return SPEECH_ENCODERS[kind](**{**SPEECH_ENCODER_DEFAULTS, **given})
+        try:
+            return SPEECH_ENCODERS[kind](**{**SPEECH_ENCODER_DEFAULTS, **given})
+        except Exception as error:  # the errors of transformers' checks have no class in common
+            raise ValueError(f"speech_encoder_config: {' '.join(str(error).split())}") from error
     if not isinstance(given, (WavLMConfig, Wav2Vec2Config, HubertConfig)):
         raise ValueError(
             "speech_encoder_config must be a WavLMConfig, Wav2Vec2Config or HubertConfig, a dict of fields or None, "
@@ -586,9 +594,9 @@ def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _require_choice(name: str, value: object, allowed: Collection[str]) -> None:
+def _require_choice(name: str, value: object, allowed: Collection[str], hint: str = "") -> None:
     if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}")
+        raise ValueError(f"{name} is {value!r}; allowed are {', '.join(map(repr, allowed))}{hint}")
 
 
 def _require_integer(name: str, value: object, low: int, high: int) -> None:

@@ -74,6 +74,12 @@ class MambaEMAFeatureExtractor(SequenceFeatureExtractor):
         **kwargs: Any,
     ):
         validate_normalization(do_normalize, waveform_mean, waveform_std)
+        if sampling_rate != SAMPLING_RATE:
+            raise ValueError(f"sampling_rate is {sampling_rate!r}; Mamba-EMA works at {SAMPLING_RATE} Hz")
+        if not isinstance(max_seconds, (int, float)) or not max_seconds >= MIN_SAMPLES / SAMPLING_RATE:
+            raise ValueError(
+                f"max_seconds is {max_seconds!r}; allowed are numbers from {MIN_SAMPLES / SAMPLING_RATE:g} on"
+            )
         kwargs.pop("return_attention_mask", None)  # a WavLM folder may say no; batches are right only with masks
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         self.return_attention_mask = True

@@ -728,18 +728,22 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
                 the pretrained encoder's configuration, such as its dropout.
 
         Raises:
-            ValueError: the checkpoint is none of these, or lacks weights.
+            ValueError: the checkpoint is none of these, lacks weights, or does not fit `speech_encoder_config`.
         """
         fields = config_kwargs.pop("speech_encoder_config", None) or {}
         backbone = pretrained_backbone(pretrained_model_name_or_path, revision)
         check_speech_encoder_fields(fields, type(backbone.config))
-        overrides = {**SPEECH_ENCODER_DEFAULTS, **fields}
-        encoder_config = type(backbone.config).from_dict({**backbone.config.to_dict(), **overrides})
+        encoder_config = {**backbone.config.to_dict(), **SPEECH_ENCODER_DEFAULTS, **fields}
         extractor = MambaEMAFeatureExtractor.from_speech_encoder(pretrained_model_name_or_path, revision=revision)
         if not config_kwargs.keys() & set(NORMALIZATION):
             config_kwargs.update({name: getattr(extractor, name) for name in NORMALIZATION})
         model = cls(MambaEMAConfig(speech_encoder_config=encoder_config, **config_kwargs))
-        model.speech_encoder.backbone.load_state_dict(backbone.state_dict())
+        try:
+            model.speech_encoder.backbone.load_state_dict(backbone.state_dict())
+        except RuntimeError as error:
+            raise ValueError(
+                f"speech_encoder_config has {', '.join(fields)}, with which the pretrained weights do not fit: {error}"
+            ) from error
         return model
 
     def save_pretrained(  # type: ignore[override]

@@ -88,6 +88,7 @@ def test_an_unknown_pooling_is_an_error_that_lists_the_known_ones():
         ("loss_label_weights", {"valence": -1.0}),
         ("id2label", {0: "valence", 2: "arousal"}),
         ("id2label", {0: "valence", 1: "valence"}),
+        ("id2label", {0: "valence", 1: " "}),
         ("speech_encoder_config", "microsoft/wavlm-large"),
         ("speech_encoder_pooling", ["mean"]),
         ("context", None),
@@ -139,6 +140,8 @@ def test_numbers_of_the_encoder_are_bounded(field, value):
         ({"speech_encoder_config": {"hiden_dropout": 0.1}}, "hiden_dropout is no field of WavLMConfig; did you mean"),
         ({"speech_encoder_config": {"pooling": "mean"}}, "speech_encoder_config.pooling is no field of WavLMConfig"),
         ({"id2label": {0: "valence"}, "label2id": {"arousal": 0}}, "id2label is .*, but label2id is"),
+        ({"speech_encoder_config": {"hidden_act": "gleu"}}, "speech_encoder_config.hidden_act is 'gleu'; allowed are"),
+        ({"speech_encoder_config": {"conv_dim": [8]}}, "speech_encoder_config: .*conv_dim"),
         ({"num_labels": 3, "label2id": {"arousal": 0}}, "num_labels is 3, but 1 labels are named"),
     ],
 )

@@ -50,6 +50,14 @@ def test_without_normalisation_samples_pass_through():
     np.testing.assert_array_equal(extractor(waveform, sampling_rate=RATE)["input_values"][0], waveform)
 
 
+@pytest.mark.parametrize(
+    "setting", [{"max_seconds": value} for value in (-1, 0, float("nan"), "30", None)] + [{"sampling_rate": 8_000}]
+)
+def test_a_setting_that_no_audio_could_meet_is_refused_when_it_is_made(setting):
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} is .*; "):
+        MambaEMAFeatureExtractor(**setting)
+
+
 @pytest.mark.parametrize(("dtype", "full_scale"), [(np.int16, 2**15), (np.int32, 2**31), (np.uint8, 2**7)])
 def test_integers_are_scaled_by_the_range_of_their_type(dtype, full_scale):
     waveform = np.clip(noise(2_000), -0.99, 0.99)

@@ -39,6 +39,8 @@ def convert_wavlm(file: str | Path, output: str | Path) -> WavLMModel:
         ValueError: it is no such checkpoint, or its weights do not fit its settings.
     """
     path, output = Path(file), Path(output)
+    if not path.is_file():
+        raise OSError(f"{path} is no file")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise OSError(f"{output} exists and is not empty; name another folder")
     checkpoint = load_pickle(path)

@@ -85,7 +85,7 @@ def load_pickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ValueError(
-            f"{path.name} is damaged or holds more than tensors, which could run code, and is not opened: {error}"
+            f"{path.name} is damaged or holds more than tensors, which could run code, and is not opened"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
         raise OSError(f"{path.name} is damaged: {error}; copy or download it again") from error

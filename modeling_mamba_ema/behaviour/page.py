@@ -92,7 +92,7 @@ def _cells(row: Iterable[str]) -> str:
 
 
 def _ccc(row: dict[str, Any], name: str = "ccc") -> str:
-    return f"{row[name]:.3f} [{row['low']:.3f}, {row['high']:.3f}]"
+    return f"{row[name]:.3f} [{row['low']:.3f}, {row['high']:.3f}]" if name in row else "-"  # of too few turns
 
 
 def _correlations(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -108,8 +108,8 @@ def _groups(found: dict[str, Any]) -> list[str]:
     rows = []
     for group, cells in found["groups"].items():
         for cell in cells:
-            values = [_ccc(cell), f"{cell['bias']:+.3f}", f"{cell['spread']:.2f}"] if "ccc" in cell else ["-"] * 3
-            rows.append([f"{cell['label']}: {group}", cell["turns"], *values])
+            values = [f"{cell['bias']:+.3f}", f"{cell['spread']:.2f}"] if "ccc" in cell else ["-", "-"]
+            rows.append([f"{cell['label']}: {group}", cell["turns"], _ccc(cell), *values])
     gaps = ", ".join(f"{gap['label']} {gap['gap']:.3f} (p {gap['p']:.3f})" for gap in found["gaps"])
     remarks = (
         f"Gap between the best and the worst group: {gaps or 'none can be measured'}. p: the share of {PERMUTATIONS} "

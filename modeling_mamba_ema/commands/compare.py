@@ -14,7 +14,8 @@ Writes comparison.md (tables and the verdict in words), .json, .csv (a row a tra
 import argparse
 from pathlib import Path
 
-from .model_options import quiet_transformers
+from .model_options import number_between, quiet_transformers
+from .terminal import check_folder
 
 HELP = "which pooling, and whose context, are best on a corpus"
 
@@ -24,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides",
         nargs="*",
+        default=[],
         metavar="section.name=value",
         help="directly behind it, e.g. training.num_train_epochs=5",
     )
@@ -31,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--poolings", nargs="+", metavar="NAME", help="default: all")
     parser.add_argument("--contexts", nargs="+", metavar="NAME", default=["mamba_ema"], help="default: mamba_ema")
     parser.add_argument("--scopes", nargs="+", metavar="NAME", help="default: the configuration's")
-    parser.add_argument("--seeds", type=int, default=5, help="trainings of each kind (default: %(default)s)")
+    seeds = number_between(1, 1_000, int)
+    parser.add_argument("--seeds", type=seeds, default=5, help="trainings of each kind (default: %(default)s)")
     parser.add_argument("--folds", nargs="+", metavar="COLUMN", help="columns that name each row's split, one a fold")
     parser.add_argument("--split", choices=["validation", "test"], default="test", help="default: %(default)s")
 
@@ -61,8 +64,10 @@ def run(options: argparse.Namespace) -> int:
     base = dataclasses.replace(base, training={**base.training, "output_dir": str(output), "report_to": "none"})
     poolings = options.poolings or list(POOLINGS)
     scopes = options.scopes or [base.model.params.get("context_scope", "conversation")]
-    check_comparable(base, poolings, options.contexts, options.seeds, options.split, scopes)
-    if changed := "; ".join(differences(output / "run_configuration.yaml", base)):
+    check_comparable(base, poolings, options.contexts, options.split, scopes)
+    check_folder(output)
+    changed = "; ".join(differences(output / "run_configuration.yaml", base))
+    if changed and (output / "trainings").exists():  # else nothing was finished with them
         raise ValueError(f"{output} holds a comparison with other settings: {changed}; take another --output")
     base.save(output / "run_configuration.yaml")
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .model_options import add_int8_option, add_model_options, number_between, quiet_transformers
+from .terminal import check_folder
 
 HELP = "measure a model on a corpus with labels"
 
@@ -51,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    check_folder(options.output)
     import json
     import logging
 

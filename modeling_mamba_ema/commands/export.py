@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from .model_options import add_model_options, load_tracker
+from .terminal import check_folder
 
 HELP = "write a model for onnxruntime"
 
@@ -19,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    check_folder(options.output)
     import logging
 
     from ..inference.onnx_export import export_onnx

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,14 @@ if TYPE_CHECKING:
 def number_between(low: float, high: float, kind: Callable[[str], float] = float) -> Callable[[str], float]:
     """The type of an option that is a number from `low` to `high`, both allowed; with `kind` int a whole one."""
 
+    allowed = f"whole numbers from {low} to {high}" if kind is int else f"numbers from {low:g} to {high:g}"
+
     def number(text: str) -> float:
-        value = kind(text)
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(f"{text} is not allowed; from {low:g} to {high:g} are")
-        return value
+        with contextlib.suppress(ValueError):
+            value = kind(text)
+            if low <= value <= high:
+                return value
+        raise argparse.ArgumentTypeError(f"{text} is not allowed; {allowed} are")
 
     return number
 
@@ -37,7 +41,10 @@ def add_int8_option(parser: argparse.ArgumentParser) -> None:
 def add_channel_option(parser: argparse.ArgumentParser, split: bool = True) -> None:
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument(
-        "--channel", type=int, metavar="N", help="of files with several, counted from 1; default: their average"
+        "--channel",
+        type=number_between(1, 256, int),
+        metavar="N",
+        help="of files with several, counted from 1; default: their average",
     )
     if split:
         chosen.add_argument(

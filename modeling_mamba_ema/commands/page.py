@@ -2,19 +2,17 @@
 
 import argparse
 
-from .model_options import add_model_options, load_tracker
+from .model_options import add_model_options, load_tracker, number_between
 
 HELP = "a page in the browser, on this machine only"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
-    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
+    parser.add_argument("--port", type=number_between(0, 65_535, int), help="default: the first free one from 7860")
 
 
 def run(options: argparse.Namespace) -> int:
-    if options.port is not None and not 0 <= options.port <= 65_535:
-        raise ValueError(f"--port is {options.port}; allowed are 0 to 65535")
     from ..page import launch
 
     launch(load_tracker(options), server_port=options.port)

@@ -8,6 +8,8 @@ import argparse
 from pathlib import Path
 
 from ..data.corpora import RATED_ELSEWHERE, corpus_names
+from .model_options import number_between
+from .terminal import check_folder
 
 HELP = "make a corpus ready for training"
 SYNTHETIC = "synthetic"
@@ -24,14 +26,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         published.add_argument("--fold", type=int, default=1, help="to test on, where the corpus has several (1)")
     synthetic = corpora.add_parser(SYNTHETIC, help="spoken conversations from a synthesiser, for demos and tests")
     synthetic.add_argument("--output", type=Path, required=True, help="folder to write")
-    synthetic.add_argument("--conversations", type=int, default=220, help="how many (%(default)s)")
-    synthetic.add_argument("--seed", type=int, default=0, help="of everything that is drawn (%(default)s)")
+    count, seed = number_between(3, 1_000_000, int), number_between(0, 2**32 - 1, int)
+    synthetic.add_argument("--conversations", type=count, default=220, help="how many (%(default)s)")
+    synthetic.add_argument("--seed", type=seed, default=0, help="of everything that is drawn (%(default)s)")
     synthetic.add_argument(
-        "--coupling", type=float, default=1.0, help="0: each speaker drifts alone; 1: both as one (%(default)s)"
+        "--coupling",
+        type=number_between(0, 1),
+        default=1.0,
+        help="0: each speaker drifts alone; 1: both as one (%(default)s)",
     )
 
 
 def run(options: argparse.Namespace) -> int:
+    check_folder(options.output)
     if options.corpus == SYNTHETIC:
         from ..data.synthetic_corpus import write_synthetic_corpus
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .model_options import add_model_options, load_tracker
+from .terminal import check_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
+    check_folder(options.output)
     import shlex
     import sys
 

@@ -45,6 +45,6 @@ def run(options: argparse.Namespace) -> int:
         options.model, options.revision, options.int8, options.rows_per_part, options.seconds_per_batch
     )
     corpus = read_corpus(options.source, options.split)
-    turns, without = score_corpus(corpus, options.output, asked, devices, options.ray)
-    print(f"{turns} turns in {options.output}, {without} of them without values (their reason is in the column error)")
+    turns, failed = score_corpus(corpus, options.output, asked, devices, options.ray)
+    print(f"{turns} turns in {options.output}, {failed} of them without values (their reason is in the column error)")
     return 0

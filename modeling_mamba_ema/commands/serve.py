@@ -7,7 +7,7 @@ that no other machine reaches may be listened on.
 import argparse
 import os
 
-from .model_options import add_model_options, load_tracker
+from .model_options import add_model_options, load_tracker, number_between
 
 HELP = "a service: REST for turns and files, WebSocket for live audio"
 
@@ -15,20 +15,22 @@ HELP = "a service: REST for turns and files, WebSocket for live audio"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1, this machine only)")
-    parser.add_argument("--port", type=int, default=8000, help="0 for a free one (8000)")
+    parser.add_argument("--port", type=number_between(0, 65_535, int), default=8000, help="0 for a free one (8000)")
     state = os.environ.get("MAMBA_EMA_STATE", "memory")
     parser.add_argument(
         "--state", default=state, metavar="URL", help="redis://...; default: MAMBA_EMA_STATE, or memory"
     )
     add = parser.add_argument_group("limits").add_argument
-    add("--max-sessions", type=int, default=1024, help="that are kept (1024)")
-    add("--session-seconds", type=float, default=3600, help="that a session is kept after its last turn (3600)")
-    add("--max-live", type=int, default=128, help="WebSocket connections at once (128)")
-    add("--max-rate", type=float, default=50, help="requests a second of one address (50)")
-    add("--max-megabytes", type=int, default=256, help="size of a file (256)")
-    add("--max-batch", type=int, default=16, help="turns in a pass of the model (16); 1: same bits whoever else calls")
-    add("--max-wait", type=float, default=5, help="milliseconds that a turn waits for others to join its pass (5)")
-    add("--grace", type=int, default=30, help="seconds that what was begun may take when the server is stopped (30)")
+    count, positive = number_between(1, 10**9, int), number_between(0.001, 1e9)
+    wait, grace = number_between(0, 1e6), number_between(0, 10**6, int)
+    add("--max-sessions", type=count, default=1024, help="that are kept (1024)")
+    add("--session-seconds", type=positive, default=3600, help="that a session is kept after its last turn (3600)")
+    add("--max-live", type=count, default=128, help="WebSocket connections at once (128)")
+    add("--max-rate", type=positive, default=50, help="requests a second of one address (50)")
+    add("--max-megabytes", type=count, default=256, help="size of a file (256)")
+    add("--max-batch", type=count, default=16, help="turns in a pass of the model (16); 1: same bits in any company")
+    add("--max-wait", type=wait, default=5, help="milliseconds that a turn waits for others to join its pass (5)")
+    add("--grace", type=grace, default=30, help="seconds that what was begun may take when the server is stopped (30)")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """What commands print: rows as a table or as JSON lines on standard output, complaints on standard error."""
 
 import json
+import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,9 +19,25 @@ def complain(message: str) -> None:
 
 
 def check_output(path: Path | None, overwrite: bool) -> None:
-    """Raise `FileExistsError` for a file that would be replaced without `--overwrite`."""
-    if path is not None and path.exists() and not overwrite:
+    """Raise `OSError` for a file that would be replaced without `--overwrite` or cannot be written, before there is
+    anything to write; its folder is made."""
+    if path is None:
+        return
+    if path.exists() and not overwrite:
         raise FileExistsError(f"{path} exists; --overwrite replaces it")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder; name a file")
+    check_folder(path.parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `OSError` for a folder that cannot be made or written to, before there is anything to write."""
+    existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    if not existing.is_dir():
+        raise NotADirectoryError(f"the folder {folder} cannot be made: {existing} is a file")
+    if not os.access(existing, os.W_OK):
+        raise PermissionError(f"the folder {existing} cannot be written to")
 
 
 class Table:

@@ -99,8 +99,9 @@ def run(options: argparse.Namespace) -> int:
     if not options.json:
         if heard:
             print(summarise(heard, places))
+        scored = f"{tracker.num_turns} scored segment{'s' * (tracker.num_turns != 1)}"
         for path in filter(None, (options.output, options.plot if rows else None)):
-            print(f"{path}: {tracker.num_turns} scored segments, to {reached:.1f} of {recording.seconds:.1f} s")
+            print(f"{path}: {scored}, to {reached:.1f} of {recording.seconds:.1f} s")
     if stopped:
         complain(f"stopped at {reached:.1f} of {recording.seconds:.1f} s; what was finished is kept")
         return 130

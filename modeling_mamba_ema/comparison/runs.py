@@ -30,7 +30,6 @@ def check_comparable(
     run: RunConfiguration,
     poolings: Sequence[str],
     contexts: Sequence[str],
-    seeds: int,
     split: str,
     scopes: Sequence[str] = (BASELINE_SCOPE,),
 ) -> None:
@@ -49,8 +48,6 @@ def check_comparable(
         raise ValueError(f"scopes are compared with {BASELINE_SCOPE}; give it to --scopes, too")
     if (BASELINE not in poolings or len(set(poolings)) < 2) and (len(set(poolings)) > 1 or len(set(scopes)) < 2):
         raise ValueError(f"poolings are compared with {BASELINE}; give it and another one to --poolings")
-    if seeds < 1:
-        raise ValueError(f"--seeds is {seeds}, but each kind needs one training at least")
     if run.model.params.get("freeze_speech_encoder") and run.model.pretrained_speech_encoder is None:
         raise ValueError(
             "a frozen encoder with random weights would be another one in each training; name "

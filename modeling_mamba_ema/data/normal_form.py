@@ -59,6 +59,11 @@ def in_normal_form(
         LabelError: a label that is no number.
         ValueError: a column that is needed and not there, or a value that is none of its type.
     """
+    for label in labels:
+        if label in COLUMNS:
+            raise ValueError(
+                f"{label!r} is a column of every corpus ({', '.join(COLUMNS)}); give the label another name"
+            )
     table = _with_normal_names(table, name, labels, columns, labels_optional, spreads)
     read: dict[str, Callable[[pd.Series], list | np.ndarray]] = {
         "file_name": lambda column: _texts(column, name, needed=True, strip=False),
@@ -132,7 +137,9 @@ def _with_normal_names(
     known = (*COLUMNS, *labels, *spreads)
     for normal, own in columns.items():
         if normal not in known:
-            raise ValueError(f"data.columns names {normal!r}{_nearest(normal, known)}")
+            close = difflib.get_close_matches(normal, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ValueError(f"data.columns names {normal!r}; allowed are {', '.join(known)}{hint}")
         if own not in table.columns:
             raise ValueError(f"{name} has no column {own!r} for {normal}{_nearest(own, table.columns)}")
     if labels and not any(label in columns or label in table.columns for label in labels):
@@ -187,7 +194,7 @@ def _nearest(name: str, known: Sequence[str] | pd.Index) -> str:
 
 
 def _wrong(column: pd.Series, place: int, allowed: str, name: str) -> ValueError:
-    value = reprlib.repr(column.iloc[place])
+    value = reprlib.repr(column.tolist()[place])  # as Python's own types, whose text is what people write
     return ValueError(f"{name} has {value} as {column.name} in row {place + 1}; allowed are {allowed}")
 
 

@@ -57,6 +57,7 @@ def write_corpus(corpus: Corpus, output: Path) -> None:
         CorpusError: nothing to write, files that are missing or damaged, labels off their scale, a turn that is there
             twice. Nothing is written then.
     """
+    check_holds_no_other(output, corpus.name)
     rows = corpus.rows
     unrated = rows[corpus.labels].isna().all(axis=1)
     corpus.skipped += [(Path(name).name, "it has no label") for name in rows["file_name"][unrated]]
@@ -86,6 +87,21 @@ def write_corpus(corpus: Corpus, output: Path) -> None:
     for name, text in files.items():
         with atomic_write(output / name) as unfinished:
             unfinished.write_text(text, encoding="utf-8")
+
+
+def check_holds_no_other(output: Path, name: str) -> None:
+    """Refuse a folder that holds another corpus, whose table would be replaced.
+
+    Args:
+        output: folder to write.
+        name: of the corpus, as its `corpus.json` has it.
+
+    Raises:
+        CorpusError: there is a table, and no `corpus.json` of this name beside it.
+    """
+    facts = output / CORPUS_FILE
+    if (output / METADATA_FILE).exists() and not (facts.is_file() and json.dumps(name) in facts.read_text("utf-8")):
+        raise CorpusError(f"{output} holds a {METADATA_FILE} of another corpus; name another folder")
 
 
 def describe_corpus(corpus: Corpus) -> str:

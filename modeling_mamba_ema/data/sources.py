@@ -1,10 +1,12 @@
 """Where a corpus comes from: a table of its own, an audiofolder, a dataset on the Hub or in memory."""
 
 import csv
+import difflib
 import hashlib
 import io
 import json
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Callable, Iterable
@@ -83,10 +85,18 @@ def read_label_ranges(source: Source) -> dict[str, tuple[float, float]]:
     if not path.exists() or not file.is_file():
         return {}
     try:
-        ranges = json.loads(file.read_text(encoding="utf-8")).get("label_ranges", {})
-        return {str(label): (float(low), float(high)) for label, (low, high) in ranges.items()}
+        facts = json.loads(file.read_text(encoding="utf-8"))
+        misspelt = [] if "label_ranges" in facts else difflib.get_close_matches("label_ranges", facts, n=1)
+        ranges = {str(label): (float(low), float(high)) for label, (low, high) in facts.get("label_ranges", {}).items()}
     except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{file} must hold label_ranges, such as {{'valence': [1, 5]}}: {error}") from error
+        example = '{"label_ranges": {"valence": [1, 5]}}'
+        raise ValueError(f"{file} must hold label_ranges, such as {example}: {error}") from error
+    if misspelt:
+        raise ValueError(f"{file} has {misspelt[0]!r}; did you mean 'label_ranges'?")
+    for label, (low, high) in ranges.items():
+        if not -math.inf < low < high < math.inf:
+            raise ValueError(f"{file} has {label} from {low:g} to {high:g}; label_ranges are [lowest, highest]")
+    return ranges
 
 
 def _read_standard_input() -> pd.DataFrame:

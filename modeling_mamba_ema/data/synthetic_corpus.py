@@ -28,6 +28,7 @@ import numpy as np
 import soundfile as sf
 
 from .atomic_write import atomic_write
+from .categories import CorpusError
 from .recording_conditions import RecordingConditions, draw_conditions, record
 from .synthetic_speech import SAMPLING_RATE, Synthesizer
 
@@ -136,6 +137,7 @@ class Turn:
     waveform: np.ndarray
 
 
+TITLE = "SYNTHETIC spoken conversations"
 CARD = """---
 pretty_name: Synthetic spoken conversations for Mamba-EMA
 license: apache-2.0
@@ -146,7 +148,7 @@ tags:
 label_scale: [0, 1]
 ---
 
-# SYNTHETIC spoken conversations
+# {title}
 
 Made by `mamba-ema prepare synthetic {options}` with eSpeak NG. Valence and
 arousal drift from turn to turn and are rendered into the voice by rule; words, lengths, noise, rooms, levels and file
@@ -161,10 +163,12 @@ def write_synthetic_corpus(folder: Path, conversations: int, seed: int, coupling
     """Write WAV and FLAC files, `metadata.jsonl` in the normal form, `corpus.json`, and a dataset card; arguments as of
     [`synthesise_corpus`].
 
-    The same arguments give the same bytes. Audio that an earlier `metadata.jsonl` lists is removed, nothing else is.
-    Returns a line a split: its turns and minutes.
+    The same arguments give the same bytes. Audio of an earlier synthetic corpus in the folder is removed, nothing else.
+    Returns a line a split: its turns and minutes. Raises `CorpusError` where the folder holds another corpus.
     """
-    metadata = folder / "metadata.jsonl"
+    metadata, earlier_card = folder / "metadata.jsonl", folder / "README.md"
+    if metadata.exists() and not (earlier_card.is_file() and TITLE in earlier_card.read_text(encoding="utf-8")):
+        raise CorpusError(f"{folder} holds a {metadata.name} of another corpus; name another folder")
     for line in metadata.read_text(encoding="utf-8").splitlines() if metadata.exists() else ():
         earlier = (folder / json.loads(line)["file_name"]).resolve()
         if earlier.is_relative_to(folder.resolve()):
@@ -183,7 +187,7 @@ def write_synthetic_corpus(folder: Path, conversations: int, seed: int, coupling
         seconds[turn.split].append(turn.waveform.size / SAMPLING_RATE)
     scale = {"label_ranges": {"valence": [0, 1], "arousal": [0, 1]}}
     options = f"--conversations {conversations} --seed {seed}" + ("" if coupling == 1 else f" --coupling {coupling:g}")
-    card = CARD.format(options=options)
+    card = CARD.format(title=TITLE, options=options)
     for name, text in (("README.md", card), ("corpus.json", json.dumps(scale)), (metadata.name, "".join(lines))):
         with atomic_write(folder / name) as unfinished:
             unfinished.write_text(text, encoding="utf-8")

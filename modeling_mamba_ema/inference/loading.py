@@ -27,17 +27,29 @@ def load_model(
             raise ValueError(
                 f"{name} is a model of type {about.get('model_type')!r}; a {MambaEMAConfig.model_type!r} is needed"
             )
-        loaded: Any = MambaEMAForRegression.from_pretrained(name, revision=revision, output_loading_info=True)
+        loaded: Any = MambaEMAForRegression.from_pretrained(
+            name, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+        extractor = MambaEMAFeatureExtractor.from_pretrained(name, revision=revision)
     except SafetensorError as error:
         raise OSError(f"the weights of {name} are damaged: {error}; copy or download them again") from error
+    except (AttributeError, KeyError, TypeError) as error:  # of transformers, about values it does not check
+        raise ValueError(
+            f"config.json or preprocessor_config.json of {name} holds a value that cannot be used: {error}"
+        ) from error
     model, loading = loaded
+    for mismatch in loading["mismatched_keys"]:
+        weight = mismatch if isinstance(mismatch, str) else mismatch[0]  # transformers 5 adds the shapes
+        raise ValueError(
+            f"{weight} of {name} has another shape than its config.json asks for; one of the two files belongs to "
+            "another model"
+        )
     if loading["missing_keys"]:
         first = min(loading["missing_keys"])
         raise ValueError(
             f"the checkpoint lacks {len(loading['missing_keys'])} weights of Mamba-EMA, first {first}; "
             "it is no complete Mamba-EMA model"
         )
-    extractor = MambaEMAFeatureExtractor.from_pretrained(name, revision=revision)
     return model.eval().to(device), extractor
 
 
@@ -59,9 +71,11 @@ def check_model_name(name: str, revision: str) -> None:
         return
     if folder.is_dir():
         raise OSError(f"{name} holds no config.json, so it is no saved model{_models_in(folder)}")
-    if folder.suffix == ".pt" and folder.is_file():
+    if folder.is_file():
         raise OSError(
             f"{name} is no folder; Microsoft's file of a WavLM becomes one by `mamba-ema adopt {name} FOLDER`"
+            if folder.suffix == ".pt"
+            else f"{name} is a file; name the folder of a model, with its config.json, such as {folder.parent}"
         )
     try:
         validate_repo_id(name)
@@ -77,4 +91,5 @@ def check_model_name(name: str, revision: str) -> None:
 
 def _models_in(folder: Path) -> str:
     found = sorted({str(path.parent) for depth in ("*", "*/*") for path in folder.glob(f"{depth}/config.json")})
-    return f"; did you mean {' or '.join(found[:3])}?" if found else ""
+    models = [name for name in found if not Path(name).name.startswith("checkpoint-")] or found
+    return f"; did you mean {' or '.join(models[:3])}?" if models else ""

@@ -49,7 +49,8 @@ def read_segments(path: str | Path, recording: str | None = None) -> list[Segmen
     """
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"{path.name} does not exist (looked in {path.parent})")
+        why = "is a folder" if path.is_dir() else f"does not exist (looked in {path.parent})"
+        raise ValueError(f"{path.name} {why}; segments come from a CSV or RTTM file")
     text = read_text(path)
     rttm = path.suffix.lower() == ".rttm"
     segments = _from_rttm(path.name, text, recording) if rttm else _from_csv(path.name, text)

@@ -47,14 +47,14 @@ def damaged_files(folder: str | os.PathLike[str]) -> list[str]:
     """What is not as it was saved, a sentence each; an empty list means that all files are."""
     folder = Path(folder)
     try:
-        listed = read_checksums(folder)
+        sums = read_checksums(folder)
     except ValueError as error:
         return [str(error)]
-    there = set(_names(folder))
+    present = set(_names(folder))
     return [
-        *(f"{name} is missing" for name in sorted(set(listed) - there)),
-        *(f"{name} is not in {SUMS}" for name in sorted(there - set(listed))),
-        *(f"{name} is damaged" for name in sorted(there & set(listed)) if sha256(folder / name) != listed[name]),
+        *(f"{name} is missing" for name in sorted(set(sums) - present)),
+        *(f"{name} is not in {SUMS}" for name in sorted(present - set(sums))),
+        *(f"{name} is damaged" for name in sorted(present & set(sums)) if sha256(folder / name) != sums[name]),
     ]
 
 

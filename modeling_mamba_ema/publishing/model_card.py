@@ -206,8 +206,8 @@ law, for example at work and in education in the European Union.
 
 
 def _further_outputs(config: MambaEMAConfig) -> str:
-    held = f"{config.interval_level:.0%} of the turns each"
-    intervals = "" if config.interval_radii is None else f"\noutputs.intervals  # low and high, to hold {held}"
+    covered = f"about {config.interval_level:.0%} of the labels lie between them"
+    intervals = "" if config.interval_radii is None else f"\noutputs.intervals  # low and high; {covered}"
     spread = "\noutputs.spread  # how far raters would differ, a standard deviation" if config.predict_spread else ""
     return intervals + spread
 
@@ -252,8 +252,10 @@ def _results(config: MambaEMAConfig, training: TrainingFacts | None) -> str:
         ]
         counts = [f"{metrics[n]:.0f}" if n in metrics else "" for n in ("num_turns", "num_conversations")]
         rows.append([split, *counts, *cells])
-        held = [f"{name} {metrics[f'coverage_{name}']:.1%}" for name in config.labels if f"coverage_{name}" in metrics]
-        coverage += [f"`{split}`: {', '.join(held)}"] if held else []
+        shares = [
+            f"{name} {metrics[f'coverage_{name}']:.1%}" for name in config.labels if f"coverage_{name}" in metrics
+        ]
+        coverage += [f"`{split}`: {', '.join(shares)}"] if shares else []
         found = [
             f"{label} {metrics[name]:.3f}{_interval(metrics, name)}"
             for label in config.labels
@@ -262,8 +264,8 @@ def _results(config: MambaEMAConfig, training: TrainingFacts | None) -> str:
         spread += [f"`{split}`: {', '.join(found)}"] if found else []
     lines.append(markdown_table(["split", "turns", "conversations", *(title for _, title in names)], rows))
     if coverage:
-        asked = f"{config.interval_level:.0%} of the labels (split-conformal, from the validation split)"
-        lines += ["", f"Intervals asked to hold {asked} held, a conversation counting as one, {'; '.join(coverage)}."]
+        intervals = f"{config.interval_level:.0%} intervals (split-conformal, from the validation split)"
+        lines += ["", f"Coverage of the {intervals}, each conversation counting as one: {'; '.join(coverage)}."]
     if spread:
         lines += ["", f"CCC of the predicted spread of the raters with theirs: {'; '.join(spread)}."]
     return "\n".join(lines)

@@ -1,6 +1,7 @@
 """Arguments of training: transformers' own, and those that Mamba-EMA adds."""
 
 import atexit
+import math
 import os
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,8 +17,17 @@ from .processes import leave_group
 
 # Of `metric_for_best_model`: a lower value of these is better.
 _ERRORS = ("loss", "rmse", "mae")
-_AT_LEAST_1 = ("gradient_accumulation_steps", "turns_per_chunk", "early_stopping_patience", "max_seconds_per_batch")
-_LOWEST = {**dict.fromkeys(_AT_LEAST_1, 1), "worker_timeout": 1, "mixup_alpha": 0}
+# What transformers does not look at, or only when it is needed.
+_AT_LEAST_1 = (
+    *("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps", "turns_per_chunk"),
+    *("max_seconds_per_batch", "early_stopping_patience", "save_total_limit", "worker_timeout", "ddp_timeout"),
+    *("eval_accumulation_steps", "dataloader_prefetch_factor"),
+)
+_AT_LEAST_0 = (
+    *("learning_rate", "encoder_learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon", "mixup_alpha"),
+    *("dataloader_num_workers", "seed", "data_seed"),
+)
+_LOWEST = {**dict.fromkeys(_AT_LEAST_1, 1), **dict.fromkeys(_AT_LEAST_0, 0)}
 
 
 @dataclass
@@ -66,6 +76,7 @@ class MambaEMATrainingArguments(TrainingArguments):
     remove_unused_columns: bool = False
 
     def __post_init__(self) -> None:
+        self._check_numbers()
         if not torch.cuda.is_available():
             self.use_cpu = True  # nothing here was tried on other devices; and accelerate needs it for gloo
         if self.greater_is_better is None and self.metric_for_best_model is not None:
@@ -78,20 +89,37 @@ class MambaEMATrainingArguments(TrainingArguments):
         super().__post_init__()
         if dist.is_initialized():
             atexit.register(leave_group)
-        for name, lowest in _LOWEST.items():
-            value = getattr(self, name)
-            if value is not None and value < lowest:
-                raise ValueError(f"{name} is {value}, but must be at least {lowest}")
         for name in ("label_smoothing_factor", "neftune_noise_alpha"):
             if getattr(self, name):
                 raise ValueError(f"{name} is for models of classes or of tokens; leave it out")
+        for name in ("remove_unused_columns", "prediction_loss_only", "label_names"):
+            if getattr(self, name):
+                raise ValueError(f"{name} would take away what training and evaluation need; leave it out")
+        if self.optim_args and not all("=" in part for part in self.optim_args.split(",")):
+            raise ValueError(f"optim_args is {self.optim_args!r}, but must be name=value,name=value")
         if self.early_stopping_patience is not None and self.eval_strategy == IntervalStrategy.NO:
             raise ValueError("early_stopping_patience counts evaluations, but eval_strategy is no")
+        by_epoch = self.eval_strategy == IntervalStrategy.EPOCH and self.max_steps <= 0
+        if self.load_best_model_at_end and by_epoch and self.eval_delay >= self.num_train_epochs:
+            raise ValueError(
+                f"eval_delay is {self.eval_delay}, so that none of {self.num_train_epochs} epochs is evaluated"
+            )
         missing = sorted(set(self.report_to or ()) - set(get_available_reporting_integrations()))
         if missing:
             available = ", ".join(get_available_reporting_integrations()) or "none"
             raise ValueError(f"report_to names {', '.join(missing)}; the trackers installed here are: {available}")
         self._check_schedule()
+
+    def _check_numbers(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} is {value}, but must be a finite number")
+        for name, lowest in _LOWEST.items():
+            value = getattr(self, name)
+            if value is not None and value < lowest:
+                raise ValueError(f"{name} is {value}, but must be at least {lowest}")
+        if self.max_steps <= 0 and self.num_train_epochs <= 0:
+            raise ValueError(f"num_train_epochs is {self.num_train_epochs}, but must be above 0, or max_steps be given")
 
     def _check_schedule(self) -> None:
         """Make the schedule once, for a stand-in: options that are missing or unknown end the run now."""
@@ -99,7 +127,7 @@ class MambaEMATrainingArguments(TrainingArguments):
             get_scheduler(
                 self.lr_scheduler_type,
                 torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=self.learning_rate),
-                num_warmup_steps=self.get_warmup_steps(10),
+                num_warmup_steps=0,  # the first value is then made of the options
                 num_training_steps=10,
                 scheduler_specific_kwargs=cast(Any, self.lr_scheduler_kwargs),
             )

@@ -103,6 +103,7 @@ def load_splits(
             the model has contexts for.
     """
     hint = "give --split one of them"
+    named = wanted is not None
     if wanted is None:
         hint = (
             "data.split_by=speaker makes the missing ones from the training split, with no speaker in two splits; "
@@ -123,6 +124,12 @@ def load_splits(
         raise ValueError(f"{data.source} has no split {', '.join(missing)}; there are {', '.join(splits)}: {hint}")
     joined = {name: concatenate_datasets([splits[part] for part in parts]) for name, parts in parts_of.items()}
     unused = {name: rows for name, rows in splits.items() if not any(name in parts for parts in parts_of.values())}
+    if unused and not named:  # which a misspelt name would be
+        turns = ", ".join(f"{name} ({len(rows)} turns)" for name, rows in unused.items())
+        logger.info("splits of %s that are not used: %s", data.source, turns)
+    uses = [part for name in wanted for part in parts_of[name]]
+    for part in sorted({part for part in uses if uses.count(part) > 1}):
+        logger.warning("the split %s is used twice: what is measured on it is not what the model does on others", part)
     for line in in_several_splits({**unused, **joined}, wanted):
         logger.warning("%s", line)
     splits = DatasetDict(joined)

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import evaluate
 import numpy as np
 import pandas as pd
 import torch
@@ -15,7 +14,7 @@ from ..ccc_loss import MISSING_LABEL
 from ..configuration_mamba_ema import MambaEMAConfig
 from ..conversation_encoder import ConversationState
 from ..data.dataset import ConversationDataset
-from ..metrics import ccc_metric_path
+from ..metrics.ccc.ccc import CCC
 from ..metrics.confidence import add_intervals, coverage, spread_metrics
 from ..pooling import length_mask
 
@@ -44,13 +43,11 @@ def ccc_of_predictions(labels: Sequence[str], intervals: bool = False) -> Any:
         measured = np.flatnonzero(known.sum(axis=(0, 1)) >= 2)
         if not len(measured):
             return {}
-        there = known[..., measured].any(axis=-1)
-        conversations = np.broadcast_to(np.arange(len(references))[:, None], there.shape)[there]
-        # Else evaluate would report every load to a server, of local metrics too.
-        evaluate.config.HF_UPDATE_DOWNLOAD_COUNTS = False
-        return evaluate.load(ccc_metric_path()).compute(
-            predictions=predictions[there][:, measured],
-            references=references[there][:, measured],
+        is_measured = known[..., measured].any(axis=-1)
+        conversations = np.broadcast_to(np.arange(len(references))[:, None], is_measured.shape)[is_measured]
+        return CCC().compute(
+            predictions=predictions[is_measured][:, measured],
+            references=references[is_measured][:, measured],
             label_names=[labels[int(column)] for column in measured],
             conversation_ids=conversations.tolist() if intervals else None,
         )
@@ -137,9 +134,9 @@ def describe_metrics(split: str, metrics: Mapping[str, float], config: MambaEMAC
         low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]
         lines.append(f"  {title:<16} {metrics[name]:.3f}  (95 % interval {low:.3f} to {high:.3f})")
     lines.append(f"  {'RMSE, MAE':<16} {metrics['rmse']:.3f}, {metrics['mae']:.3f}  (on a scale from 0 to 1)")
-    held = [f"{label} {metrics[f'coverage_{label}']:.0%}" for label in labels if f"coverage_{label}" in metrics]
-    if held:
-        lines.append(f"  intervals asked to hold {config.interval_level:.0%} of the labels held {', '.join(held)}")
+    covered = [f"{label} {metrics[f'coverage_{label}']:.0%}" for label in labels if f"coverage_{label}" in metrics]
+    if covered:
+        lines.append(f"  coverage of the {config.interval_level:.0%} intervals: {', '.join(covered)}")
     for kind, text in (
         ("spread_ccc", "spread of the raters, CCC {}"),
         ("error_with_spread", "error of {} with its spread, rank correlation"),

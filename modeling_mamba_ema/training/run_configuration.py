@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from transformers import WavLMConfig
 
-from ..configuration_mamba_ema import MambaEMAConfig
+from ..configuration_mamba_ema import SPEECH_ENCODERS, MambaEMAConfig
 from ..data.atomic_write import atomic_write
 from ..feature_extraction_mamba_ema import DEFAULT_MAX_SECONDS
 from .arguments import MambaEMATrainingArguments
@@ -31,7 +31,8 @@ _PRETRAINED_CONFIG = {"id2label": dict, "num_labels": int, "attn_implementation"
 class ModelSection:
     """What a run starts from."""
 
-    # Of MambaEMAConfig; speech_encoder_config: of WavLMConfig. With pretrained_model: what is to be changed in it.
+    # Of MambaEMAConfig; speech_encoder_config: of WavLMConfig, or what its model_type says. With pretrained_model: what
+    # is to be changed in it.
     params: dict[str, Any] = field(default_factory=dict)
     pretrained_speech_encoder: str | None = None  # folder or Hub name of a WavLM; tiny: the shipped one; None: random
     pretrained_model: str | None = None  # folder or Hub name of a Mamba-EMA to continue from
@@ -49,8 +50,11 @@ class ModelSection:
         self.params = _checked_values(self.params, _names_of_params(), "model.params.")
         name = "speech_encoder_config"
         if self.params.get(name) is not None:
-            known = {field.name: field.type for field in dataclasses.fields(WavLMConfig)}
-            self.params[name] = _checked_values(self.params[name], known, f"model.params.{name}.")
+            fields = self.params[name]
+            kind = fields.get("model_type") if isinstance(fields, dict) else None
+            config = SPEECH_ENCODERS.get(str(kind), WavLMConfig)
+            known = {field.name: field.type for field in dataclasses.fields(config)} | {"model_type": str}
+            self.params[name] = _checked_values(fields, known, f"model.params.{name}.")
 
 
 @dataclass
@@ -78,6 +82,12 @@ class DataSection:
     def __post_init__(self) -> None:
         if self.on_bad_audio not in ("abort", "skip"):
             raise ValueError(f"data.on_bad_audio is {self.on_bad_audio!r}; allowed are abort and skip")
+        for name in ("train_split", "validation_split", "test_split"):
+            parts = (getattr(self, name) or "none").split("+")
+            if "" in parts or len(set(parts)) < len(parts):
+                raise ValueError(
+                    f"data.{name} is {getattr(self, name)!r}; allowed are a split, or several such as train+validation"
+                )
         if (self.turns_per_item is not None and self.turns_per_item < 1) or self.context_turns < 0:
             raise ValueError("data.turns_per_item must be at least 1, and data.context_turns at least 0")
         if self.context_turns and self.turns_per_item is None:
@@ -105,8 +115,10 @@ class RunConfiguration:
     def training_arguments(self, **changes: Any) -> MambaEMATrainingArguments:
         """The arguments of the run, with other values in the place of some; `ValueError` where they are not allowed, or
         do not go together."""
-        without = {"eval_strategy": "no", "load_best_model_at_end": False} if self.data.validation_split is None else {}
-        return MambaEMATrainingArguments(**{**without, **self.training, **changes})
+        no_evaluation = (
+            {"eval_strategy": "no", "load_best_model_at_end": False} if self.data.validation_split is None else {}
+        )
+        return MambaEMATrainingArguments(**{**no_evaluation, **self.training, **changes})
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Everything this package decides and everything that was given; the rest are transformers' defaults."""
@@ -125,13 +137,21 @@ class RunConfiguration:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML's safe loader without aliases, by which a few lines can stand for more values than memory holds. As in YAML
-    1.2, 1e-5 is a number."""
+    """YAML's safe loader without aliases, by which a few lines can stand for more values than memory holds, and without
+    names that are given twice, of which YAML would keep the last. As in YAML 1.2, 1e-5 is a number."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError(f"aliases are not allowed, found one in line {self.peek_event().start_mark.line + 1}")
         return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        values, names = super().construct_mapping(node, deep), []
+        for key, _ in node.value:
+            names.append(self.construct_object(key))
+            if names.count(names[-1]) > 1:
+                raise yaml.YAMLError(f"{names[-1]!r} is given twice, the second time in line {key.start_mark.line + 1}")
+        return values
 
 
 _PlainLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"[-+]?\d+[eE][-+]?\d+"), list("-+0123456789"))
@@ -183,7 +203,7 @@ def load_run_configuration(path: str | Path, overrides: Sequence[str] = ()) -> R
     run = RunConfiguration(ModelSection(**model), DataSection(**data), training)
     try:
         run.training_arguments()
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"training: {' '.join(str(error).split())}") from error
     return run
 

@@ -171,6 +171,12 @@ def test_the_command_writes_a_page_and_goes_on_where_it_stopped(tmp_path, monkey
 
     monkeypatch.setattr("modeling_mamba_ema.commands.report._predict", lambda *_: pytest.fail("predicted again"))
     assert main([*command, "--by", "sex"]) == 0
+    monkeypatch.setattr("modeling_mamba_ema.behaviour.measures.MIN_TURNS", 1_000)  # more than there are
+    assert main([*command, "--by", "sex"]) == 0
+    few = (output / "report.md").read_text()
+    assert f"| arousal | {len(train)} | - |" in few
+    assert "Gap between the best and the worst group: none can be measured" in few
+    monkeypatch.setattr("modeling_mamba_ema.behaviour.measures.MIN_TURNS", 5)
     capsys.readouterr()
     assert main([*command, "--by", "age"]) == 1
     message = capsys.readouterr().err

@@ -116,7 +116,13 @@ def test_wrong_usage_is_code_2(arguments):
         (["timeline", "--model", "{model}", "{call}", "--output", "{folder}/rows.xlsx"], "rows.xlsx ends in"),
         (["timeline", "--model", "{model}", "{call}", "--plot", "{folder}/rows.gif"], "rows.gif ends in"),
         (["timeline", "--model", "{model}", "{call}", "--output", "{call}"], "call.wav exists; --overwrite"),
+        (
+            ["timeline", "--model", "{model}", "{call}", "--segments", "{empty}"],
+            "empty is a folder; segments come from",
+        ),
         (["timeline", "--model", "{empty}", "{call}"], "empty holds no config.json"),
+        (["timeline", "--model", "{call}", "{call}"], "call.wav is a file; name the folder of a model"),
+        (["adopt", "{folder}/absent.pt", "{folder}/out"], "absent.pt is no file"),
         (["page", "--model", "{folder}"], "holds no config.json.*; did you mean .*/inside"),
         (["export", "--model", "{empty}", "{folder}/onnx"], "no config.json"),
         (["publish", "{empty}", "me/emotions"], "there is no config.json"),
@@ -473,21 +479,59 @@ def test_the_commands_of_the_readme_and_the_guide_run(model, tmp_path, monkeypat
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["predict", "--min-confidence", "2"], "2 is not allowed; from 0 to 1 are"),
-        (["predict", "--max-width", "nan"], "nan is not allowed; from 0 to 1 are"),
-        (["listen", "--speed", "0"], "0 is not allowed; from 0.01 to 1000 are"),
-        (["evaluate", "--batch-size", "0"], "0 is not allowed; from 1 to 10000 are"),
-        (["score", "--workers", "0"], "0 is not allowed; from 1 to 10000 are"),
-        (["score", "--seconds-per-batch", "nan"], "nan is not allowed; from 1 to 100000 are"),
+        ("predict --model m --min-confidence 2", "--min-confidence: 2 is not allowed; numbers from 0 to 1 are"),
+        ("predict --model m --max-width nan", "nan is not allowed; numbers from 0 to 1 are"),
+        ("predict --model m --channel 0", "--channel: 0 is not allowed; whole numbers from 1 to 256 are"),
+        ("listen --model m --speed 0", "0 is not allowed; numbers from 0.01 to 1000 are"),
+        ("evaluate --model m --batch-size 1.5", "1.5 is not allowed; whole numbers from 1 to 10000 are"),
+        ("score --model m --workers 0", "0 is not allowed; whole numbers from 1 to 10000 are"),
+        ("score --model m --seconds-per-batch nan", "nan is not allowed; numbers from 1 to 100000 are"),
+        ("page --model m --port 99999", "--port: 99999 is not allowed; whole numbers from 0 to 65535 are"),
+        ("serve --model m --max-sessions 0", "--max-sessions: 0 is not allowed; whole numbers from 1 to"),
+        ("serve --model m --session-seconds nan", "--session-seconds: nan is not allowed"),
+        ("serve --model m --max-wait -1", "--max-wait: -1 is not allowed"),
+        ("serve --model m --grace -1", "--grace: -1 is not allowed"),
+        ("prepare synthetic --output o --conversations 2", "2 is not allowed; whole numbers from 3 to"),
+        ("prepare synthetic --output o --seed x", "--seed: x is not allowed"),
+        ("compare run.yaml --seeds 0", "--seeds: 0 is not allowed"),
     ],
 )
-def test_numbers_that_make_no_sense_are_wrong_usage(model, words, message, capsys):
+def test_numbers_that_make_no_sense_are_wrong_usage(words, message, capsys):
     with pytest.raises(SystemExit) as end:
-        main([words[0], "--model", model, *words[1:]])
+        main(words.split())
     assert end.value.code == 2
     assert message in capsys.readouterr().err
 
 
-def test_a_port_that_there_is_not_is_refused_in_one_line(model, capsys):
-    assert main(["page", "--model", model, "--port", "99999"]) == 1
-    assert capsys.readouterr().err == "mamba-ema: --port is 99999; allowed are 0 to 65535\n"
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["predict", "--sample", "--plots", "{output}"],
+        ["timeline", "{call}", "--plot", "{output}/call.png"],
+        ["timeline", "{call}", "--output", "{output}/call.csv"],
+        ["evaluate", "{corpus}", "--split", "train", "--output", "{output}"],
+        ["report", "{corpus}", "--split", "train", "--output", "{output}"],
+        ["export", "{output}"],
+    ],
+    ids=" ".join,
+)
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_computed(
+    model, tmp_path, capsys, monkeypatch, words
+):
+    def compute(*_, **__):
+        raise AssertionError("the model was run")
+
+    monkeypatch.setattr(torch.nn.Module, "__call__", compute)
+    (tmp_path / "file").write_text("")
+    places = {"output": tmp_path / "file", "corpus": FOLDER, "call": call(tmp_path / "call.wav", seconds=1)}
+    assert main([words[0], "--model", model, *(word.format(**places) for word in words[1:])]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert re.fullmatch(r"mamba-ema: the folder \S+/file cannot be made: .*\n", captured.err), captured.err
+
+
+def test_a_comparison_that_trained_nothing_leaves_no_settings_to_keep_to(tmp_path, capsys):
+    run = ["compare", str(ROOT / "configuration" / "demo.yaml"), "model.params.hidden_size=16"]
+    for source in ("absent1", "absent2"):
+        assert main([*run, f"data.source={tmp_path / source}", "--output", str(tmp_path / "out")]) == 1
+        assert f"{source} is neither a file or folder here" in capsys.readouterr().err

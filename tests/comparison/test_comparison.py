@@ -455,7 +455,7 @@ def test_other_settings_or_another_corpus_in_the_same_folder_are_refused(prepare
 def test_what_cannot_be_compared_is_refused_before_any_training(tmp_path, overrides, poolings, message):
     run = load_run_configuration(write_run(tmp_path / "run.yaml", tmp_path, tmp_path), overrides)
     with pytest.raises(ValueError, match=message):
-        check_comparable(run, poolings, ["none"], 1, "test")
+        check_comparable(run, poolings, ["none"], "test")
 
 
 def test_the_page_gives_costs_in_relation_to_the_encoder():

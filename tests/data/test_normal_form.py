@@ -240,3 +240,21 @@ def test_any_table_ends_in_the_right_rows_or_in_a_sentence_with_row_and_column(t
                     assert row[column] is None or np.isnan(row[column])
                 elif column != "split":
                     assert row[column] == value, column
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"turn": 1.5}, "has 1.5 as turn in row 2; allowed are whole numbers"),
+        ({"channel": 0}, "has 0.0 as channel in row 2; allowed are whole numbers from 1"),
+        ({"start": -1.0}, "has -1.0 as start in row 2; allowed are seconds from 0"),
+    ],
+)
+def test_a_wrong_number_is_shown_as_people_write_it(tmp_path, change, says):
+    with pytest.raises(ValueError, match=re.escape(says)):
+        loaded(written(tmp_path, [ROW, {**ROW, "turn": 1, **change}], "jsonl"))
+
+
+def test_a_label_cannot_have_the_name_of_another_column(tmp_path):
+    with pytest.raises(ValueError, match=r"'turn' is a column of every corpus .*; give the label another name"):
+        load_emotion_dataset(written(tmp_path, [ROW]), ["valence", "turn"])

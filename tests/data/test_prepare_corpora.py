@@ -378,3 +378,13 @@ def test_iemocap_trains_from_its_prepared_folder_on_its_own_scale_and_on_any_fol
     assert set(predictions["conversation_id"]) == {"Ses03F_impro01", "Ses03M_script01_1b"}
     config = json.loads((tmp_path / "run" / "model" / "config.json").read_text())
     assert config["label_ranges"] == {"valence": [1, 5], "arousal": [1, 5], "dominance": [1, 5]}
+
+
+def test_a_folder_with_another_corpus_is_refused_and_kept_as_it_is(prepare, folders, tmp_path):
+    assert prepare("iemocap", folders["iemocap"], tmp_path)[0] == 0
+    assert prepare("iemocap", folders["iemocap"], tmp_path)[0] == 0  # the same one again
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    code, _, message = prepare("msp-podcast", folders["msp-podcast"], tmp_path)
+    assert code == 1
+    assert "holds a metadata.jsonl of another corpus; name another folder" in message
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before

@@ -243,8 +243,22 @@ def test_the_scale_that_the_corpus_records_goes_before_the_model_s(folder):
     rows = load_emotion_dataset(folder, LABELS, {"valence": (1, 7), "arousal": (1, 7)})["train"]
     assert set(rows["valence"]) == {0.25}
     assert set(rows["arousal"]) == {1.0}
-    (folder / "corpus.json").write_text('{"label_ranges": {"valence": 5}}')
-    with pytest.raises(ValueError, match="corpus.json must hold label_ranges"):
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ('{"label_ranges": {"valence": 5}}', "corpus.json must hold label_ranges"),
+        ("[]", "corpus.json must hold label_ranges"),
+        ('{"label_ranges": {"valence": [5, 1]}}', "corpus.json has valence from 5 to 1; label_ranges are"),
+        ('{"label_ranges": {"valence": [NaN, 1]}}', "corpus.json has valence from nan to 1"),
+        ('{"label_rangs": {"valence": [1, 5]}}', "corpus.json has 'label_rangs'; did you mean 'label_ranges'"),
+    ],
+)
+def test_a_recorded_scale_that_is_none_is_refused(folder, text, says):
+    write_table(folder / "metadata.csv", ROWS)
+    (folder / "corpus.json").write_text(text)
+    with pytest.raises(ValueError, match=says):
         load_emotion_dataset(folder, LABELS)
 
 

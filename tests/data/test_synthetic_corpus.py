@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import soundfile as sf
 
+from modeling_mamba_ema.data.categories import CorpusError
 from modeling_mamba_ema.data.synthetic_corpus import (
     SPEAKERS,
     Synthesizer,
@@ -16,6 +17,7 @@ from modeling_mamba_ema.data.synthetic_corpus import (
     express,
     say,
     synthesise_corpus,
+    write_synthetic_corpus,
 )
 from tests.support.programs import run_program
 
@@ -188,3 +190,11 @@ def test_emotion_drifts_within_the_scale():
     assert walk.max() <= 1
     assert np.abs(np.diff(walk, axis=0)).mean() < 0.15
     assert walk.std(axis=0).min() > 0.2
+
+
+def test_audio_of_another_corpus_is_not_removed(tmp_path):
+    (tmp_path / "mine.wav").write_bytes(b"speech")
+    (tmp_path / "metadata.jsonl").write_text('{"file_name": "mine.wav"}\n')
+    with pytest.raises(CorpusError, match=r"holds a metadata.jsonl of another corpus; name another folder"):
+        write_synthetic_corpus(tmp_path, 3, 0)
+    assert (tmp_path / "mine.wav").read_bytes() == b"speech"

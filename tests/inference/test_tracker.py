@@ -385,3 +385,22 @@ def test_what_is_no_model_or_no_device_is_refused_with_a_reason(tmp_path):
     tiny_model().speech_encoder.backbone.save_pretrained(tmp_path / "wavlm")
     with pytest.raises(ValueError, match="type 'wavlm'; a 'mamba_ema' is needed"):
         EmotionTracker.from_pretrained(tmp_path / "wavlm")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("config.json", {"dtype": "float33"}, "holds a value that cannot be used"),
+        ("config.json", {"speech_encoder_config": None}, "has another shape than its config.json asks for"),
+        ("config.json", [], "holds a value that cannot be used"),
+        ("preprocessor_config.json", [], "holds a value that cannot be used"),
+        ("preprocessor_config.json", {"max_seconds": "30"}, "max_seconds is '30'; allowed are"),
+    ],
+)
+def test_a_settings_file_that_does_not_belong_to_the_weights_is_refused_with_a_reason(tmp_path, name, text, says):
+    tiny_model().save_pretrained(tmp_path)
+    MambaEMAFeatureExtractor().save_pretrained(tmp_path)
+    path = tmp_path / name
+    path.write_text(json.dumps({**json.loads(path.read_text()), **text} if isinstance(text, dict) else text))
+    with pytest.raises(ValueError, match=says):
+        EmotionTracker.from_pretrained(tmp_path)

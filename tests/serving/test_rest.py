@@ -10,8 +10,11 @@ from functools import partial
 import httpx
 import pytest
 
+from modeling_mamba_ema import MambaEMAFeatureExtractor
 from modeling_mamba_ema.audio_files import Recording
 from modeling_mamba_ema.inference import EmotionTracker, TurnEmotion, emotion_timeline
+from modeling_mamba_ema.serving import Settings, serve
+from tests.support.models import tiny_model
 from tests.support.programs import HANGS, call_command, free_port, run_program, wait_until
 from tests.support.service import in_threads, serving, spoken, undisturbed
 
@@ -200,8 +203,6 @@ def test_a_server_that_is_stopped_sends_every_row_of_a_file_that_was_begun(saved
             ("--host", "0.0.0.0"),
             "0.0.0.0 can be reached by other machines; set a token in the variable MAMBA_EMA_TOKEN",
         ),
-        (("--max-batch", 0), "max_batch is 0; it must be above 0"),
-        (("--port", 70_000), "there is no port 70000"),
         (("--state", "files:///tmp"), "state is kept in 'memory', or in a Redis"),
         (("--state", f"redis://:secret@127.0.0.1:{free_port()}/0"), "the state in Redis cannot be used"),
     ],
@@ -211,6 +212,13 @@ def test_a_service_that_cannot_be_is_refused_in_one_line(saved_model, options, s
     (line,) = capsys.readouterr().err.splitlines()
     assert sentence in line
     assert "secret" not in line
+
+
+def test_limits_and_ports_that_make_no_sense_are_refused_from_python_too():
+    with pytest.raises(ValueError, match="max_batch is 0; it must be above 0"):
+        Settings(max_batch=0)
+    with pytest.raises(ValueError, match="there is no port 70000"):
+        serve(EmotionTracker(tiny_model(), MambaEMAFeatureExtractor()), Settings(), port=70_000)
 
 
 def test_what_is_not_installed_is_named(saved_model, tmp_path):

@@ -18,6 +18,10 @@ TINY_ENCODER: dict[str, Any] = {
     "num_conv_pos_embedding_groups": 2,
 }
 
+NO_DROPOUT = dict.fromkeys(("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout"), 0.0)
+# The softmax over time does not see the bias of its scores: its gradient is rounding alone.
+NO_GRADIENT = "speech_encoder.attention.bias"
+
 TINY_SIZES: dict[str, Any] = {"hidden_size": 32, "head_dim": 16, "state_size": 16, "dropout": 0.0}
 
 

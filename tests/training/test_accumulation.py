@@ -18,14 +18,9 @@ from modeling_mamba_ema.training import MambaEMATrainingArguments, cache_frames
 from modeling_mamba_ema.training.accumulation import AccumulatedLoss
 from modeling_mamba_ema.training.batches import AudioSecondsBatchSampler, seconds_of_turns
 from modeling_mamba_ema.training.evaluation import start_from_context
-from tests.support.models import tiny_model
+from tests.support.models import NO_DROPOUT, tiny_model
 from tests.support.programs import fork_two
 from tests.support.tiny_corpus import LABELS, make_trainer
-
-DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
-NO_DROPOUT = dict.fromkeys(DROPOUTS, 0.0)
-# The softmax over time does not see the bias of its scores: its gradient is rounding alone.
-NO_GRADIENT = "speech_encoder.attention.bias"
 
 
 def descend(folder, dataset, model, batch_size, steps, **arguments):
@@ -199,8 +194,8 @@ import os
 import sys
 from pathlib import Path
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
-from tests.training.test_accumulation import NO_DROPOUT, descend
-from tests.support.models import tiny_model
+from tests.support.models import NO_DROPOUT, tiny_model
+from tests.training.test_accumulation import descend
 from tests.support.tiny_corpus import LABELS
 
 corpus, folder, bf16 = sys.argv[1:]

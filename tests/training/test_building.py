@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import WavLMConfig, WavLMModel
 
-from modeling_mamba_ema import MambaEMAForRegression
+from modeling_mamba_ema import MambaEMAForRegression, tiny_wavlm
 from modeling_mamba_ema.adoption import adopt
-from modeling_mamba_ema.training import build_model, load_run_configuration
-from tests.support.models import TINY_ENCODER
+from modeling_mamba_ema.training import DataSection, build_model, load_run_configuration, load_splits
+from tests.support.models import TINY_ENCODER, tiny_config
 from tests.support.programs import ROOT, call_program
 from tests.support.published_models import NARROW, OdysseyModel, publish, with_random_weights, write_encoder_config
 from tests.support.runs import FINETUNE
@@ -131,3 +131,29 @@ def test_finetune_lora_runs_on_a_tiny_encoder_with_exact_accumulation_and_checkp
         for layer in (0, 1)
         for name in ("intermediate_dense", "output_dense")
     }
+
+
+def test_settings_that_the_pretrained_encoder_s_weights_do_not_fit_are_refused():
+    for fields, says in (
+        (
+            {"num_hidden_layers": 2},
+            "has num_hidden_layers, with which the pretrained weights do not fit",
+        ),
+        ({"conv_dim": [3]}, "speech_encoder_config: .*conv_dim"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            MambaEMAForRegression.from_pretrained_speech_encoder(tiny_wavlm.FOLDER, speech_encoder_config=fields)
+
+
+def test_a_split_that_is_learned_from_and_measured_on_is_named(corpus, tmp_path, caplog):
+    data = DataSection(source=str(corpus), test_split="train", cache_folder=str(tmp_path))
+    with caplog.at_level(logging.WARNING):
+        load_splits(data, tiny_config(), tmp_path)
+    assert "the split train is used twice: what is measured on it is not what the model does on others" in caplog.text
+
+
+def test_rows_of_a_split_that_is_not_named_are_counted(corpus, tmp_path, caplog):
+    data = DataSection(source=str(corpus), test_split=None, cache_folder=str(tmp_path))
+    with caplog.at_level(logging.INFO):
+        load_splits(data, tiny_config(), tmp_path)
+    assert f"splits of {corpus} that are not used: test (10 turns)" in caplog.text

@@ -15,14 +15,14 @@ from transformers import AutoModel
 from modeling_mamba_ema.data.dataset import ConversationDataset
 from modeling_mamba_ema.inference import EmotionTracker
 from modeling_mamba_ema.metrics.tables import metrics_of_table
+from tests.support.models import NO_DROPOUT
 from tests.support.programs import Forked, call_program, launch_two_processes
 from tests.support.runs import FINETUNE
 from tests.support.tiny_corpus import LABELS, write_run
 
 # Dropout draws its own numbers in each process; everything else is to be the same.
 ENCODER = "model.params.speech_encoder_config"
-DROPOUTS = ("hidden_dropout", "attention_dropout", "activation_dropout", "feat_proj_dropout")
-ALIKE = ["model.params.dropout=0.0", "training.num_train_epochs=2", *(f"{ENCODER}.{name}=0.0" for name in DROPOUTS)]
+ALIKE = ["model.params.dropout=0.0", "training.num_train_epochs=2", *(f"{ENCODER}.{name}=0.0" for name in NO_DROPOUT)]
 # Ways to make batches, each with what a process gets when there are one and two.
 BATCHES = {
     "by seconds": ([], []),

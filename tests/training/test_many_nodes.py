@@ -12,10 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.support.models import NO_DROPOUT, NO_GRADIENT
 from tests.support.programs import HANGS, ROOT, call_program, environment, fork_two, wait_until
 from tests.support.runs import FINETUNE
 from tests.support.tiny_corpus import write_run
-from tests.training.test_accumulation import NO_DROPOUT, NO_GRADIENT
 
 PLAIN = ["model.params.dropout=0", *(f"model.params.speech_encoder_config.{name}=0" for name in NO_DROPOUT)]
 ADDRESS = "10.77.0.{}"

@@ -66,8 +66,9 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("training: {learning_rat: 1}", "did you mean training.learning_rate?"),
         ("training: {seed: [1, 2]}", "training.seed is"),
         ("\x00", "no plain YAML"),
+        ("training: {seed: 1}\ndata: {}\ntraining: {seed: 2}", "'training' is given twice, the second time in line 3"),
     ],
-    ids=range(13),
+    ids=range(14),
 )
 def test_hostile_yaml_is_refused_in_a_short_sentence(tmp_path, monkeypatch, text, says):
     monkeypatch.chdir(tmp_path)
@@ -98,6 +99,24 @@ def test_hostile_yaml_is_refused_in_a_short_sentence(tmp_path, monkeypatch, text
         ("training.report_to=tensorbord", "training: report_to names tensorbord; the trackers installed here are"),
         ("training.eval_steps=50", "training.eval_steps needs training.eval_strategy=steps"),
         ("training.mixup_alpha=-1", "mixup_alpha is -1, but must be at least 0"),
+        ("training.mixup_alpha=.inf", "mixup_alpha is inf, but must be a finite number"),
+        ("training.weight_decay=.nan", "weight_decay is nan, but must be a finite number"),
+        ("training.encoder_learning_rate=-1", "encoder_learning_rate is -1, but must be at least 0"),
+        ("training.num_train_epochs=0", "num_train_epochs is 0, but must be above 0"),
+        ("training.per_device_train_batch_size=0", "per_device_train_batch_size is 0, but must be at least 1"),
+        ("training.save_total_limit=0", "save_total_limit is 0, but must be at least 1"),
+        ("training.data_seed=-1", "data_seed is -1, but must be at least 0"),
+        ("training.eval_delay=5", "eval_delay is 5, so that none of 5 epochs is evaluated"),
+        ("training.ddp_timeout=-1", "ddp_timeout is -1, but must be at least 1"),
+        ("training.optim_args=momentum", "optim_args is 'momentum', but must be name=value"),
+        ("training.accelerator_config={foo: 3}", "unexpected keyword argument 'foo'"),
+        ("training.remove_unused_columns=true", "remove_unused_columns would take away what training and evaluation"),
+        ("training.label_names=[a]", "label_names would take away what training and evaluation need"),
+        ("training.lr_scheduler_kwargs={num_cycles: x}", "lr_scheduler_kwargs {'num_cycles': 'x'}: could not convert"),
+        ("training.eval_accumulation_steps=0", "eval_accumulation_steps is 0, but must be at least 1"),
+        ("model.params.id2label={0: valence, 0: arousal}", "0 is given twice, the second time in line 1"),
+        ("data.train_split=train+train", "data.train_split is 'train+train'; allowed are a split, or several such as"),
+        ("data.test_split=test+", "data.test_split is 'test+'; allowed are a split"),
         ("training.neftune_noise_alpha=5", "neftune_noise_alpha is for models of classes or of tokens; leave it out"),
         ("training.output_dir=null", "training.output_dir is None, but must be str"),
         ("model.params.hidden_size=1.5", "model.params.hidden_size is 1.5, but must be int"),
@@ -164,3 +183,11 @@ def test_the_configurations_in_the_repository_are_valid(name):
         model = MambaEMAForRegression(MambaEMAConfig(**run.model.params))
     assert model.speech_encoder.pooling == "attention"
     assert model.speech_encoder.attention.out_features == 1
+
+
+def test_a_new_encoder_may_be_of_another_kind_with_fields_of_its_own(tmp_path):
+    encoder = "model.params.speech_encoder_config={model_type: wav2vec2, num_codevector_groups: 2}"
+    run = load(tmp_path, "{}", encoder)
+    assert MambaEMAConfig(**run.model.params).speech_encoder_config.model_type == "wav2vec2"
+    with pytest.raises(ValueError, match=r"unknown key model.params.speech_encoder_config.num_buckets"):
+        load(tmp_path, "{}", "model.params.speech_encoder_config={model_type: wav2vec2, num_buckets: 3}")

@@ -8,11 +8,10 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from tests.support.models import tiny_model
+from tests.support.models import NO_DROPOUT, NO_GRADIENT, tiny_model
 from tests.support.programs import call_program, free_port, run_program
 from tests.support.runs import FINETUNE
 from tests.support.tiny_corpus import make_trainer, write_run
-from tests.training.test_accumulation import NO_DROPOUT, NO_GRADIENT
 
 # accelerate shards on GPUs only. Told that these processes train by FSDP, it shards on a CPU as well.
 ON_A_CPU = """

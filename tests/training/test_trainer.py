@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainingArguments
 from modeling_mamba_ema.training import MambaEMATrainer, StopOnSignal
 from modeling_mamba_ema.training.checkpoints import why_incomplete
 from tests.support.models import tiny_model
+from tests.support.programs import fork_two
 from tests.support.tiny_corpus import make_trainer
 
 
@@ -111,3 +112,33 @@ def test_the_same_seed_trains_the_same_weights_and_another_seed_others(tmp_path,
     assert torch.equal(first, weights_after(tmp_path, train_split, seed=1))
     assert torch.equal(first, weights_after(tmp_path, train_split, seed=1, workers=2))
     assert not torch.equal(first, weights_after(tmp_path, train_split, seed=2))
+
+
+# Trains a model some of whose parts no output depends on: layers behind the one that is read, the mask of SpecAugment,
+# and, where every conversation is a single turn without a speaker, whatever would carry one turn to the next.
+UNREAD_PARTS = """
+import sys, torch
+from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
+from tests.support.models import tiny_model
+from tests.support.tiny_corpus import LABELS, make_trainer
+
+corpus, folder = sys.argv[1:]
+dataset = ConversationDataset(load_emotion_dataset(corpus, LABELS)["train"], LABELS, turns_per_item=1)
+model = tiny_model(speech_encoder_layers=[0], context_scope="both", ema_decay_learnable=True).train()
+trainer = make_trainer(folder, dataset, model, max_steps=3, learning_rate=1e-3)
+trainer.train()
+assert type(trainer.model_wrapped).__name__ == "DistributedDataParallel"
+assert not trainer.model_wrapped.find_unused_parameters
+torch.save(model.state_dict(), f"{folder}/{trainer.args.process_index}.pt")
+"""
+
+
+def test_two_processes_train_a_model_with_parts_that_no_output_depends_on(tmp_path, corpus):
+    for process in fork_two("-c", UNREAD_PARTS, corpus, tmp_path):
+        assert process.wait() == 0, process.printed
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in "01")
+    before = tiny_model(speech_encoder_layers=[0], context_scope="both", ema_decay_learnable=True).state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in before)
+    changed = {name for name in before if not torch.equal(first[name], before[name])}
+    assert not any("wavlm.encoder.layers" in name for name in changed)
+    assert any("wavlm.feature_extractor" in name for name in changed)
