@@ -226,6 +226,20 @@ def test_each_thread_gets_utterances_of_its_own_but_for_those_longer_than_its_sh
         assert fast_speech_encoder._divide(samples, wavlm("layer").config) == (together, threaded)
 
 
+@pytest.mark.parametrize(("utterances", "threads", "idle"), [(6, 2, 0.02), (8, 2, 0.02), (12, 4, 0.05), (200, 2, 0.01)])
+def test_threads_that_work_at_the_same_speed_finish_together(utterances, threads, idle):
+    """Each takes the next group when it has finished one; how much longer the last one works than all on average."""
+    normal = torch.distributions.Normal(0.0, 0.6).icdf((torch.arange(utterances) + 0.5) / utterances)
+    samples = sorted((64_000 * normal.exp()).int().tolist(), reverse=True)
+    even = sum(samples) / threads
+    groups = fast_speech_encoder._evenly(list(range(utterances)), samples, round(even / 2), threads)
+    assert sorted(index for group in groups for index in group) == list(range(utterances))
+    ends = [0] * threads
+    for group in groups:
+        ends[ends.index(min(ends))] += sum(samples[index] for index in group)
+    assert max(ends) / even - 1 < idle
+
+
 def test_each_of_the_threads_computes_with_one_core_and_the_caller_keeps_its_own(two_threads):
     numbers = fast_speech_encoder._in_single_threads(lambda _: torch.get_num_threads(), [[0], [1], [2]])
     assert numbers == [1, 1, 1]
