@@ -150,6 +150,7 @@ def main() -> None:
     with torch.inference_mode():
         padded = {name: functions.pop(name) for name in list(functions) if name.startswith(PADDED)}
         times = interleaved(functions, arguments.rounds, warm_up) | interleaved(padded, 1, warm_up)
+    del functions, padded, warm_up, runtimes, models, model  # the processes that measure memory need the room
     peaks = {str(dtype)[6:]: matrix_product_peak(dtype) for dtype in (torch.float32, torch.bfloat16)}
     batch, alone = times[f"{PADDED}, float32"], times[f"{ALONE}, float32"]
     figures: dict[str, Any] = {"seconds_of_audio": seconds, "gflop": gflop, "peak_gflops": peaks, "variants": {}}
