@@ -35,6 +35,7 @@ ALLOWED_MODULES = {
         "difflib",
         "functools",
         "hashlib",
+        "heapq",
         "inspect",
         "io",
         "itertools",
@@ -43,7 +44,7 @@ ALLOWED_MODULES = {
         "pathlib",
         "threading",
     ),
-    *("re", "reprlib", "struct", "typing", "warnings", "wave"),
+    *("random", "re", "reprlib", "struct", "typing", "warnings", "wave"),
 }
 # Only inside try / except ImportError: the model runs without them.
 GUARDED_MODULES = {
