@@ -47,7 +47,7 @@ except AttributeError:
 GROUP_FRAMES = 1000
 # Narrower encoders spend their time in Python, which one thread runs at a time.
 THREADED_WIDTH = 512
-# Orders of a batch's utterances among which threads get the one that keeps them busy alike; half a millisecond.
+# Orders of a batch's utterances that are tried, to find one with which its threads finish together.
 ORDERS_TRIED = 50
 # Values that a convolution computes at a time (8 MB in float32, 1.3 s of a published WavLM's first one), so that they
 # are still in the processor's cache when the next operation reads them.
