@@ -19,7 +19,7 @@ from modeling_mamba_ema.inference import EmotionTracker
 from modeling_mamba_ema.mamba2 import Mamba2
 from modeling_mamba_ema.speech_encoder import length_mask
 
-from .support.models import tiny_model
+from .support.models import NO_DROPOUT, tiny_model
 from .support.programs import call_command, call_program, free_port, run_program
 from .support.runs import FINETUNE
 from .support.tiny_corpus import write_run
@@ -346,7 +346,8 @@ def test_sharded_training_starts_on_one_gpu_and_leaves_the_model_of_a_plain_run(
     if DEVICE == "cpu":
         pytest.skip("needs a CUDA GPU")
     plain, sharded = (write_run(tmp_path / f"{name}.yaml", corpus, tmp_path / name) for name in ("plain", "sharded"))
-    options = ["training.num_train_epochs=1", "model.params.dropout=0"]
+    encoder = "model.params.speech_encoder_config"
+    options = ["training.num_train_epochs=1", "model.params.dropout=0", *(f"{encoder}.{name}=0" for name in NO_DROPOUT)]
     launch = ["-m", "accelerate.commands.launch", "--config_file"]
     for path, configuration in ((plain, "one_gpu"), (sharded, "fsdp")):
         own = ["--num_processes", 1, "--main_process_port", free_port()]
