@@ -41,10 +41,14 @@ try:
     _onednn: Any = torch.ops.mkldnn._linear_pointwise
 except AttributeError:
     _onednn = None
+# Whether oneDNN multiplies in bfloat16 and torch's attention does not: that has its own products by AMX alone.
+_BFLOAT16_PRODUCTS = torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
 
 # On a CPU utterances are encoded in groups of about this many frames (20 s): enough rows to keep the products busy, few
 # enough that memory does not grow with the batch and the allocator can hand out the same blocks again and again.
 GROUP_FRAMES = 1000
+# Their number is a multiple of this: oneDNN divides rows into equal blocks, and 901 rows take longer than 1,008.
+FRAMES_ALIGNMENT = 8
 # Narrower encoders spend their time in Python, which one thread runs at a time.
 THREADED_WIDTH = 512
 # Orders of a batch's utterances that are tried, to find one with which its threads finish together.
@@ -54,8 +58,9 @@ ORDERS_TRIED = 50
 PIECE_VALUES = 2**21
 # SpecAugment's spans of 10 frames would hide most of an utterance shorter than this (1 s at 50 frames a second).
 SPEC_AUGMENT_MIN_FRAMES = 50
-# Attention weights computed at a time (8 MB in float32), so that memory is linear in an utterance's length.
-ATTENTION_ENTRIES = 2**21
+# Attention weights computed at a time (2 MB in float32), so that memory is linear in an utterance's length and they are
+# still in the processor's cache when they are read.
+ATTENTION_ENTRIES = 2**19
 # On other devices, where many small blocks would leave most of the machine idle (128 MB in half precision).
 MASK_ENTRIES = 2**26
 # Memory-efficient attention on a GPU reads a mask whose rows are a multiple of 8 long; any other is copied into one.
@@ -250,6 +255,10 @@ def _encode(
     # 1. convolution front end and projection
     features = _front_end(backbone.feature_extractor, [utterance.to(dtype) for utterance in utterances])
     frames = [len(utterance) for utterance in features]
+    missing = -sum(frames) % FRAMES_ALIGNMENT
+    if missing and not (_works_together(features[0].device) or torch.is_grad_enabled() or next_layer_reads):
+        features.append(features[0].new_zeros(missing, features[0].shape[1]))  # another utterance; it is not returned
+        frames.append(missing)
     hidden = _project(backbone.feature_projection, torch.cat(features))  # (all frames, hidden)
     if backbone.training and config.apply_spec_augment:
         hidden = _spec_augment(backbone, hidden, frames)
@@ -271,7 +280,7 @@ def _encode(
         if index == config.num_hidden_layers and config.do_stable_layer_norm:
             hidden = _norm(encoder.layer_norm, hidden)
         hidden = _keep(states, index, hidden, frames, layers, next_layer_reads)
-    return [states[index].to(dtype).split(frames) for index in layers]
+    return [states[index].to(dtype).split(frames)[: len(utterances)] for index in layers]
 
 
 def _keep(
@@ -431,27 +440,24 @@ def _positions(embedding: Any, hidden: torch.Tensor, frames: list[int]) -> torch
     weight, bias = conv.weight, conv.bias  # the weight is computed from its norm and its direction: read it only once
     if weight.shape[1] % 16:  # oneDNN 3.12 errs on bfloat16 groups of 8 channels; no published WavLM has them
         weight, bias = _at_least_float32(weight), _at_least_float32(bias)
+    hidden = hidden.to(weight.dtype)
+    # One sequence with zeros between the utterances, as many as each is padded with.
+    gap = hidden.new_zeros(int(conv.padding[0]), hidden.shape[1])
+    sequence = torch.cat([gap, *(piece for utterance in hidden.split(frames) for piece in (utterance, gap))])
     if _works_together(hidden.device):
-        return embedding.activation(_convolve_in_groups(conv, weight, bias, hidden.to(weight.dtype), frames))
-    outputs = []
-    for utterance in hidden.to(weight.dtype).split(frames):
-        channels_first = utterance.t().unsqueeze(0)  # (1, hidden, frames)
-        output = F.conv1d(channels_first, weight, bias, padding=conv.padding, groups=conv.groups)
-        outputs.append(embedding.activation(output[0, :, : len(utterance)].t()))
-    return torch.cat(outputs)
+        output = _convolve_in_groups(conv, weight, bias, sequence)
+    else:
+        output = F.conv1d(sequence.t().unsqueeze(0), weight, bias, groups=conv.groups)[0].t()
+    starts = itertools.accumulate((length + len(gap) for length in frames), initial=0)
+    return embedding.activation(torch.cat([output[start : start + length] for start, length in zip(starts, frames)]))
 
 
 def _convolve_in_groups(
-    conv: nn.Conv1d, weight: torch.Tensor, bias: torch.Tensor, hidden: torch.Tensor, frames: list[int]
+    conv: nn.Conv1d, weight: torch.Tensor, bias: torch.Tensor, sequence: torch.Tensor
 ) -> torch.Tensor:
-    """A convolution of many taps in groups of channels as few matrix products, (all frames, hidden) -> the same.
-
-    The utterances are one sequence with zeros between them: as many as an utterance is padded with.
-    """
+    """A convolution of many taps in groups of channels as few matrix products, (time, hidden) -> (less time, hidden)"""
     (groups, taps), count = (conv.groups, conv.kernel_size[0]), math.gcd(conv.kernel_size[0], TAPS)
-    gap = hidden.new_zeros(int(conv.padding[0]), hidden.shape[1])
-    pieces = [piece for utterance in hidden.split(frames) for piece in (gap, utterance)]
-    sequence = torch.cat([*pieces, gap]).unflatten(1, (groups, -1)).transpose(0, 1)  # (groups, time, channels)
+    sequence = sequence.unflatten(1, (groups, -1)).transpose(0, 1)  # (groups, time, channels)
     windows = sequence.unfold(1, count, 1).flatten(2)  # (groups, time, channels * count)
     weight = weight.unflatten(0, (groups, -1)).transpose(1, 2)  # (groups, channels, out, taps)
     length = sequence.shape[1] - taps + 1
@@ -459,8 +465,6 @@ def _convolve_in_groups(
     for tap in range(0, taps, count):
         factor = weight[..., tap : tap + count].transpose(2, 3).flatten(1, 2)  # (groups, channels * count, out)
         output = torch.baddbmm(output, windows[:, tap : tap + length], factor)
-    starts = itertools.accumulate((length + len(gap) for length in frames), initial=0)
-    output = torch.cat([output[:, start : start + length] for start, length in zip(starts, frames)], dim=1)
     return output.transpose(0, 1).flatten(1)
 
 
@@ -502,14 +506,14 @@ def _norm(norm: nn.LayerNorm, hidden: torch.Tensor) -> torch.Tensor:
 # from i on. Rows are overlapping views of one table, which take no memory. Gate: Chi et al. 2022, "XLM-E".
 
 
-def position_biases(wavlm: Any, lengths: Sequence[int]) -> dict[int, torch.Tensor]:
+def position_biases(wavlm: Any, lengths: Sequence[int], dtype: torch.dtype) -> dict[int, torch.Tensor]:
     """The position bias for queries and reversed keys, (heads, length, length), by length: views of one table."""
     first_layer: Any = wavlm.encoder.layers[0]
     attention = first_layer.attention
     widest = max(lengths)
     distances = torch.arange(widest - 1, -widest, -1, device=attention.rel_attn_embed.weight.device)
     buckets = attention._relative_positions_bucket(distances)
-    table = _at_least_float32(attention.rel_attn_embed(buckets)).t().contiguous()  # (heads, 2 * widest - 1)
+    table = attention.rel_attn_embed(buckets).to(dtype).t().contiguous()  # (heads, 2 * widest - 1)
     return {length: table[:, widest - length : widest + length - 1].unfold(1, length, 1) for length in set(lengths)}
 
 
@@ -524,7 +528,10 @@ def attention_over(backbone: Any, frames: list[int], device: torch.device) -> At
     if _works_together(device):
         return _together(backbone, frames, device)
     if backbone.config.model_type == "wavlm":
-        return functools.partial(_attend_one_by_one, frames, position_biases(backbone, frames))
+        dtype = backbone.encoder.layer_norm.weight.dtype
+        if dtype != torch.bfloat16 or not _BFLOAT16_PRODUCTS or torch.is_grad_enabled():
+            dtype = torch.promote_types(dtype, torch.float32)
+        return functools.partial(_attend_one_by_one, frames, position_biases(backbone, frames, dtype))
     return functools.partial(_attend_plainly, frames)
 
 
@@ -588,23 +595,43 @@ def _attend_one_by_one(
     gates: torch.Tensor,
     dropout: float,
 ) -> torch.Tensor:
-    """With WavLM's position bias, from [`position_biases`]."""
+    """With WavLM's position bias, from [`position_biases`]; by [`_attend_in_bfloat16`] where that is in bfloat16."""
+    attend = _attend_in_bfloat16 if next(iter(biases.values())).dtype == torch.bfloat16 else _attend_fused
     outputs = []
     utterances = zip(queries.split(frames), keys.split(frames), values.split(frames), gates.split(frames))
     for query, key, value, gate in utterances:
-        bias = biases[len(query)]
-        key, value = key.flip(0).transpose(0, 1), value.flip(0).transpose(0, 1)  # (heads, frames, size), reversed
-        query, gate = query.transpose(0, 1), gate.t().unsqueeze(-1)  # (heads, frames, size), (heads, frames, 1)
-        rows = max(1, ATTENTION_ENTRIES // (query.shape[0] * query.shape[1]))
+        length, bias = len(query), biases[len(query)]
+        output = torch.empty_like(query)
+        gate, into = gate.t().unsqueeze(-1), output.transpose(0, 1)  # (heads, frames, 1), (heads, frames, size)
+        # (heads, frames, size), keys reversed
+        query, key, value = (rows.transpose(0, 1).contiguous() for rows in (query, key.flip(0), value.flip(0)))
+        heads, rows = max(1, ATTENTION_ENTRIES // length**2), max(1, ATTENTION_ENTRIES // length)
         # One place for the masks of all blocks: glibc does not always find the last one's again, and memory would grow.
-        place = None if torch.is_grad_enabled() else bias.new_empty(bias[:, :rows].shape)
-        for start in range(0, query.shape[1], rows):
-            block = slice(start, start + rows)
-            out = None if place is None else place[:, : query[:, block].shape[1]]
-            mask = torch.mul(gate[:, block], bias[:, block], out=out)
-            output = F.scaled_dot_product_attention(query[None, :, block], key[None], value[None], mask[None], dropout)
-            outputs.append(output[0].transpose(0, 1).flatten(1))  # (rows, hidden)
+        place = None if torch.is_grad_enabled() else bias.new_empty(bias[:heads, :rows].shape)
+        for first, start in itertools.product(range(0, len(query), heads), range(0, length, rows)):
+            head, row = slice(first, first + heads), slice(start, start + rows)
+            biased = bias[head, row]
+            out = None if place is None else place[: len(biased), : biased.shape[1]]
+            mask = torch.mul(gate[head, row].to(bias.dtype), biased, out=out)
+            into[head, row] = attend(query[head, row], key[head], value[head], mask, dropout)
+        outputs.append(output.flatten(1))
     return torch.cat(outputs)
+
+
+def _attend_fused(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, dropout: float
+) -> torch.Tensor:
+    """(heads, queries, size), twice (heads, keys, size), (heads, queries, keys) -> (heads, queries, size)"""
+    return F.scaled_dot_product_attention(query[None], key[None], value[None], mask[None], dropout)[0]
+
+
+def _attend_in_bfloat16(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, dropout: float
+) -> torch.Tensor:
+    """As [`_attend_fused`], by two products of oneDNN, in place of the mask; scores are rounded, as WavLM's are."""
+    query, key, value = (rows.to(mask.dtype) for rows in (query * query.shape[-1] ** -0.5, key, value))
+    scores = mask.baddbmm_(query, key.transpose(1, 2))
+    return F.dropout(scores.softmax(dim=-1), dropout) @ value
 
 
 @dataclass
@@ -640,7 +667,7 @@ def _together(backbone: Any, frames: list[int], device: torch.device) -> Attend:
         members[-1].append(index)
     with_bias = backbone.config.model_type == "wavlm"
     padded = [_aligned(frames[group[0]]) if with_bias else frames[group[0]] for group in members]
-    biases = position_biases(backbone, padded) if with_bias else {}
+    biases = position_biases(backbone, padded, dtype) if with_bias else {}
     starts = torch.tensor([0, *itertools.accumulate(frames)])
     lengths = torch.tensor(frames)
     groups, places, offset = [], torch.empty(int(starts[-1]), dtype=torch.long), 0
@@ -655,7 +682,7 @@ def _together(backbone: Any, frames: list[int], device: torch.device) -> Attend:
             absent = (
                 torch.zeros(present.shape).masked_fill(~present.flip(1), -torch.inf)[:, None, None].to(device, dtype)
             )
-        bias = biases[width].to(dtype).contiguous() if with_bias else None
+        bias = biases[width].contiguous() if with_bias else None
         queries, keys = (index.flatten().to(device) for index in (rows, rows.flip(1)))
         groups.append(_PaddedGroup((len(group), width), queries, keys, absent, bias))
     return functools.partial(_attend_together, groups, places.to(device))
