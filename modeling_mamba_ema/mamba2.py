@@ -6,7 +6,7 @@ Space Duality". Parameter names and shapes are those of `mamba_ssm.Mamba2`, so w
 
 import contextlib
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -15,11 +15,7 @@ from torch.nn import functional as F
 from .pooling import length_mask
 
 try:
-    from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
-except ImportError:
-    mamba_chunk_scan_combined = None
-try:
-    # `use_kernels=True` takes the scan from the Hub. Versions without the second name do not decorate functions.
+    # Versions without the second name do not decorate functions.
     from transformers.integrations.hub_kernels import (
         use_kernel_forward_from_hub,
         use_kernel_func_from_hub_with_fallback,  # noqa: F401
@@ -177,19 +173,23 @@ def chunk_scan(
     B: torch.Tensor,
     C: torch.Tensor,
     chunk_size: int,
-    initial_states: torch.Tensor,
-    return_final_states: bool,
+    D: None = None,
+    dt_bias: None = None,
+    initial_states: torch.Tensor | None = None,
+    dt_softplus: bool = False,
+    dt_limit: tuple[float, float] = (0.0, math.inf),
+    return_final_states: bool = False,
+    **kwargs: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """mamba-ssm's kernel for a GPU, by its name and arguments: from the Hub, from the package, or `ssd_chunked`.
+    """`ssd_chunked` by the name and the parameters of mamba-ssm's kernel, which `use_kernels=True` puts in its place.
+
+    The kernels library takes only a function with all parameters of the kernel, in the same order.
 
     Args:
-        B, C: (batch, turns, groups = 1, d_state); the others as in `ssd_chunked`.
+        B, C: (batch, turns, groups = 1, d_state); x, dt, A and initial_states (required) are as in `ssd_chunked`.
+        return_final_states: must be True. The other parameters must keep their defaults.
     """
-    if mamba_chunk_scan_combined is not None:
-        return mamba_chunk_scan_combined(
-            x, dt, A, B, C, chunk_size, initial_states=initial_states, return_final_states=return_final_states
-        )
-    return ssd_chunked(x, dt, A, B[:, :, 0], C[:, :, 0], initial_states, chunk_size)
+    return ssd_chunked(x, dt, A, B[:, :, 0], C[:, :, 0], initial_states, chunk_size)  # type: ignore[arg-type]
 
 
 def ssd(
@@ -202,11 +202,12 @@ def ssd(
     chunk_size: int,
     half_precision: bool,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Run the scan the cheapest way: a single step, mamba-ssm's kernel where a GPU has it, else chunks.
+    """Run the scan the cheapest way: a single step, else chunks.
 
     Args:
-        half_precision: x, B and C were computed in half precision. Only then the kernel runs: it rounds the factors
-            of its products to TF32, 11 bits, and in float32 a conversation would not equal its turns one by one.
+        half_precision: x, B and C were computed in half precision. Only then `use_kernels=True` has an effect: the
+            kernel rounds the factors of its products to TF32, 11 bits, and in float32 a conversation would not equal
+            its turns one by one.
 
     The other arguments and the results are as in `ssd_chunked`.
     """
@@ -214,16 +215,8 @@ def ssd(
         y, state = ssd_step(x[:, 0], dt[:, 0], A, B[:, 0], C[:, 0], initial_state)
         return y[:, None], state
     if x.is_cuda and half_precision:
-        return chunk_scan(
-            x.contiguous(),
-            dt.contiguous(),
-            A,
-            B[:, :, None].contiguous(),  # (batch, turns, groups, d_state)
-            C[:, :, None].contiguous(),
-            chunk_size,
-            initial_states=initial_state.contiguous(),
-            return_final_states=True,
-        )
+        B, C = B[:, :, None], C[:, :, None]  # (batch, turns, groups, d_state)
+        return chunk_scan(x, dt, A, B, C, chunk_size, initial_states=initial_state, return_final_states=True)
     return ssd_chunked(x, dt, A, B, C, initial_state, chunk_size)
 
 

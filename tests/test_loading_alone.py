@@ -36,7 +36,7 @@ def watch(event, arguments):
             seen[kind].append(f"{event} {arguments[:2]}")
 
 way, folder, again = sys.argv[1:]
-for name in ("kernels", "mamba_ssm", "soundfile", "soxr", "datasets", "evaluate", "accelerate", "matplotlib"):
+for name in ("kernels", "soundfile", "soxr", "datasets", "evaluate", "accelerate", "matplotlib"):
     sys.modules[name] = None  # as if nothing optional were installed
 import torch, transformers  # what these do on their own is theirs
 sys.addaudithook(watch)

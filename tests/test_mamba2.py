@@ -1,5 +1,6 @@
 """Mamba-2 against transformers' mixer, against the recurrence, and for every way to cut a conversation."""
 
+import inspect
 import math
 
 import pytest
@@ -8,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn import functional as F
 from transformers import Mamba2Config
+from transformers.models.mamba2 import modeling_mamba2
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
-from modeling_mamba_ema.mamba2 import Mamba2, Mamba2Block, Mamba2State, ssd, ssd_chunked, ssd_reference
+from modeling_mamba_ema.mamba2 import Mamba2, Mamba2Block, Mamba2State, chunk_scan, ssd, ssd_chunked, ssd_reference
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
 D_MODEL, D_STATE, D_CONV, EXPAND, HEADDIM = 8, 5, 4, 2, 4
@@ -131,6 +133,18 @@ def test_chunked_scan_equals_the_recurrence(dtype, turns, chunk_size, heads, hea
     expected = ssd_reference(*inputs, initial_state)
     for found in (ssd_chunked(*inputs, initial_state, chunk_size), ssd(*inputs, initial_state, chunk_size, False)):
         assert_states_close(found, expected, TOLERANCE[dtype])
+
+
+@pytest.mark.skipif(not hasattr(modeling_mamba2, "mamba2_chunk_scan"), reason="transformers decorates no functions")
+def test_the_scan_has_the_parameters_and_numbers_of_the_one_that_the_same_kernel_replaces_in_transformers():
+    """The kernels library refuses to replace a function whose parameters are not the kernel's."""
+    functions = chunk_scan, inspect.unwrap(modeling_mamba2.mamba2_chunk_scan)
+    own, theirs = (list(inspect.signature(function).parameters.values())[1:] for function in functions)
+    assert [(one.name, one.kind) for one in own] == [(one.name, one.kind) for one in theirs]
+    x, dt, A, B, C, state = make_scan_inputs(2, 70, 4, 8, 16, torch.float32)
+    arguments = x, dt, A, B[:, :, None], C[:, :, None], 64
+    found, expected = (function(*arguments, initial_states=state, return_final_states=True) for function in functions)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_chunked_scan_keeps_its_precision_where_the_decay_is_strong():

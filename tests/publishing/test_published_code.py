@@ -50,7 +50,6 @@ ALLOWED_MODULES = {
 GUARDED_MODULES = {
     "modeling_mamba_ema.adoption.changes",
     "modeling_mamba_ema.publishing",
-    "mamba_ssm.ops.triton.ssd_combined",
     "soundfile",
     "soxr",
     "torch._C._functorch",
