@@ -81,6 +81,7 @@ _LINEAR_LAYERS = {
     *("projection", "q_proj", "k_proj", "v_proj", "out_proj", "gru_rel_pos_linear"),
     *("intermediate_dense", "output_dense"),
 }
+_ACTIVATIONS = {"activation", "intermediate_act_fn"}  # likewise: `use_kernels=True` replaces their forward
 _KNOWN_MODULES = ("torch.nn.", "transformers.models.", "transformers.activations", __name__.rpartition(".")[0] + ".")
 
 
@@ -88,16 +89,17 @@ def is_untouched(backbone: nn.Module) -> bool:
     """Whether the weights may be used directly: transformers' own modules, with nothing attached or wrapped around.
 
     Hooks, offloading and sharding must see every module called; reading the weights past them would ignore what they
-    do. Linear layers are not looked at: they are called where they are not plain, see [`linear`].
+    do. Linear layers and activations are not looked at: they are called where they are not plain, see [`product`].
     """
     return not _has_any_global_hook() and _is_untouched(backbone)
 
 
 def _is_untouched(module: nn.Module) -> bool:
+    not_looked_at = _LINEAR_LAYERS | _ACTIVATIONS
     return (
         type(module).__module__.startswith(_KNOWN_MODULES)
         and not _is_attached_to(module)
-        and all(_is_untouched(child) for name, child in module.named_children() if name not in _LINEAR_LAYERS)
+        and all(_is_untouched(child) for name, child in module.named_children() if name not in not_looked_at)
     )
 
 
@@ -108,7 +110,7 @@ def _is_attached_to(module: nn.Module) -> bool:
         or module._forward_pre_hooks
         or module._backward_hooks
         or module._backward_pre_hooks
-        or "forward" in vars(module)
+        or getattr(module.forward, "__func__", None) is not type(module).forward
     )
 
 
@@ -784,7 +786,7 @@ def product(
     if _fuses(hidden):
         if activation is None:
             return _onednn(hidden, weight, bias, "none", [], "")
-        if isinstance(activation, GELUActivation):
+        if isinstance(activation, GELUActivation) and not _is_attached_to(activation):
             return _onednn(hidden, weight, bias, "gelu", [], "none")
     output = F.linear(hidden, weight, bias)
     return output if activation is None else activation(output)

@@ -2,10 +2,12 @@
 
 import copy
 import os
+import types
 
 import pytest
 import torch
 from transformers import HubertConfig, HubertModel, Wav2Vec2Config, Wav2Vec2Model, WavLMConfig, WavLMModel
+from transformers.activations import GELUActivation
 
 from modeling_mamba_ema import (
     MambaEMAConfig,
@@ -431,6 +433,21 @@ def test_hooks_on_modules_that_are_not_called_are_seen(name, register):
     assert not is_untouched(model)
     handle.remove()
     assert is_untouched(model)
+
+
+@pytest.mark.parametrize("function", [GELUActivation.forward, lambda module, hidden: torch.relu(hidden)])
+def test_activations_whose_forward_use_kernels_has_bound_anew_are_called(function):
+    """transformers binds the kernel, or where there is none the module's own forward."""
+    model = wavlm("layer")
+    for module in model.modules():
+        if isinstance(module, GELUActivation):
+            module.forward = types.MethodType(function, module)
+    waveforms, lengths = batch()
+    assert is_untouched(model)
+    with torch.inference_mode():
+        (found,) = fast_hidden_states(model, waveforms, lengths, [3])
+        (expected,) = hidden_states_one_by_one(model, waveforms, lengths, [3])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
 
 
 def test_global_hooks_are_seen():
