@@ -275,10 +275,11 @@ def _encode(
     hidden = _keep(states, 0, hidden, frames, layers, next_layer_reads)
     attend: Any = attention_over(backbone, frames, hidden.device) if max(layers) else None
     layer: Any
-    for index, layer in enumerate(encoder.layers[: max(layers)], start=1):
+    wide_norms = _norms(encoder.layers[: max(layers)], hidden.dtype)
+    for index, (layer, norms) in enumerate(zip(encoder.layers, wide_norms), start=1):
         dropped = backbone.training and index > 1 and config.layerdrop > 0 and torch.rand([]) < config.layerdrop
         if not dropped:
-            hidden = _checkpointed(layer, _layer)(layer, hidden, attend, config.do_stable_layer_norm)
+            hidden = _checkpointed(layer, _layer)(layer, norms, hidden, attend, config.do_stable_layer_norm)
         if index == config.num_hidden_layers and config.do_stable_layer_norm:
             hidden = _norm(encoder.layer_norm, hidden)
         hidden = _keep(states, index, hidden, frames, layers, next_layer_reads)
@@ -470,19 +471,30 @@ def _convolve_in_groups(
     return output.transpose(0, 1).flatten(1)
 
 
-def _layer(layer: Any, hidden: torch.Tensor, attend: Attend, norm_first: bool) -> torch.Tensor:
-    """One transformer layer, (all frames, hidden) -> the same"""
+def _layer(
+    layer: Any, norms: Sequence[torch.Tensor], hidden: torch.Tensor, attend: Attend, norm_first: bool
+) -> torch.Tensor:
+    """One transformer layer, (all frames, hidden) -> the same; `norms` are from [`_norms`]."""
     attention, feed_forward = layer.attention, layer.feed_forward
-    inputs = _norm(layer.layer_norm, hidden) if norm_first else hidden
+    inputs = _norm(layer.layer_norm, hidden, norms[:2]) if norm_first else hidden
     attended = unpadded_attention(attention, inputs, attend)
     hidden = add_linear(hidden, attended, attention.out_proj, layer.dropout)
     if not norm_first:
-        hidden = _norm(layer.layer_norm, hidden)
-    inputs = _norm(layer.final_layer_norm, hidden) if norm_first else hidden
+        hidden = _norm(layer.layer_norm, hidden, norms[:2])
+    inputs = _norm(layer.final_layer_norm, hidden, norms[2:]) if norm_first else hidden
     inner = linear(inputs, feed_forward.intermediate_dense, feed_forward.intermediate_act_fn)
     inner = feed_forward.intermediate_dropout(inner)
     hidden = add_linear(hidden, inner, feed_forward.output_dense, feed_forward.output_dropout)
-    return hidden if norm_first else _norm(layer.final_layer_norm, hidden)
+    return hidden if norm_first else _norm(layer.final_layer_norm, hidden, norms[2:])
+
+
+def _norms(layers: Sequence[Any], dtype: torch.dtype) -> list[Sequence[torch.Tensor]]:
+    """Weight and bias of both layer norms of each layer, in this dtype: converted in one go, as each takes a kernel."""
+    norms = [norm for layer in layers for norm in (layer.layer_norm, layer.final_layer_norm)]
+    tensors = [tensor for norm in norms for tensor in (norm.weight, norm.bias)]
+    if tensors and tensors[0].dtype != dtype and not torch.is_grad_enabled():
+        tensors = list(torch.stack(tensors).to(dtype))
+    return [tensors[start : start + 4] for start in range(0, len(tensors), 4)]
 
 
 def _spec_augment(backbone: Any, hidden: torch.Tensor, frames: list[int]) -> torch.Tensor:
@@ -497,9 +509,9 @@ def _spec_augment(backbone: Any, hidden: torch.Tensor, frames: list[int]) -> tor
     )
 
 
-def _norm(norm: nn.LayerNorm, hidden: torch.Tensor) -> torch.Tensor:
-    """Layer norm in the dtype of `hidden`, which may be wider than the weights'"""
-    weight, bias = norm.weight.to(hidden.dtype), norm.bias.to(hidden.dtype)
+def _norm(norm: nn.LayerNorm, hidden: torch.Tensor, affine: Sequence[torch.Tensor] | None = None) -> torch.Tensor:
+    """Layer norm in the dtype of `hidden`, which may be wider than the weights'; `affine`: these in that dtype."""
+    weight, bias = affine or (norm.weight.to(hidden.dtype), norm.bias.to(hidden.dtype))
     return F.layer_norm(hidden, norm.normalized_shape, weight, bias, norm.eps)
 
 
@@ -640,19 +652,16 @@ def _attend_in_bfloat16(
 class _PaddedGroup:
     """Utterances of similar length as a padded batch.
 
-    Keys come in reverse order, their padding first, so that every key is where an utterance of the padded length has
-    its distance.
-
     Attributes:
         shape: utterances, and frames of each with padding.
-        queries, keys: (batch * padded,) the frame at each place; the first one where there is padding.
+        rows: (batch * padded,) the frame at each place, the first one where there is padding; None where the utterances
+            of the batch are as long as each other and lie as they come.
         absent: (batch, 1, 1, padded) minus infinity where a key is padding, 0 elsewhere; None without padding.
-        bias: (heads, padded, padded) WavLM's position bias; None for others.
+        bias: (heads, padded, padded or more) WavLM's position bias; None for others.
     """
 
     shape: tuple[int, int]
-    queries: torch.Tensor
-    keys: torch.Tensor
+    rows: torch.Tensor | None
     absent: torch.Tensor | None
     bias: torch.Tensor | None
 
@@ -668,8 +677,15 @@ def _together(backbone: Any, frames: list[int], device: torch.device) -> Attend:
             members.append([])
         members[-1].append(index)
     with_bias = backbone.config.model_type == "wavlm"
-    padded = [_aligned(frames[group[0]]) if with_bias else frames[group[0]] for group in members]
+    equal = len(set(frames)) == 1
+    alignment = MASK_ALIGNMENT if with_bias and not equal else 1
+    padded = [frames[group[0]] + -frames[group[0]] % alignment for group in members]
     biases = position_biases(backbone, padded, dtype) if with_bias else {}
+    biases = {width: F.pad(bias.flip(2), (0, -width % MASK_ALIGNMENT)) for width, bias in biases.items()}
+    if equal:
+        return functools.partial(
+            _attend_together, [_PaddedGroup((len(frames), frames[0]), None, None, biases.get(frames[0]))], None
+        )
     starts = torch.tensor([0, *itertools.accumulate(frames)])
     lengths = torch.tensor(frames)
     groups, places, offset = [], torch.empty(int(starts[-1]), dtype=torch.long), 0
@@ -681,42 +697,33 @@ def _together(backbone: Any, frames: list[int], device: torch.device) -> Attend:
         offset += present.numel()
         absent = None
         if not bool(present.all()):
-            absent = (
-                torch.zeros(present.shape).masked_fill(~present.flip(1), -torch.inf)[:, None, None].to(device, dtype)
-            )
-        bias = biases[width].contiguous() if with_bias else None
-        queries, keys = (index.flatten().to(device) for index in (rows, rows.flip(1)))
-        groups.append(_PaddedGroup((len(group), width), queries, keys, absent, bias))
+            absent = torch.zeros(present.shape).masked_fill(~present, -torch.inf)[:, None, None].to(device, dtype)
+        groups.append(_PaddedGroup((len(group), width), rows.flatten().to(device), absent, biases.get(width)))
     return functools.partial(_attend_together, groups, places.to(device))
 
 
-def _aligned(length: int) -> int:
-    return length + -length % MASK_ALIGNMENT
-
-
-def _padded(rows: torch.Tensor, index: torch.Tensor, batch: int) -> torch.Tensor:
-    """(all frames, heads, ...), (batch * padded,) -> (batch, heads, padded, ...)"""
-    return rows.index_select(0, index).unflatten(0, (batch, -1)).transpose(1, 2)
+def _padded(values: torch.Tensor, group: _PaddedGroup) -> torch.Tensor:
+    """(all frames, heads, ...) -> (batch, heads, padded, ...)"""
+    if group.rows is not None:
+        values = values.index_select(0, group.rows)
+    return values.unflatten(0, group.shape).transpose(1, 2)
 
 
 def _attend_together(
     groups: list[_PaddedGroup],
-    places: torch.Tensor,
+    places: torch.Tensor | None,
     queries: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
     gates: torch.Tensor | None,
     dropout: float,
 ) -> torch.Tensor:
-    """In padded groups; `places` (all frames,) is where among all their rows each frame is."""
+    """In padded groups; `places` (all frames,) is where among all their rows each frame is, None where it is there."""
     heads, outputs = queries.shape[1], []
     for group in groups:
         batch, padded = group.shape
-        query = _padded(queries, group.queries, batch)
-        key, value = _padded(keys, group.keys, batch), _padded(values, group.keys, batch)
-        gate = None
-        if gates is not None:
-            gate = _padded(gates.to(query.dtype), group.queries, batch).unsqueeze(-1).contiguous()
+        query, key, value = (_padded(rows, group) for rows in (queries, keys, values))
+        gate = None if gates is None else _padded(gates.to(query.dtype), group).unsqueeze(-1).contiguous()
         # A position bias is made for so many queries at a time.
         size = padded if gate is None else max(1, MASK_ENTRIES // (batch * heads * padded))
         blocks = []
@@ -725,10 +732,11 @@ def _attend_together(
             if gate is not None and group.bias is not None:
                 bias = group.bias[:, block]
                 mask = gate[:, :, block] * bias if mask is None else torch.addcmul(mask, gate[:, :, block], bias)
+                mask = mask[..., :padded]
             blocks.append(F.scaled_dot_product_attention(query[:, :, block], key, value, mask, dropout))
         output = blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=2)  # (batch, heads, padded, size)
         outputs.append(output.transpose(1, 2).flatten(2).flatten(0, 1))
-    return torch.cat(outputs).index_select(0, places)
+    return outputs[0] if places is None else torch.cat(outputs).index_select(0, places)
 
 
 # Linear layers with what follows them, a GELU or the addition to a residual, written by oneDNN in one pass on a CPU.

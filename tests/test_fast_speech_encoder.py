@@ -113,6 +113,18 @@ def test_every_hidden_state_is_the_one_of_the_model_run_alone(kind, norm, dtype,
     assert largest_difference(states, alone(model, waveforms, lengths)) < tolerance
 
 
+@pytest.mark.parametrize("samples", [[16_000, 16_000, 16_000], [9_000]])
+@pytest.mark.usefixtures("way")
+@every_kind
+def test_utterances_of_one_length_get_the_states_of_the_model_run_alone(kind, samples):
+    model = backbone(kind, "layer").double()
+    waveforms, lengths = batch(samples, torch.float64)
+    assert (
+        largest_difference(fast_hidden_states(model, waveforms, lengths, range(4)), alone(model, waveforms, lengths))
+        < 1e-12
+    )
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 5e-5)])
 def test_a_pretrained_encoder_hears_speech_as_when_run_alone(dtype, tolerance):
     """Unlike random weights, trained ones have activations of very different sizes."""
@@ -167,6 +179,7 @@ def test_gradients_are_those_of_the_reference(kind, norm):
         (fast_speech_encoder, "PIECE_VALUES", 12_000),
         (fast_speech_encoder, "PIECE_VALUES", 1),
         (fast_speech_encoder, "ATTENTION_ENTRIES", 500),
+        (fast_speech_encoder, "ATTENTION_ENTRIES", 5_000),
         (fast_speech_encoder, "MASK_ENTRIES", 20_000),
         (fast_speech_encoder, "SIMILAR_LENGTH", 0.0),
         (fast_speech_encoder, "SIMILAR_LENGTH", 1.0),
@@ -174,7 +187,7 @@ def test_gradients_are_those_of_the_reference(kind, norm):
         (fast_speech_encoder, "TAPS", 5),
     ],
     ids=[
-        *("groups", "pieces of some frames", "pieces of one frame", "blocks of attention"),
+        *("groups", "pieces of some frames", "pieces of one frame", "blocks of queries", "blocks of heads"),
         *("blocks of attention on a GPU", "one padded group", "a group for each length"),
         *("the front end in groups", "one tap at a time"),
     ],
@@ -307,7 +320,9 @@ def test_weights_changed_after_a_call_are_used_in_the_next(norm):
         assert largest_difference(states, alone(model, waveforms, lengths)) < 2e-5
 
 
-def test_half_precision_stays_closer_to_float32_than_wavlm_itself_does():
+@pytest.mark.parametrize("products", [False, True], ids=["attention by torch", "attention by oneDNN"])
+def test_half_precision_stays_closer_to_float32_than_wavlm_itself_does(monkeypatch, products):
+    monkeypatch.setattr(fast_speech_encoder, "_BFLOAT16_PRODUCTS", products)
     model = wavlm("layer")
     waveforms, lengths = batch()
     with torch.inference_mode():
