@@ -5,8 +5,8 @@
 Forward, CCC loss, backward and AdamW on turns of realistic lengths, in float32, each with and without gradient
 checkpointing. The convolution front end is frozen in full fine-tuning too, as usual; LoRA is this package's default.
 Beside them `WavLMModel` with the same adapters, by peft, on the padded batch. The steps run in turn in one process.
-Memory is what a fresh process each takes for two steps beside the weights, gradients and the optimizer's moments
-included. At the end the same utterances are encoded with the adapters as they are and merged into the weights.
+Memory is what two steps take beside the weights, gradients and the optimizer's moments included. At the end the same
+utterances are encoded with the adapters as they are and merged into the weights.
 """
 
 import argparse
@@ -113,19 +113,16 @@ def merging_ratio(arguments: argparse.Namespace) -> float:
     return times[LORA] / times["merged"]
 
 
-def print_memory_of_two_steps(arguments: argparse.Namespace) -> None:
-    step, _ = step_of(arguments.once, arguments)
+def memory_of_two_steps(variant: str, arguments: argparse.Namespace) -> float:
+    """GiB beside the weights: of a fresh process on a CPU, where freed memory is not always given back."""
     if arguments.device == "cpu":
-        before = resident_memory()
-        step()
-        step()
-        print_growth(before)
-        return
+        return peak_memory(sys.argv[0], "--once", variant, *sys.argv[1:])
+    step, _ = step_of(variant, arguments)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     step()
     step()
-    print("growth GiB", (torch.cuda.max_memory_allocated() - before) / 2**30)
+    return (torch.cuda.max_memory_allocated() - before) / 2**30
 
 
 def main() -> None:
@@ -140,9 +137,13 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     if arguments.once:
-        print_memory_of_two_steps(arguments)
+        step, _ = step_of(arguments.once, arguments)
+        before = resident_memory()
+        step()
+        step()
+        print_growth(before)
         return
-    memory = {name: peak_memory(sys.argv[0], "--once", name, *sys.argv[1:]) for name in VARIANTS}
+    memory = {name: memory_of_two_steps(name, arguments) for name in VARIANTS}
     steps, trained = {}, {}
     for name in VARIANTS:
         steps[name], trained[name] = step_of(name, arguments)
