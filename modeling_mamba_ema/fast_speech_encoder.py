@@ -41,7 +41,7 @@ try:
     _onednn: Any = torch.ops.mkldnn._linear_pointwise
 except AttributeError:
     _onednn = None
-# Whether oneDNN multiplies in bfloat16 and torch's attention does not: that has its own products by AMX alone.
+# Whether oneDNN multiplies in bfloat16 and torch's attention does not, which has its own products by AMX alone.
 _BFLOAT16_PRODUCTS = torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
 
 # On a CPU utterances are encoded in groups of about this many frames (20 s): enough rows to keep the products busy, few
@@ -545,7 +545,10 @@ def attention_over(backbone: Any, frames: list[int], device: torch.device) -> At
         dtype = backbone.encoder.layer_norm.weight.dtype
         if dtype != torch.bfloat16 or not _BFLOAT16_PRODUCTS or torch.is_grad_enabled():
             dtype = torch.promote_types(dtype, torch.float32)
-        return functools.partial(_attend_one_by_one, frames, position_biases(backbone, frames, dtype))
+        biases = position_biases(backbone, frames, dtype)
+        # Without gradients the masks of all blocks take the same place: memory stays in the cache and does not grow.
+        place = None if torch.is_grad_enabled() else torch.empty(max(ATTENTION_ENTRIES, *frames), dtype=dtype)
+        return functools.partial(_attend_one_by_one, frames, biases, place)
     return functools.partial(_attend_plainly, frames)
 
 
@@ -603,33 +606,33 @@ def _attend_plainly(
 def _attend_one_by_one(
     frames: list[int],
     biases: dict[int, torch.Tensor],
+    place: torch.Tensor | None,
     queries: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
     gates: torch.Tensor,
     dropout: float,
 ) -> torch.Tensor:
-    """With WavLM's position bias, from [`position_biases`]; by [`_attend_in_bfloat16`] where that is in bfloat16."""
-    attend = _attend_in_bfloat16 if next(iter(biases.values())).dtype == torch.bfloat16 else _attend_fused
-    outputs = []
-    utterances = zip(queries.split(frames), keys.split(frames), values.split(frames), gates.split(frames))
-    for query, key, value, gate in utterances:
-        length, bias = len(query), biases[len(query)]
-        output = torch.empty_like(query)
-        gate, into = gate.t().unsqueeze(-1), output.transpose(0, 1)  # (heads, frames, 1), (heads, frames, size)
-        # (heads, frames, size), keys reversed
+    """With WavLM's position bias, from [`position_biases`]; by [`_attend_in_bfloat16`] where that is in bfloat16.
+
+    `place` is where the mask of each block is written, if given.
+    """
+    output = torch.empty_like(queries)
+    for length, end in zip(frames, itertools.accumulate(frames)):
+        query, key, value, gate, into = (rows[end - length : end] for rows in (queries, keys, values, gates, output))
+        bias = biases[length]
+        attend = _attend_in_bfloat16 if bias.dtype == torch.bfloat16 else _attend_fused
+        # (heads, frames, size), keys reversed; (heads, frames, 1); (heads, frames, size)
         query, key, value = (rows.transpose(0, 1).contiguous() for rows in (query, key.flip(0), value.flip(0)))
+        gate, into = gate.t().unsqueeze(-1).to(bias.dtype), into.transpose(0, 1)
         heads, rows = max(1, ATTENTION_ENTRIES // length**2), max(1, ATTENTION_ENTRIES // length)
-        # One place for the masks of all blocks: glibc does not always find the last one's again, and memory would grow.
-        place = None if torch.is_grad_enabled() else bias.new_empty(bias[:heads, :rows].shape)
         for first, start in itertools.product(range(0, len(query), heads), range(0, length, rows)):
             head, row = slice(first, first + heads), slice(start, start + rows)
-            biased = bias[head, row]
-            out = None if place is None else place[: len(biased), : biased.shape[1]]
-            mask = torch.mul(gate[head, row].to(bias.dtype), biased, out=out)
+            block = bias[head, row]
+            out = None if place is None else place[: block.numel()].view(block.shape)
+            mask = torch.mul(gate[head, row], block, out=out)
             into[head, row] = attend(query[head, row], key[head], value[head], mask, dropout)
-        outputs.append(output.flatten(1))
-    return torch.cat(outputs)
+    return output.flatten(1)
 
 
 def _attend_fused(
@@ -683,9 +686,8 @@ def _together(backbone: Any, frames: list[int], device: torch.device) -> Attend:
     biases = position_biases(backbone, padded, dtype) if with_bias else {}
     biases = {width: F.pad(bias.flip(2), (0, -width % MASK_ALIGNMENT)) for width, bias in biases.items()}
     if equal:
-        return functools.partial(
-            _attend_together, [_PaddedGroup((len(frames), frames[0]), None, None, biases.get(frames[0]))], None
-        )
+        batch = _PaddedGroup((len(frames), frames[0]), None, None, biases.get(frames[0]))
+        return functools.partial(_attend_together, [batch], None)
     starts = torch.tensor([0, *itertools.accumulate(frames)])
     lengths = torch.tensor(frames)
     groups, places, offset = [], torch.empty(int(starts[-1]), dtype=torch.long), 0
