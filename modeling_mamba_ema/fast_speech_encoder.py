@@ -81,7 +81,7 @@ _LINEAR_LAYERS = {
     *("projection", "q_proj", "k_proj", "v_proj", "out_proj", "gru_rel_pos_linear"),
     *("intermediate_dense", "output_dense"),
 }
-_ACTIVATIONS = {"activation", "intermediate_act_fn"}  # likewise: `use_kernels=True` replaces their forward
+_CALLED_MODULES = _LINEAR_LAYERS | {"activation", "intermediate_act_fn"}  # `use_kernels=True` replaces their forward
 _KNOWN_MODULES = ("torch.nn.", "transformers.models.", "transformers.activations", __name__.rpartition(".")[0] + ".")
 
 
@@ -95,11 +95,10 @@ def is_untouched(backbone: nn.Module) -> bool:
 
 
 def _is_untouched(module: nn.Module) -> bool:
-    not_looked_at = _LINEAR_LAYERS | _ACTIVATIONS
     return (
         type(module).__module__.startswith(_KNOWN_MODULES)
         and not _is_attached_to(module)
-        and all(_is_untouched(child) for name, child in module.named_children() if name not in not_looked_at)
+        and all(_is_untouched(child) for name, child in module.named_children() if name not in _CALLED_MODULES)
     )
 
 
