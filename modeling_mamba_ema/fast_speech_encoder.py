@@ -612,10 +612,7 @@ def _attend_one_by_one(
     gates: torch.Tensor,
     dropout: float,
 ) -> torch.Tensor:
-    """With WavLM's position bias, from [`position_biases`]; by [`_attend_in_bfloat16`] where that is in bfloat16.
-
-    `place` is where the mask of each block is written, if given.
-    """
+    """With WavLM's position bias, from [`position_biases`]; `place`, if given, is where each block's mask is written."""
     output = torch.empty_like(queries)
     for length, end in zip(frames, itertools.accumulate(frames)):
         query, key, value, gate, into = (rows[end - length : end] for rows in (queries, keys, values, gates, output))
@@ -624,7 +621,9 @@ def _attend_one_by_one(
         # (heads, frames, size), keys reversed; (heads, frames, 1); (heads, frames, size)
         query, key, value = (rows.transpose(0, 1).contiguous() for rows in (query, key.flip(0), value.flip(0)))
         gate, into = gate.t().unsqueeze(-1).to(bias.dtype), into.transpose(0, 1)
-        heads, rows = max(1, ATTENTION_ENTRIES // length**2), max(1, ATTENTION_ENTRIES // length)
+        heads, rows = len(query), length  # a gradient needs all of it in any case
+        if place is not None:
+            heads, rows = max(1, ATTENTION_ENTRIES // length**2), max(1, ATTENTION_ENTRIES // length)
         for first, start in itertools.product(range(0, len(query), heads), range(0, length, rows)):
             head, row = slice(first, first + heads), slice(start, start + rows)
             block = bias[head, row]
