@@ -42,7 +42,7 @@ try:
 except AttributeError:
     _onednn = None
 # Whether oneDNN multiplies in bfloat16 and torch's attention does not, which has its own products by AMX alone.
-_BFLOAT16_PRODUCTS = torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
+_BFLOAT16_PRODUCTS = bool(_onednn) and torch.cpu._is_avx512_bf16_supported() and not torch.cpu._is_amx_tile_supported()
 
 # On a CPU utterances are encoded in groups of about this many frames (20 s): enough rows to keep the products busy, few
 # enough that memory does not grow with the batch and the allocator can hand out the same blocks again and again.
@@ -612,7 +612,7 @@ def _attend_one_by_one(
     gates: torch.Tensor,
     dropout: float,
 ) -> torch.Tensor:
-    """With WavLM's position bias, from [`position_biases`]; `place`, if given, is where each block's mask is written."""
+    """With WavLM's position bias, from [`position_biases`]; masks are written into `place`, if given."""
     output = torch.empty_like(queries)
     for length, end in zip(frames, itertools.accumulate(frames)):
         query, key, value, gate, into = (rows[end - length : end] for rows in (queries, keys, values, gates, output))
