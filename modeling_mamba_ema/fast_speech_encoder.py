@@ -540,15 +540,13 @@ def attention_over(backbone: Any, frames: list[int], device: torch.device) -> At
     """
     if _works_together(device):
         return _together(backbone, frames, device)
-    if backbone.config.model_type == "wavlm":
-        dtype = backbone.encoder.layer_norm.weight.dtype
-        if dtype != torch.bfloat16 or not _BFLOAT16_PRODUCTS or torch.is_grad_enabled():
-            dtype = torch.promote_types(dtype, torch.float32)
-        biases = position_biases(backbone, frames, dtype)
-        # Without gradients the masks of all blocks take the same place: memory stays in the cache and does not grow.
-        place = None if torch.is_grad_enabled() else torch.empty(max(ATTENTION_ENTRIES, *frames), dtype=dtype)
-        return functools.partial(_attend_one_by_one, frames, biases, place)
-    return functools.partial(_attend_plainly, frames)
+    dtype, attend = backbone.encoder.layer_norm.weight.dtype, _attend_in_bfloat16
+    if dtype != torch.bfloat16 or not _BFLOAT16_PRODUCTS or torch.is_grad_enabled():
+        dtype, attend = torch.promote_types(dtype, torch.float32), _attend_fused
+    biases = position_biases(backbone, frames, dtype) if backbone.config.model_type == "wavlm" else {}
+    # Without gradients the masks of all blocks take the same place: memory stays in the cache and does not grow.
+    place = None if torch.is_grad_enabled() else torch.empty(max(ATTENTION_ENTRIES, *frames), dtype=dtype)
+    return functools.partial(_attend_one_by_one, frames, attend, biases, place)
 
 
 def unpadded_attention(attention: Any, inputs: torch.Tensor, attend: Attend) -> torch.Tensor:
@@ -585,67 +583,52 @@ def _gates(attention: Any, inputs: torch.Tensor) -> torch.Tensor:
     return gate_a * (gate_b * attention.gru_rel_pos_const.view(heads) - 1.0) + 2.0
 
 
-def _attend_plainly(
-    frames: list[int],
-    queries: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
-    gates: None,
-    dropout: float,
-) -> torch.Tensor:
-    """Without position bias."""
-    outputs = []
-    for utterance in zip(queries.split(frames), keys.split(frames), values.split(frames)):
-        query, key, value = (rows.transpose(0, 1)[None] for rows in utterance)  # (1, heads, frames, size)
-        output = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
-        outputs.append(output[0].transpose(0, 1).flatten(1))
-    return torch.cat(outputs)
-
-
 def _attend_one_by_one(
     frames: list[int],
+    attend: Callable[..., torch.Tensor],
     biases: dict[int, torch.Tensor],
     place: torch.Tensor | None,
     queries: torch.Tensor,
     keys: torch.Tensor,
     values: torch.Tensor,
-    gates: torch.Tensor,
+    gates: torch.Tensor | None,
     dropout: float,
 ) -> torch.Tensor:
-    """With WavLM's position bias, from [`position_biases`]; masks are written into `place`, if given."""
+    """By a function for blocks; `biases` are WavLM's, from [`position_biases`]; masks go into `place`, if given."""
     output = torch.empty_like(queries)
     for length, end in zip(frames, itertools.accumulate(frames)):
-        query, key, value, gate, into = (rows[end - length : end] for rows in (queries, keys, values, gates, output))
-        bias = biases[length]
-        attend = _attend_in_bfloat16 if bias.dtype == torch.bfloat16 else _attend_fused
-        # (heads, frames, size), keys reversed; (heads, frames, 1); (heads, frames, size)
-        query, key, value = (rows.transpose(0, 1).contiguous() for rows in (query, key.flip(0), value.flip(0)))
-        gate, into = gate.t().unsqueeze(-1).to(bias.dtype), into.transpose(0, 1)
+        query, key, value, into = (rows[end - length : end] for rows in (queries, keys, values, output))
+        if biases:
+            key, value = key.flip(0), value.flip(0)
+        query, key, value = (rows.transpose(0, 1).contiguous() for rows in (query, key, value))  # (heads, frames, size)
         heads, rows = len(query), length  # a gradient needs all of it in any case
         if place is not None:
             heads, rows = max(1, ATTENTION_ENTRIES // length**2), max(1, ATTENTION_ENTRIES // length)
         for first, start in itertools.product(range(0, len(query), heads), range(0, length, rows)):
             head, row = slice(first, first + heads), slice(start, start + rows)
-            block = bias[head, row]
-            out = None if place is None else place[: block.numel()].view(block.shape)
-            mask = torch.mul(gate[head, row], block, out=out)
-            into[head, row] = attend(query[head, row], key[head], value[head], mask, dropout)
+            mask = None
+            if gates is not None:
+                block, gate = biases[length][head, row], gates[end - length : end].t().unsqueeze(-1)[head, row]
+                out = None if place is None else place[: block.numel()].view(block.shape)
+                mask = torch.mul(gate.to(block.dtype), block, out=out)
+            into[row, head] = attend(query[head, row], key[head], value[head], mask, dropout).transpose(0, 1)
     return output.flatten(1)
 
 
 def _attend_fused(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, dropout: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, dropout: float
 ) -> torch.Tensor:
     """(heads, queries, size), twice (heads, keys, size), (heads, queries, keys) -> (heads, queries, size)"""
-    return F.scaled_dot_product_attention(query[None], key[None], value[None], mask[None], dropout)[0]
+    mask = None if mask is None else mask[None]
+    return F.scaled_dot_product_attention(query[None], key[None], value[None], mask, dropout)[0]
 
 
 def _attend_in_bfloat16(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, dropout: float
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, dropout: float
 ) -> torch.Tensor:
     """As [`_attend_fused`], by two products of oneDNN, in place of the mask; scores are rounded, as WavLM's are."""
-    query, key, value = (rows.to(mask.dtype) for rows in (query * query.shape[-1] ** -0.5, key, value))
-    scores = mask.baddbmm_(query, key.transpose(1, 2))
+    query, key, value = (rows.to(torch.bfloat16) for rows in (query * query.shape[-1] ** -0.5, key, value))
+    scores = query @ key.transpose(1, 2) if mask is None else mask.baddbmm_(query, key.transpose(1, 2))
     return F.dropout(scores.softmax(dim=-1), dropout) @ value
 
 
