@@ -2,7 +2,7 @@
 
     python benchmarks/run.py [--output outputs/benchmarks] [--skip-runtimes]
 
-Those of precisions, LoRA, scoring, the service and the start of training are run by themselves. Each writes
+Those of precisions, LoRA, scoring, the service, the import and the start of training are run by themselves. Each writes
 `<name>.json` with the machine's description; `encoder.png` and `encoder.svg` show the encoders. Each prints its own
 command, so that a single one can be run again.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
-BENCHMARKS = ["encoder", "busy", "turn", "training", "updater", "frame_cache", "checks", "import"]
+BENCHMARKS = ["encoder", "busy", "turn", "training", "updater", "frame_cache", "checks"]
 
 
 def draw(figures: dict, path: Path) -> None:
