@@ -488,12 +488,15 @@ def _layer(
 
 
 def _norms(layers: Sequence[Any], dtype: torch.dtype) -> list[Sequence[torch.Tensor]]:
-    """Weight and bias of both layer norms of each layer, in this dtype: converted in one go, as each takes a kernel."""
+    """Weight and bias of both layer norms of each layer, converted to this dtype in one go, as each takes a kernel.
+
+    Nothing where the layers do it themselves: with gradients, which may be of recomputed layers, one at a time.
+    """
     norms = [norm for layer in layers for norm in (layer.layer_norm, layer.final_layer_norm)]
-    tensors = [tensor for norm in norms for tensor in (norm.weight, norm.bias)]
-    if tensors and tensors[0].dtype != dtype and not torch.is_grad_enabled():
-        tensors = list(torch.stack(tensors).to(dtype))
-    return [tensors[start : start + 4] for start in range(0, len(tensors), 4)]
+    if torch.is_grad_enabled() or not norms or norms[0].weight.dtype == dtype:
+        return [()] * len(layers)
+    tensors = torch.stack([tensor for norm in norms for tensor in (norm.weight, norm.bias)]).to(dtype)
+    return [tensors[start : start + 4].unbind() for start in range(0, len(tensors), 4)]
 
 
 def _spec_augment(backbone: Any, hidden: torch.Tensor, frames: list[int]) -> torch.Tensor:

@@ -338,6 +338,20 @@ def test_half_precision_stays_closer_to_float32_than_wavlm_itself_does(monkeypat
     )
 
 
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.usefixtures("way")
+def test_half_precision_gives_gradients_and_the_states_it_has_without_them(norm, dtype):
+    model = wavlm(norm).to(dtype)
+    waveforms, lengths = batch(dtype=dtype)
+    (states,) = fast_hidden_states(model, waveforms, lengths, [3])
+    states.float().square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.encoder.layers.parameters())
+    with torch.inference_mode():
+        (expected,) = fast_hidden_states(model, waveforms, lengths, [3])
+    torch.testing.assert_close(states, expected, rtol=0, atol=0.1)
+
+
 def test_half_precision_is_right_for_narrow_groups_of_the_position_convolution():
     model = wavlm("layer", num_conv_pos_embedding_groups=4)  # 8 channels a group
     waveforms, lengths = batch()
