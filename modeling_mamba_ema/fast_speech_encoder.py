@@ -3,7 +3,7 @@
 What transformers' WavLM, wav2vec 2.0 and HuBERT spend beyond their matrix products, and what is done here instead:
 
 - A padded batch computes its padding. Here the frames of all utterances lie one after another, `(frames, hidden)`;
-  only convolutions and attention look at utterances, one at a time, so that none can see another.
+  only convolutions and attention look at utterances, one at a time or with zeros between, so that none sees another.
 - WavLM's attention copies the relative position bias for every layer and utterance, and always returns the attention
   weights. Here the bias is a view of a table of distances.
 - The convolutions work on (channels, time) and transpose around every layer norm. Here they are matrix products over
@@ -63,7 +63,7 @@ SPEC_AUGMENT_MIN_FRAMES = 50
 ATTENTION_ENTRIES = 2**19
 # On other devices, where many small blocks would leave most of the machine idle (128 MB in half precision).
 MASK_ENTRIES = 2**26
-# Memory-efficient attention on a GPU reads a mask whose rows are a multiple of 8 long; any other is copied into one.
+# Memory-efficient attention on a GPU reads a mask whose rows begin at multiples of 8; any other is copied into one.
 MASK_ALIGNMENT = 8
 # The shortest utterance of a padded group has at least this part of the longest one's frames.
 SIMILAR_LENGTH = 0.6

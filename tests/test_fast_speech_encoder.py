@@ -321,9 +321,10 @@ def test_weights_changed_after_a_call_are_used_in_the_next(norm):
 
 
 @pytest.mark.parametrize("products", [False, True], ids=["attention by torch", "attention by oneDNN"])
-def test_half_precision_stays_closer_to_float32_than_wavlm_itself_does(monkeypatch, products):
+@every_kind
+def test_half_precision_stays_closer_to_float32_than_the_model_itself_does(monkeypatch, kind, products):
     monkeypatch.setattr(fast_speech_encoder, "_BFLOAT16_PRODUCTS", products)
-    model = wavlm("layer")
+    model = backbone(kind, "layer")
     waveforms, lengths = batch()
     with torch.inference_mode():
         references = alone(model, waveforms, lengths)
