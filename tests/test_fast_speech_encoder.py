@@ -339,6 +339,19 @@ def test_half_precision_stays_closer_to_float32_than_the_model_itself_does(monke
     )
 
 
+@pytest.mark.parametrize("biased", [False, True])
+def test_attention_by_products_in_bfloat16_is_that_of_torch(biased):
+    """Random encoders attend almost evenly; here scores are as large as trained ones'."""
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = torch.randn(3, 4, 50, 16, generator=generator).bfloat16()
+    mask = torch.randn(4, 50, 50, generator=generator).bfloat16() if biased else None
+    expected = fast_speech_encoder._attend_fused(
+        query.float(), key.float(), value.float(), None if mask is None else mask.float(), 0.0
+    )
+    found = fast_speech_encoder._attend_in_bfloat16(query, key, value, mask, 0.0)
+    torch.testing.assert_close(found.float(), expected, rtol=0, atol=0.03)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.usefixtures("way")
