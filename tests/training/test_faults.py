@@ -322,13 +322,13 @@ def test_layer_drop_with_several_processes_and_spec_augment_with_short_utterance
     [
         ("model.params.speech_encoder_config.apply_spec_augment=true", "SpecAugment hides most of an utterance"),
         ("training.metric_for_best_model=cccc", "metric_for_best_model is cccc; evaluations give ccc, pearson"),
-        ("training.optim=galore_adamw", "galore_torch"),
+        ("training.optim=schedule_free_sgd", "You need to install `schedulefree`"),
         ("data.test_split=null", None),
     ],
 )
 def test_the_program_refuses_what_cannot_work_before_it_writes_anything(tmp_path, corpus, capsys, override, message):
     configuration = write_run(tmp_path / "run.yaml", corpus, tmp_path / "run")
-    options = [override, "training.num_train_epochs=0.01", "training.optim_target_modules=all-linear"]
+    options = [override, "training.num_train_epochs=0.01"]
     assert call_program(FINETUNE, configuration, *options) == (0 if message is None else 1)
     assert message is None or message in capsys.readouterr().err
     assert (tmp_path / "run" / "run_configuration.yaml").exists() == (message is None)
