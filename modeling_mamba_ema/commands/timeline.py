@@ -53,6 +53,9 @@ def run(options: argparse.Namespace) -> int:
     from ..inference.segments import channel_speaker
     from ..inference.voice_activity import detect_speech
 
+    if options.plot is not None:  # before an hour is scored: matplotlib may not be installed
+        from ..plots import plot_timeline
+
     rows: list[dict[str, Any]] = []
     heard: list[TurnEmotion] = []
     places: list[str] = []
@@ -91,8 +94,6 @@ def run(options: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             stopped = True
     if rows:
-        from ..plots import plot_timeline
-
         plot_timeline(rows, tracker.labels, title=recording.name).savefig(options.plot, dpi=120)
     if not tracker.num_turns and not stopped:
         complain(f"no speech was found in {recording.name}")
