@@ -38,10 +38,10 @@ from tests.support.tiny_corpus import LABELS, make_trainer, write_corpus, write_
 
 @pytest.mark.promise(
     "C-03",
-    "a disk without room is told before the first step; one that fills up costs nothing before the last checkpoint",
+    "a disk without room ends a run before its first step; one that fills up costs nothing before the last checkpoint",
     "as stated",
 )
-def test_a_disk_without_room_for_the_checkpoints_is_told_before_the_first_step(tmp_path, train_split, monkeypatch):
+def test_a_disk_without_room_for_the_checkpoints_ends_the_run_before_the_first_step(tmp_path, train_split, monkeypatch):
     folder = tmp_path / "not" / "there"
     trainer = make_trainer(folder, train_split, save_strategy="steps", save_steps=1, save_total_limit=2)
     folder.rmdir()
