@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--segments", type=Path, help="CSV with start,end[,speaker,channel] in seconds, or RTTM")
     chosen.add_argument("--vad", action="store_true", help="find speech with Silero VAD")
-    chosen.add_argument("--window", type=float, default=10.0, help="else: equal windows of at most this many seconds (10)")
+    chosen.add_argument("--window", type=float, default=10.0, help="else: windows of at most this many seconds (10)")
     add_channel_option(parser)
     parser.add_argument("--output", type=Path, help="write rows to this .csv, .json or .jsonl as they come")
     parser.add_argument("--plot", type=Path, help="draw the timeline to this .png or .svg")

@@ -160,6 +160,8 @@ class MambaEMATrainingArguments(TrainingArguments):
         optim, given = OptimizerNames(self.optim).value, self.optim_args or ""
         if optim.startswith(_OWN_GROUPS):
             raise ValueError(f"optim {optim} groups parameters itself, without encoder_learning_rate; take another")
+        if self.optim_target_modules:
+            raise ValueError(f"optim {optim} does not read optim_target_modules; leave it out")
         parts = [part.split("=") for part in given.replace(" ", "").split(",") if given]
         if any(len(part) != 2 for part in parts):
             raise ValueError(f"optim_args is {given!r}, but must be name=value,name=value")

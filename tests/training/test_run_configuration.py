@@ -115,6 +115,7 @@ def test_hostile_yaml_is_refused_in_a_short_sentence(tmp_path, monkeypatch, text
             "nothing can be set here. weight_decay, adam_beta1, adam_beta2 and adam_epsilon",
         ),
         ("training.optim=lomo", "optim lomo groups parameters itself"),
+        ("training.optim_target_modules=all-linear", "optim adamw_torch_fused does not read optim_target_modules"),
         ("training.fsdp_config={version: 2}", "fsdp_config is {'version': 2}, but without fsdp nothing reads it"),
         ("training.gradient_checkpointing_kwargs={a: 1}", "checkpointing_kwargs is {'a': 1}, but without"),
         ("training.accelerator_config={foo: 3}", "unexpected keyword argument 'foo'"),
