@@ -22,18 +22,20 @@ import numpy as np
 import openvino
 import torch
 from datasets import Dataset
-from measuring import argument_parser, machine, report, table
+from measuring import argument_parser, machine, report
 
 from modeling_mamba_ema import MambaEMAForRegression
 from modeling_mamba_ema.audio_files import load_audio
 from modeling_mamba_ema.ccc_loss import MISSING_LABEL
 from modeling_mamba_ema.data.dataset import load_emotion_dataset
+from modeling_mamba_ema.data.markdown_table import markdown_table
 from modeling_mamba_ema.data.utterances import utterances_of
 from modeling_mamba_ema.inference.mamba_ema_onnx import OnnxEmotionTracker
 from modeling_mamba_ema.inference.onnx_export import export_onnx
 from modeling_mamba_ema.metrics import concordance_cc
 
 REFERENCE = "float32"
+CONVOLUTIONS = nncf.IgnoredScope(types=["Convolution", "GroupConvolution"])
 
 
 class Encoder:
@@ -89,64 +91,68 @@ def predictions(tracker: OnnxEmotionTracker, rows: Dataset, waveforms: list[np.n
     return np.array(heard)
 
 
-def main() -> None:
-    parser = argument_parser(__doc__)
-    parser.add_argument("model", type=Path, help="folder of a trained model")
-    parser.add_argument(
-        "corpus", help="a corpus with a training and a test split, whose audio has 16 kHz or is resampled"
-    )
-    parser.add_argument("--columns", nargs="*", default=[], metavar="NAME=COLUMN", help="such as split=split_fold1")
-    parser.add_argument("--calibration", type=int, default=64, help="training utterances for OpenVINO (default 64)")
-    arguments = parser.parse_args()
-    warnings.filterwarnings("ignore")
-    logging.disable(logging.INFO)
-    model = MambaEMAForRegression.from_pretrained(arguments.model).eval()
-    labels = model.config.labels
-    columns = dict(column.split("=") for column in arguments.columns)
-    ranges = {label: model.config.label_range(label) for label in labels}
-    splits = load_emotion_dataset(arguments.corpus, labels, ranges, columns)
-    chosen = np.random.default_rng(0).permutation(len(splits["train"]))[: arguments.calibration]
-    examples = waveforms_of(splits["train"].select(sorted(chosen)))
-    waveforms = waveforms_of(splits["test"])
-    references = np.array([splits["test"][label] for label in labels]).T
-    half = copy.deepcopy(model).bfloat16()
-    in_8_bits = {"int8": copy.deepcopy(model), "int8 with bfloat16": half}
+def encoders_of(model: MambaEMAForRegression, examples: list[np.ndarray]) -> tuple[OnnxEmotionTracker, dict[str, Any]]:
+    """The exported model, and the encoders that can take its encoder's place."""
+    in_8_bits = {"int8": copy.deepcopy(model), "int8 with bfloat16": copy.deepcopy(model).bfloat16()}
     for quantized in in_8_bits.values():
         quantized.quantize_speech_encoder()
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as rounded:
         path = export_onnx(model, folder)[0]
         export_onnx(model, rounded, int8=True)
-        tracker, onnxruntime = OnnxEmotionTracker(folder), OnnxEmotionTracker(rounded)
-        inputs: list[np.ndarray] = []
-        session, tracker.encoder = tracker.encoder, Encoder(functools.partial(noted, tracker.encoder, inputs))
+        tracker, tracker_in_8_bits = OnnxEmotionTracker(folder), OnnxEmotionTracker(rounded)
+        session, inputs = tracker.encoder, []
+        tracker.encoder = Encoder(functools.partial(noted, session, inputs))
         for waveform in examples:
             tracker.update(waveform)
-        convolutions = nncf.IgnoredScope(types=["Convolution", "GroupConvolution"])
-        encoders = {
-            REFERENCE: session,
-            **{f"this package, {name}": Encoder(functools.partial(by_torch, one)) for name, one in in_8_bits.items()},
-            "onnxruntime, int8": onnxruntime.encoder,
-            "OpenVINO, int8 but for convolutions": Encoder(
-                functools.partial(by_openvino, calibrated(path, inputs, ignored_scope=convolutions))
-            ),
-            "OpenVINO, int8": Encoder(functools.partial(by_openvino, calibrated(path, inputs))),
+        by_openvino_in_8_bits = {
+            "int8 but for convolutions": calibrated(path, inputs, ignored_scope=CONVOLUTIONS),
+            "int8": calibrated(path, inputs),
         }
-        results = {}
-        for name, encoder in encoders.items():
-            tracker.encoder = encoder
-            results[name] = predictions(tracker, splits["test"], waveforms)
+    return tracker, {
+        REFERENCE: session,
+        **{f"this package, {name}": Encoder(functools.partial(by_torch, one)) for name, one in in_8_bits.items()},
+        "onnxruntime, int8": tracker_in_8_bits.encoder,
+        **{
+            f"OpenVINO, {name}": Encoder(functools.partial(by_openvino, one))
+            for name, one in by_openvino_in_8_bits.items()
+        },
+    }
+
+
+def main() -> None:
+    parser = argument_parser(__doc__)
+    parser.add_argument("model", type=Path, help="folder of a trained model")
+    parser.add_argument("corpus", help="a corpus with a training and a test split")
+    parser.add_argument("--columns", nargs="*", default=[], metavar="NAME=COLUMN", help="such as split=split_fold1")
+    parser.add_argument("--calibration", type=int, default=64, help="training utterances for OpenVINO (default 64)")
+    arguments = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    model = MambaEMAForRegression.from_pretrained(arguments.model).eval()
+    labels = model.config.labels
+    ranges = {label: model.config.label_range(label) for label in labels}
+    columns = dict(column.split("=") for column in arguments.columns)
+    splits = load_emotion_dataset(arguments.corpus, labels, ranges, columns)
+    chosen = np.random.default_rng(0).permutation(len(splits["train"]))[: arguments.calibration]
+    tracker, encoders = encoders_of(model, waveforms_of(splits["train"].select(sorted(chosen))))
+    waveforms = waveforms_of(splits["test"])
+    results = {}
+    for name, tracker.encoder in encoders.items():
+        results[name] = predictions(tracker, splits["test"], waveforms)
+    references = [np.array(splits["test"][label]) for label in labels]
     rows, figures = [], {}
     for name, predicted in results.items():
-        known = references != MISSING_LABEL
-        ccc = [
-            concordance_cc(p[valid], r[valid]) for p, r, valid in zip(predicted.T, references.T, known.T, strict=True)
-        ]
+        pairs = zip(predicted.T, references, strict=True)
+        ccc = [concordance_cc(mine[theirs != MISSING_LABEL], theirs[theirs != MISSING_LABEL]) for mine, theirs in pairs]
         difference = np.abs(predicted - results[REFERENCE])
         figures[name] = {"ccc": dict(zip(labels, ccc)), "mean": difference.mean(), "largest": difference.max()}
-        rows.append([name, *(f"{value:.3f}" for value in ccc), f"{difference.mean():.4f}", f"{difference.max():.4f}"])
+        rows.append([name, *(f"{v:.3f}" for v in ccc), f"{difference.mean():.4f}", f"{difference.max():.4f}"])
     print(f"{len(waveforms)} turns of {arguments.corpus}; {machine()}")
-    header = ["encoder", *(f"CCC {label}" for label in labels), "mean difference", "largest difference"]
-    print(table(header, rows))
+    print(
+        markdown_table(
+            ["encoder", *(f"CCC {label}" for label in labels), "mean difference", "largest difference"], rows
+        )
+    )
     report(arguments, {"encoders": figures})
 
 
