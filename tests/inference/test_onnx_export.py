@@ -227,7 +227,10 @@ def test_another_runtime_can_take_the_place_of_the_encoders_session(exported, mo
     from mamba_ema_onnx import OnnxEmotionTracker
 
     class ByTorch:
+        calls = 0
+
         def run(self, names, inputs):
+            self.calls += 1
             with torch.inference_mode():
                 pooled, attention, _ = model.speech_encoder(torch.from_numpy(inputs["input_values"]))
             outputs = {"pooled": pooled.numpy(), "attention": attention.numpy()}
@@ -238,3 +241,4 @@ def test_another_runtime_can_take_the_place_of_the_encoders_session(exported, mo
     for turn in load_sample_conversation()[:2]:
         expected, got = (tracker.update(turn["waveform"], turn["speaker"])["values"] for tracker in trackers)
         assert got == pytest.approx(expected, abs=2e-5)
+    assert trackers[1].encoder.calls == 2
