@@ -26,10 +26,11 @@ from measuring import (
     machine,
     padded_batch,
     report,
-    table,
     wavlm_config,
 )
 from transformers import WavLMModel
+
+from modeling_mamba_ema.data.markdown_table import markdown_table
 
 LOAD = """
 import os, sys, torch
@@ -107,7 +108,7 @@ def main() -> None:
         [name, f"{values['idle']:.1f}", f"{values['busy']:.1f}", f"{1 / values['against_ours']:.2f}x"]
         for name, values in figures.items()
     ]
-    print(table(["encoder", "idle", "one core busy", "busy, against this package"], rows))
+    print(markdown_table(["encoder", "idle", "one core busy", "busy, against this package"], rows))
     report(arguments, {"audio_per_second": figures})
 
 

@@ -7,19 +7,10 @@ the masks that the model needs anyway count as checks here, so that the figure i
 """
 
 import torch
-from measuring import (
-    COUNT,
-    SAMPLE_RATE,
-    SIZES,
-    argument_parser,
-    interleaved,
-    lengths_in_seconds,
-    report,
-    table,
-    wavlm_config,
-)
+from measuring import COUNT, SAMPLE_RATE, SIZES, argument_parser, interleaved, lengths_in_seconds, report, wavlm_config
 
 from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression
+from modeling_mamba_ema.data.markdown_table import markdown_table
 from modeling_mamba_ema.feature_extraction_mamba_ema import MIN_SAMPLES, level
 from modeling_mamba_ema.speech_encoder import collect_utterances
 
@@ -54,7 +45,7 @@ def main() -> None:
     times = interleaved(names, arguments.rounds)
     whole = times["the whole forward pass"]
     rows = [[name, f"{1e3 * time:.2f}", f"{100 * time / whole:.2f} %"] for name, time in times.items()]
-    print(table(["", "ms", "of the forward pass"], rows))
+    print(markdown_table(["", "ms", "of the forward pass"], rows))
     share = (times["extractor's checks"] + times["model's checks"]) / whole
     print(f"\nall checks: {100 * share:.2f} % of a forward pass, {sum(seconds):.0f} s of audio, WavLM-{arguments.size}")
     report(arguments, {"seconds": times, "share": share})

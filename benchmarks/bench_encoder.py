@@ -31,11 +31,11 @@ from measuring import (
     print_growth,
     report,
     resident_memory,
-    table,
     wavlm_config,
 )
 from transformers import WavLMConfig, WavLMModel
 
+from modeling_mamba_ema.data.markdown_table import markdown_table
 from modeling_mamba_ema.fast_speech_encoder import fast_hidden_states, quantize_linear_layers
 
 PADDED = "WavLMModel, padded batch"
@@ -169,7 +169,7 @@ def main() -> None:
     print(f"WavLM-{arguments.size}, {arguments.utterances} utterances, {seconds:.1f} s of audio; {machine()}")
     print("matrix-product peak: " + ", ".join(f"{name} {peak:.0f} GFLOP/s" for name, peak in peaks.items()) + "\n")
     header = ["inference", "audio seconds a second", "against the padded batch", "against one by one", "of the peak"]
-    print(table(header, rows))
+    print(markdown_table(header, rows))
     if not arguments.no_memory:
         cases = {
             "1 utterance of 4 s": ["--seconds", "4"],
@@ -183,7 +183,7 @@ def main() -> None:
         }
         figures["peak_memory_gib"] = used
         rows = [[case, *(f"{value:.2f}" for value in values.values())] for case, values in used.items()]
-        print("\n" + table(["peak memory beside the weights, GiB, float32", "WavLMModel", OURS], rows))
+        print("\n" + markdown_table(["peak memory beside the weights, GiB, float32", "WavLMModel", OURS], rows))
     report(arguments, figures)
 
 

@@ -27,13 +27,13 @@ from measuring import (
     peak_of_process,
     report,
     resident_memory,
-    table,
     wavlm_config,
 )
 from transformers import TrainerCallback
 
 from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
+from modeling_mamba_ema.data.markdown_table import markdown_table
 from modeling_mamba_ema.training import (
     ConversationCollator,
     MambaEMATrainer,
@@ -132,7 +132,7 @@ def main() -> None:
         ["filling the cache, once", f"{filling:.2f}", "", ""],
         ["epoch from the cache", f"{cached:.3f}", f"{with_encoder / cached:.1f}", f"{cached_memory:.2f}"],
     ]
-    print(table(["", "seconds", "times faster", "peak memory beside the weights, GiB"], rows_of_table))
+    print(markdown_table(["", "seconds", "times faster", "peak memory beside the weights, GiB"], rows_of_table))
     print(f"\nthe cache takes {megabytes:.0f} MB")
     report(
         arguments,

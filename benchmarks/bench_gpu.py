@@ -31,13 +31,13 @@ from measuring import (
     machine,
     padded_batch,
     report,
-    table,
     wavlm_config,
 )
 from transformers import WavLMModel
 
 from modeling_mamba_ema import fast_speech_encoder, mamba2
 from modeling_mamba_ema.conversation_encoder import ConversationEncoder, ConversationState
+from modeling_mamba_ema.data.markdown_table import markdown_table
 
 DEVICE = "cuda"
 PEAK_SIZE = 8192  # rows and columns of the product and of the copy that give the peaks
@@ -224,7 +224,7 @@ def main() -> None:
             for variant, values in variants.items()
         ]
         header = ["batch", name, "median ms", "audio seconds a second", "against WavLMModel", "of the roofline"]
-        print(table(header, rows))
+        print(markdown_table(header, rows))
     with torch.inference_mode():
         figures["stream"] = step_figures(stream_functions(), 20 * arguments.rounds)
     figures["scan"] = step_figures(scan_functions(), arguments.rounds)
@@ -233,7 +233,7 @@ def main() -> None:
         rows = [
             [name, f"{values['milliseconds']:.3f}", f"{values['ratio']:.1f}x"] for name, values in figures[part].items()
         ]
-        print("\n" + table([title, "median ms", "faster by"], rows))
+        print("\n" + markdown_table([title, "median ms", "faster by"], rows))
     report(arguments, figures)
 
 

@@ -12,10 +12,11 @@ import tempfile
 from pathlib import Path
 
 import torch
-from measuring import COUNT, argument_parser, interleaved, machine, report, table
+from measuring import COUNT, argument_parser, interleaved, machine, report
 from transformers import WavLMConfig, WavLMForSequenceClassification
 
 from modeling_mamba_ema import MambaEMAConfig, MambaEMAForRegression
+from modeling_mamba_ema.data.markdown_table import markdown_table
 
 TINY = {
     "hidden_size": 32,
@@ -61,7 +62,7 @@ def main() -> None:
         }
         times = interleaved(functions, arguments.rounds)
     print(f"{machine()}\n")
-    print(table(["fresh process", "seconds"], [[name, f"{seconds:.2f}"] for name, seconds in times.items()]))
+    print(markdown_table(["fresh process", "seconds"], [[name, f"{seconds:.2f}"] for name, seconds in times.items()]))
     print(f"\n{OURS}: {times[OURS] / times[THEIRS]:.2f}x of {THEIRS}")
     report(arguments, {"seconds": times, "ratio": times[OURS] / times[THEIRS]})
 

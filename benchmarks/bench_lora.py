@@ -29,7 +29,6 @@ from measuring import (
     print_growth,
     report,
     resident_memory,
-    table,
     wavlm_config,
 )
 from peft import LoraConfig, get_peft_model
@@ -37,6 +36,7 @@ from torch import nn
 from transformers import WavLMConfig, WavLMModel
 
 from modeling_mamba_ema import MambaEMAConfig, MambaEMAForRegression
+from modeling_mamba_ema.data.markdown_table import markdown_table
 from modeling_mamba_ema.training import add_lora, merge_lora
 
 FULL, LORA, PADDED = "full fine-tuning", "LoRA", "WavLMModel and peft's LoRA, padded batch"
@@ -170,7 +170,7 @@ def main() -> None:
         "faster by",
         "peak memory beside the weights, GiB",
     ]
-    print(table(header, rows))
+    print(markdown_table(header, rows))
     ratio = merging_ratio(arguments)
     print(f"\nencoding with the adapters takes {ratio:.2f} times as long as with merged weights")
     report(arguments, {"steps": figures, "encoding_against_merged": ratio})

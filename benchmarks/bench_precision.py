@@ -12,7 +12,7 @@ import functools
 
 import numpy as np
 import torch
-from measuring import COUNT, SIZES, argument_parser, machine, report, table, wavlm_config
+from measuring import COUNT, SIZES, argument_parser, machine, report, wavlm_config
 from transformers import Wav2Vec2Config
 
 from modeling_mamba_ema import (
@@ -22,6 +22,7 @@ from modeling_mamba_ema import (
     tiny_wavlm,
 )
 from modeling_mamba_ema.comparison.costs import seconds_by_round
+from modeling_mamba_ema.data.markdown_table import markdown_table
 from modeling_mamba_ema.inference import EmotionTracker
 
 SECONDS = 4.0
@@ -88,7 +89,7 @@ def main() -> None:
             rows.append([encoder, name, *numbers, f"{values['mb']:.0f}"])
     print(f"turns of {SECONDS:g} s, {torch.get_num_threads()} thread; {machine()}\n")
     header = ["encoder", "precision", "audio seconds a second", "against float32"]
-    print(table([*header, "p50, ms", "p95, ms", "weights, MB"], rows))
+    print(markdown_table([*header, "p50, ms", "p95, ms", "weights, MB"], rows))
     report(arguments, {"encoders": figures})
 
 

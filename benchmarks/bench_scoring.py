@@ -27,11 +27,11 @@ from measuring import (
     machine,
     padded_batch,
     report,
-    table,
     wavlm_config,
 )
 
 from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression, tiny_wavlm
+from modeling_mamba_ema.data.markdown_table import markdown_table
 
 PARTS = 32
 
@@ -94,7 +94,7 @@ def main() -> None:
         for variant, of in figures.items()
     ]
     print(f"encoder: {arguments.size}, {arguments.turns} turns, medians of {arguments.rounds} rounds; {machine()}\n")
-    print(table(["score", "turns/s", "ratio", "s of the whole command"], rows))
+    print(markdown_table(["score", "turns/s", "ratio", "s of the whole command"], rows))
     ratio = figures["2 processes"]["turns_per_second"] / reference
     print(f"\n1 -> 2 processes: {ratio:.2f} times the turns a second")
     print(f"The same command on a folder that is complete: {again:.1f} s")

@@ -22,9 +22,10 @@ from typing import Any
 import httpx
 import numpy as np
 import soundfile as sf
-from measuring import COUNT, SAMPLE_RATE, SIZES, argument_parser, machine, report, table, wavlm_config
+from measuring import COUNT, SAMPLE_RATE, SIZES, argument_parser, machine, report, wavlm_config
 
 from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression
+from modeling_mamba_ema.data.markdown_table import markdown_table
 
 VARIANTS = {"one at a time": 1, "in one pass": 16}  # --max-batch
 
@@ -96,7 +97,7 @@ def main() -> None:
     shape = arguments.model or f"WavLM-{arguments.size}"
     print(f"{shape}, turns of {arguments.seconds:g} s, sent for {arguments.period:g} s; {machine()}\n")
     header = ["live calls", "turns heard", "turns", "turns/s", "p50 s", "p95 s", "p99 s", "turns/s, ratio"]
-    print(table(header, rows_of(figures)))
+    print(markdown_table(header, rows_of(figures)))
     report(arguments, {"variants": figures})
 
 

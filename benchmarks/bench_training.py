@@ -25,12 +25,12 @@ from measuring import (
     print_growth,
     report,
     resident_memory,
-    table,
     wavlm_config,
 )
 from transformers import WavLMModel
 
 from modeling_mamba_ema.ccc_loss import ccc_loss
+from modeling_mamba_ema.data.markdown_table import markdown_table
 from modeling_mamba_ema.fast_speech_encoder import fast_hidden_states
 
 SHIPPED, OURS = "WavLMModel, padded batch", "this package"
@@ -85,7 +85,7 @@ def main() -> None:
         for name, values in figures.items()
     ]
     print(f"WavLM-{arguments.size}, {arguments.utterances} utterances, forward and backward; {machine()}\n")
-    print(table(["training step", "seconds", "faster by", "peak memory beside the weights, GiB"], rows))
+    print(markdown_table(["training step", "seconds", "faster by", "peak memory beside the weights, GiB"], rows))
     report(arguments, {"steps": figures})
 
 

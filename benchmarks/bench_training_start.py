@@ -19,10 +19,11 @@ import numpy as np
 import soundfile as sf
 import torch
 import transformers
-from measuring import COUNT, SAMPLE_RATE, argument_parser, machine, report, table
+from measuring import COUNT, SAMPLE_RATE, argument_parser, machine, report
 
 from modeling_mamba_ema import MambaEMAFeatureExtractor, MambaEMAForRegression, tiny_wavlm
 from modeling_mamba_ema.data.dataset import load_emotion_dataset
+from modeling_mamba_ema.data.markdown_table import markdown_table
 from modeling_mamba_ema.training import MambaEMATrainingArguments, cache_frames
 
 FILES, CACHED = 1_000, 1_000
@@ -116,7 +117,7 @@ def main() -> None:
         cached = fill_cache(folder)
     print(f"{arguments.rows} utterances of {arguments.conversations} conversations; {machine()}\n")
     lines = [[name, *(f"{value:.1f}" for value in values)] for name, values in starts.items()]
-    print(table(["", "seconds to the first step", "processor seconds", "peak memory, GiB"], lines))
+    print(markdown_table(["", "seconds to the first step", "processor seconds", "peak memory, GiB"], lines))
     print(f"\nframes cached, an utterance: {cached[0]:.1f} ms, {cached[1]:.1f} ms of processor time")
     report(arguments, {"rows": arguments.rows, **starts, "cached_ms": cached})
 

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from bench_encoder import operations
-from measuring import COUNT, SIZES, argument_parser, interleaved, machine, report, table, wavlm_config
+from measuring import COUNT, SIZES, argument_parser, interleaved, machine, report, wavlm_config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from modeling_mamba_ema import MambaEMAConfig, MambaEMAForRegression
+from modeling_mamba_ema.data.markdown_table import markdown_table
 from modeling_mamba_ema.pooling import POOLINGS
 
 HEADS = 8
@@ -96,7 +97,7 @@ def main() -> None:
         )
     print(f"WavLM-{arguments.size}, one utterance of {arguments.seconds:g} s; {machine()}\n")
     header = ["part", "parameters", "GFLOP", "median ms", "of WavLM's time", "over mean pooling"]
-    print(table(header, rows))
+    print(markdown_table(header, rows))
     report(arguments, {"parts": figures})
 
 

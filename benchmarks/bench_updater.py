@@ -11,12 +11,13 @@ import statistics
 import time
 
 import torch
-from measuring import COUNT, argument_parser, interleaved, machine, report, resident_memory, table
+from measuring import COUNT, argument_parser, interleaved, machine, report, resident_memory
 from transformers import Mamba2Config, MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
 
 from modeling_mamba_ema.conversation_encoder import ConversationEncoder
+from modeling_mamba_ema.data.markdown_table import markdown_table
 from modeling_mamba_ema.mamba2 import Mamba2
 
 WIDTH = 256
@@ -82,7 +83,7 @@ def main() -> None:
         slowest = max(medians.values())
         figures[name] = {variant: {"milliseconds": ms, "ratio": slowest / ms} for variant, ms in medians.items()}
         rows = [[variant, f"{ms:.2f}", f"{slowest / ms:.1f}x"] for variant, ms in medians.items()]
-        print("\n" + table([name, "median ms", "faster by"], rows))
+        print("\n" + markdown_table([name, "median ms", "faster by"], rows))
     early, late, grown = streaming_costs(10_000)
     print(f"\none turn of a stream (2 blocks and EMA): {early:.2f} ms at its start, {late:.2f} ms at turn 10,000;")
     print(f"memory grew by {grown:.1f} MiB from turn 500 to turn 10,000")

@@ -1,4 +1,4 @@
-"""What every benchmark here shares: the machine, its peak, a realistic mix of lengths, tables."""
+"""What every benchmark here shares: the machine, its peak, a realistic mix of lengths."""
 
 import argparse
 import json
@@ -124,12 +124,6 @@ def machine() -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def table(header: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table, as the README shows it."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def argument_parser(description: str | None) -> argparse.ArgumentParser:

@@ -14,17 +14,22 @@ import sys
 import warnings
 from pathlib import Path
 
-import datasets
-import transformers
-from accelerate.utils import broadcast_object_list
-from huggingface_hub import get_token
-from transformers import set_seed
+try:
+    import datasets
+    import transformers
+    from accelerate.utils import broadcast_object_list
+    from huggingface_hub import get_token
+    from transformers import set_seed
 
-from modeling_mamba_ema import training
-from modeling_mamba_ema.data.atomic_write import atomic_write
-from modeling_mamba_ema.data.sources import read_table
-from modeling_mamba_ema.plots import plot_learning_curve
-from modeling_mamba_ema.publishing import TrainingFacts, prepare_release, publish
+    from modeling_mamba_ema import training
+    from modeling_mamba_ema.data.atomic_write import atomic_write
+    from modeling_mamba_ema.data.sources import read_table
+    from modeling_mamba_ema.plots.training_pictures import plot_learning_curve
+    from modeling_mamba_ema.publishing import TrainingFacts, prepare_release, publish
+except KeyboardInterrupt:  # these imports take seconds
+    sys.exit(130)
+except ModuleNotFoundError as error:
+    sys.exit(f"run_finetune.py: {error}; training needs pip install 'modeling-mamba-ema[train]'")
 
 logger = logging.getLogger("run_finetune")
 

@@ -40,6 +40,11 @@ def main(arguments: list[str] | None = None) -> int:
         except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return DONE
+        except ModuleNotFoundError as error:
+            complain(
+                f"{error}; pip install 'modeling-mamba-ema[tools]' is for audio files and pictures, [train] for corpora"
+            )
+            return FAILED
         except (ValueError, TypeError, OSError, ImportError) as error:
             complain(str(error))
             return FAILED

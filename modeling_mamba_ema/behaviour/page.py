@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data.atomic_write import atomic_write
+from ..data.markdown_table import markdown_table
 from ..plots import plot_by_row
 from ..publishing.checksums import SUMS, write_checksums
-from ..publishing.model_card import markdown_table
 from .measures import MIN_TURNS, MOVED, PERMUTATIONS
 
 STYLE = (

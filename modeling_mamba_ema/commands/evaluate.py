@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
 
     from .. import training
     from ..inference.loading import load_model
-    from ..plots import plot_error_by_position, plot_predictions, plot_risk_against_coverage
+    from ..plots.training_pictures import plot_error_by_position, plot_predictions, plot_risk_against_coverage
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     quiet_transformers()

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     chosen = parser.add_mutually_exclusive_group()
     chosen.add_argument("--segments", type=Path, help="CSV with start,end[,speaker,channel] in seconds, or RTTM")
     chosen.add_argument("--vad", action="store_true", help="find speech with Silero VAD")
-    chosen.add_argument("--window", type=float, default=10.0, help="else: windows of this many seconds (10)")
+    chosen.add_argument("--window", type=float, default=10.0, help="else: windows of at most this many seconds (10)")
     add_channel_option(parser)
     parser.add_argument("--output", type=Path, help="write rows to this .csv, .json or .jsonl as they come")
     parser.add_argument("--plot", type=Path, help="draw the timeline to this .png or .svg")
@@ -52,6 +52,9 @@ def run(options: argparse.Namespace) -> int:
     from ..inference.reading import clock, summarise
     from ..inference.segments import channel_speaker
     from ..inference.voice_activity import detect_speech
+
+    if options.plot is not None:  # before an hour is scored: matplotlib may not be installed
+        from ..plots import plot_timeline
 
     rows: list[dict[str, Any]] = []
     heard: list[TurnEmotion] = []
@@ -91,8 +94,6 @@ def run(options: argparse.Namespace) -> int:
         except KeyboardInterrupt:
             stopped = True
     if rows:
-        from ..plots import plot_timeline
-
         plot_timeline(rows, tracker.labels, title=recording.name).savefig(options.plot, dpi=120)
     if not tracker.num_turns and not stopped:
         complain(f"no speech was found in {recording.name}")

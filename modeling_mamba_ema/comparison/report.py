@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..data.markdown_table import markdown_table
 from ..data.utterances import seconds_of
 from ..plots import plot_pooling_comparison, write_picture
-from ..publishing.model_card import markdown_table
 from .costs import Cost, encoder_cost, pooling_costs
 from .runs import Trainings
 from .statistics import BASELINE, BASELINE_SCOPE, MEAN, Difference, PoolingResult, cell_ccc, compare_poolings

@@ -27,6 +27,7 @@ class OnnxEmotionTracker:
 
     Attributes:
         config: what `onnx_config.json` says: labels, their scales, limits.
+        encoder: the session of `encoder.onnx`; anything with its `run`, such as another runtime's, can take its place.
         state: the conversation's state, name -> array; constant in size.
         speakers: the same by the speakers' names, the one silent longest first, of a model with contexts of speakers.
     """
@@ -34,7 +35,7 @@ class OnnxEmotionTracker:
     def __init__(self, folder: str | Path, providers: list[str] | None = None):
         folder = Path(folder)
         self.config: dict[str, Any] = json.loads((folder / "onnx_config.json").read_text(encoding="utf-8"))
-        self._encoder, self._step = (
+        self.encoder, self._step = (
             onnxruntime.InferenceSession(folder / name, providers=providers or ["CPUExecutionProvider"])
             for name in ("encoder.onnx", "conversation_step.onnx")
         )
@@ -68,7 +69,7 @@ class OnnxEmotionTracker:
             ValueError: a waveform that cannot be used; the state is then as it was.
         """
         samples, low_level = self._prepare(waveform)
-        pooled, attention = self._encoder.run(["pooled", "attention"], {"input_values": samples[None]})
+        pooled, attention = self.encoder.run(["pooled", "attention"], {"input_values": samples[None]})
         name = (speaker or "").strip()
         own = self.speakers.get(name) or self._zeros(of_speaker=True)
         outputs = [output.name for output in self._step.get_outputs()]

@@ -287,9 +287,20 @@ def _check_plan(output: str, corpus: pd.DataFrame, options: ScoringOptions, part
     if before is None:
         _write(files.unstrip_protocol(path), json.dumps(plan, indent=2).encode())
         return
-    changes = [f"{name}: {before.get(name)} -> {plan[name]}" for name in plan if before.get(name) != plan[name]]
+    changes = [
+        f"{name} {before.get(name)} then, {value} now"
+        for name, value in asdict(options).items()
+        if before.get(name) != value
+    ]
+    if before.get("corpus") != rows:
+        changes.append(f"another corpus or other rows of it, {before.get('turns')} turns then, {len(corpus)} now")
+    if before.get("weights") != weights:
+        changes.append("other weights of the model")
     if changes:
-        raise ValueError(f"{output} holds scores by other settings ({'; '.join(changes)}); take another folder")
+        raise ValueError(
+            f"{output} holds the scores of another run ({'; '.join(changes)}). Name another folder, or repeat "
+            "the command of that run to go on with it"
+        )
 
 
 def _write(place: str, content: bytes) -> None:

@@ -1,6 +1,6 @@
 """The model card of a release: what a reader of the Hub page must know, and metadata that the Hub reads."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from ..configuration_mamba_ema import MambaEMAConfig
+from ..data.markdown_table import markdown_table
 
 # What 0 and 1 mean on the unit scale.
 ENDS_OF_SCALE = {
@@ -23,12 +24,6 @@ def describe_ends(labels: Sequence[str]) -> str:
     """What 0 and 1 mean: "valence: 0 unpleasant, 1 pleasant; arousal: 0 calm, 1 excited"."""
     ends = {label: ENDS_OF_SCALE.get(label, ("lowest", "highest")) for label in labels}
     return "; ".join(f"{label}: 0 {low}, 1 {high}" for label, (low, high) in ends.items())
-
-
-def markdown_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A table in Markdown, numbers to the right of the first column."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(str(cell).replace('|', '/') for cell in line)} |" for line in lines)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """Arguments of training: transformers' own, and those that Mamba-EMA adds."""
 
 import atexit
+import copy
+import inspect
 import math
 import os
 from dataclasses import dataclass
@@ -9,9 +11,10 @@ from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from transformers import SchedulerType, TrainingArguments, get_scheduler
+from transformers import SchedulerType, Trainer, TrainingArguments, get_scheduler
 from transformers.integrations import get_available_reporting_integrations
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
+from transformers.training_args import OptimizerNames
 
 from .processes import leave_group
 
@@ -27,6 +30,15 @@ _AT_LEAST_0 = (
     *("learning_rate", "encoder_learning_rate", "weight_decay", "max_grad_norm", "adam_epsilon", "mixup_alpha"),
     *("dataloader_num_workers", "seed", "data_seed"),
 )
+# What transformers ignores without a word: options of a part that is off, and options of these schedules.
+_USED_WITH = {
+    "activation_checkpointing_kwargs": "activation_checkpointing",
+    "gradient_checkpointing_kwargs": "gradient_checkpointing",
+    "fsdp_config": "fsdp",
+    "liger_kernel_config": "use_liger_kernel",
+}
+_WITHOUT_OPTIONS = (SchedulerType.CONSTANT, SchedulerType.CONSTANT_WITH_WARMUP)
+_OWN_GROUPS = ("galore", "apollo", "lomo", "adalomo")  # how the names of such optimizers begin
 _LOWEST = {**dict.fromkeys(_AT_LEAST_1, 1), **dict.fromkeys(_AT_LEAST_0, 0)}
 
 
@@ -35,7 +47,9 @@ class MambaEMATrainingArguments(TrainingArguments):
     """[`TrainingArguments`] with the arguments that Mamba-EMA adds, and other defaults where conversations need them.
 
     Raises:
-        ValueError: a value that is not allowed, a schedule that cannot be made, or a tracker that is not installed.
+        ValueError: a value that is not allowed, a schedule or an optimizer that cannot be made, an option that would be
+            ignored, or a tracker that is not installed.
+        ImportError: an optimizer whose library is not installed.
     """
 
     encoder_learning_rate: float | None = None  # of the speech encoder or its adapters; None: learning_rate
@@ -95,8 +109,9 @@ class MambaEMATrainingArguments(TrainingArguments):
         for name in ("remove_unused_columns", "prediction_loss_only", "label_names"):
             if getattr(self, name):
                 raise ValueError(f"{name} would take away what training and evaluation need; leave it out")
-        if self.optim_args and not all("=" in part for part in self.optim_args.split(",")):
-            raise ValueError(f"optim_args is {self.optim_args!r}, but must be name=value,name=value")
+        for name, needed in _USED_WITH.items():
+            if getattr(self, name, None) and not getattr(self, needed):
+                raise ValueError(f"{name} is {getattr(self, name)!r}, but without {needed} nothing reads it")
         if self.early_stopping_patience is not None and self.eval_strategy == IntervalStrategy.NO:
             raise ValueError("early_stopping_patience counts evaluations, but eval_strategy is no")
         by_epoch = self.eval_strategy == IntervalStrategy.EPOCH and self.max_steps <= 0
@@ -109,6 +124,7 @@ class MambaEMATrainingArguments(TrainingArguments):
             available = ", ".join(get_available_reporting_integrations()) or "none"
             raise ValueError(f"report_to names {', '.join(missing)}; the trackers installed here are: {available}")
         self._check_schedule()
+        self._check_optimizer()
 
     def _check_numbers(self) -> None:
         for name, value in vars(self).items():
@@ -123,6 +139,9 @@ class MambaEMATrainingArguments(TrainingArguments):
 
     def _check_schedule(self) -> None:
         """Make the schedule once, for a stand-in: options that are missing or unknown end the run now."""
+        if self.lr_scheduler_kwargs and self.lr_scheduler_type in _WITHOUT_OPTIONS:
+            name = SchedulerType(self.lr_scheduler_type).value
+            raise ValueError(f"lr_scheduler_type {name} takes no lr_scheduler_kwargs, got {self.lr_scheduler_kwargs}")
         try:
             get_scheduler(
                 self.lr_scheduler_type,
@@ -135,3 +154,42 @@ class MambaEMATrainingArguments(TrainingArguments):
             name = SchedulerType(self.lr_scheduler_type).value
             options = f"lr_scheduler_type {name}, lr_scheduler_kwargs {self.lr_scheduler_kwargs}"
             raise ValueError(f"{options}: {error}") from error
+
+    def _check_optimizer(self) -> None:
+        """Make the optimizer once, for a stand-in, and refuse names in `optim_args` that transformers does not read."""
+        optim, given = OptimizerNames(self.optim).value, self.optim_args or ""
+        if optim.startswith(_OWN_GROUPS):
+            raise ValueError(f"optim {optim} groups parameters itself, without encoder_learning_rate; take another")
+        if self.optim_target_modules:
+            raise ValueError(f"optim {optim} does not read optim_target_modules; leave it out")
+        parts = [part.split("=") for part in given.replace(" ", "").split(",") if given]
+        if any(len(part) != 2 for part in parts):
+            raise ValueError(f"optim_args is {given!r}, but must be name=value,name=value")
+        try:
+            optimizer_class, options = self._optimizer_with(given)
+            for name, _ in parts:
+                if not self._reads_from_optim_args(name):
+                    arguments = inspect.signature(optimizer_class).parameters
+                    read = ", ".join(filter(self._reads_from_optim_args, arguments)) or "nothing"
+                    raise ValueError(
+                        f"{name} would be ignored; of this optimizer's arguments, {read} can be set here. "
+                        "weight_decay, adam_beta1, adam_beta2 and adam_epsilon are training arguments of their own"
+                    )
+            optimizer_class([torch.nn.Parameter(torch.zeros(1))], **options)
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ValueError(f"optim {optim}, optim_args {given!r}: {error}") from error
+
+    def _reads_from_optim_args(self, name: str) -> bool:
+        """Whether a value of this name changes what the optimizer is made with, or is refused."""
+        if name == "weight_decay":  # each of the trainer's groups of parameters has its own
+            return False
+        try:
+            return self._optimizer_with(f"{name}=7") != self._optimizer_with("")
+        except (AttributeError, ValueError):
+            return True
+
+    def _optimizer_with(self, optim_args: str) -> tuple[Any, dict[str, Any]]:
+        """The class that `optim` stands for, and its options."""
+        changed = copy.copy(self)
+        changed.optim_args = optim_args
+        return Trainer.get_optimizer_cls_and_kwargs(changed)

@@ -135,11 +135,10 @@ def choose_checkpoint(run: RunConfiguration, manifest: Mapping[str, Any]) -> Pat
         # Other data are another run; so is another number of processes where each brings its own share of a batch.
         by_items = settings["max_seconds_per_batch"] is None
         refused = differences(folder / CONFIGURATION_FILE, run)
-        refused += [
-            f"{name}: {change}"
-            for name, change in changes.items()
-            if name.startswith("data.") or (name == "world_size" and by_items)
-        ]
+        others = {name.split(".")[1]: None for name in changes if name.startswith("data.")}
+        refused += [f"other rows or audio files in split {split}" for split in others]
+        if by_items and "world_size" in changes:
+            refused.append(f"world_size: {changes['world_size']}")
         if refused:
             raise ValueError(
                 f"{folder} holds a run with other settings: {'; '.join(refused)}. Take another training.output_dir, or "
@@ -156,7 +155,8 @@ def choose_checkpoint(run: RunConfiguration, manifest: Mapping[str, Any]) -> Pat
         what = f"{checkpoint.name} was written by {before} processes, this run has {now}"
         logger.warning("%s: dropout will differ from the uninterrupted run", what)
     for name, change in changes.items():
-        logger.warning("WARNING: since %s was written, %s changed: %s", checkpoint.name, name, change)
+        change = "" if name.endswith(".sha256") else f": {change}"
+        logger.warning("WARNING: since %s was written, %s changed%s", checkpoint.name, name, change)
     return checkpoint
 
 

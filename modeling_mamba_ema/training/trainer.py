@@ -46,8 +46,7 @@ class MambaEMATrainer(Trainer):
     """Trainer with a learning rate of its own for the speech encoder, batches by seconds, and complete checkpoints.
 
     Arguments are those of `Trainer`, with a `MambaEMAForRegression`, [`MambaEMATrainingArguments`] (else `TypeError`),
-    and [`ccc_of_predictions`] for `compute_metrics` by default. An optimizer whose library is not installed is refused
-    at once.
+    and [`ccc_of_predictions`] for `compute_metrics` by default.
     """
 
     def __init__(self, model: nn.Module, args: MambaEMATrainingArguments, **kwargs: Any):
@@ -61,7 +60,6 @@ class MambaEMATrainer(Trainer):
         super().__init__(model=cast(Any, model), args=args, **kwargs)
         self.args: MambaEMATrainingArguments = args
         self._check_sharding()
-        self.get_optimizer_cls_and_kwargs(args, cast(Any, model))  # refuses now what the first step would
         self.remove_callback(PrinterCallback)
         if self.pop_callback(ProgressCallback) is not None:
             self.add_callback(Progress())

@@ -426,6 +426,20 @@ def test_ctrl_c_keeps_the_rows_that_were_finished_and_says_where_it_stopped(mode
     assert picture.stat().st_size > 5_000
 
 
+@pytest.mark.parametrize(
+    ("program", "error"),
+    [
+        (["-m", "modeling_mamba_ema", "predict", "--model", "m", "a.wav"], "mamba-ema: stopped\n"),
+        (["examples/run_finetune.py", "configuration/demo.yaml"], ""),
+    ],
+    ids=["mamba-ema", "run_finetune"],
+)
+def test_ctrl_c_while_libraries_are_imported_ends_without_a_traceback(tmp_path, program, error):
+    (tmp_path / "torch.py").write_text("raise KeyboardInterrupt")  # as Ctrl-C does in whatever line is run
+    result = run_program(*program, check=False, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    assert (result.returncode, result.stderr) == (130, error)
+
+
 # listen
 
 

@@ -225,3 +225,23 @@ def test_products_in_8_bits_stay_near_the_trackers_numbers_in_a_smaller_file(exp
         got = rounded.update(turn["waveform"], turn["speaker"])["values"]
         differences += [abs(got[label] - value) for label, value in wanted.items()]
     assert 0 < max(differences) < 0.03, differences
+
+
+def test_another_runtime_can_take_the_place_of_the_encoders_session(exported, monkeypatch):
+    model, folder = exported
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.delitem(sys.modules, "mamba_ema_onnx", raising=False)
+    from mamba_ema_onnx import OnnxEmotionTracker
+
+    class ByTorch:
+        def run(self, names, inputs):
+            with torch.inference_mode():
+                pooled, attention, _ = model.speech_encoder(torch.from_numpy(inputs["input_values"]))
+            outputs = {"pooled": pooled.numpy(), "attention": attention.numpy()}
+            return [outputs[name] for name in names]
+
+    trackers = [OnnxEmotionTracker(folder), OnnxEmotionTracker(folder)]
+    trackers[1].encoder = ByTorch()
+    for turn in load_sample_conversation()[:2]:
+        expected, got = (tracker.update(turn["waveform"], turn["speaker"])["values"] for tracker in trackers)
+        assert got == pytest.approx(expected, abs=2e-5)

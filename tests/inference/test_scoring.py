@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import os
+import re
 import signal
 
 import fsspec
@@ -67,9 +68,17 @@ def test_two_processes_write_parts_of_whole_conversations_and_nothing_twice(save
     other = tmp_path / "other"
     tiny_model(label_ranges={"valence": (1, 7)}, seed=1).save_pretrained(other)
     assert call_command("score", "--model", other, *command[3:]) == 1
-    assert "weights: " in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert f"(model {saved_model} then, {other} now; other weights of the model). Name another folder" in message
     assert call_command(*command[:-1], "8") == 1
-    assert "rows_per_part: 7 -> 8); take another folder" in capsys.readouterr().err
+    assert "(rows_per_part 7 then, 8 now). Name another folder, or repeat the command" in capsys.readouterr().err
+    assert call_command(*command, "--split", "test") == 1
+    message, test = capsys.readouterr().err, read_corpus(str(corpus), "test")
+    assert (
+        f"(another corpus or other rows of it, {len(turns)} turns then, {len(test)} now). Name another folder"
+        in message
+    )
+    assert not re.search("[0-9a-f]{64}", message)
 
 
 def test_bad_audio_is_a_row_with_its_reason_and_the_conversation_goes_on(saved_model, tmp_path):

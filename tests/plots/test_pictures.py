@@ -15,14 +15,13 @@ from modeling_mamba_ema import MambaEMAFeatureExtractor
 from modeling_mamba_ema.plots import (
     plot_attention,
     plot_circumplex,
-    plot_learning_curve,
     plot_poolings,
-    plot_predictions,
     plot_timeline,
     plot_trajectory,
     write_picture,
 )
 from modeling_mamba_ema.plots.style import COLOURS
+from modeling_mamba_ema.plots.training_pictures import plot_learning_curve, plot_predictions
 from modeling_mamba_ema.sample import load_sample_conversation
 from tests.support.models import tiny_model
 

@@ -109,6 +109,15 @@ def test_hostile_yaml_is_refused_in_a_short_sentence(tmp_path, monkeypatch, text
         ("training.eval_delay=5", "eval_delay is 5, so that none of 5 epochs is evaluated"),
         ("training.ddp_timeout=-1", "ddp_timeout is -1, but must be at least 1"),
         ("training.optim_args=momentum", "optim_args is 'momentum', but must be name=value"),
+        ("training.optim_args=foo=3", "optim adamw_torch_fused, optim_args 'foo=3': foo would be ignored; of this"),
+        (
+            "training.optim_args=eps=1e-6",
+            "nothing can be set here. weight_decay, adam_beta1, adam_beta2 and adam_epsilon",
+        ),
+        ("training.optim=lomo", "optim lomo groups parameters itself"),
+        ("training.optim_target_modules=all-linear", "optim adamw_torch_fused does not read optim_target_modules"),
+        ("training.fsdp_config={version: 2}", "fsdp_config is {'version': 2}, but without fsdp nothing reads it"),
+        ("training.gradient_checkpointing_kwargs={a: 1}", "checkpointing_kwargs is {'a': 1}, but without"),
         ("training.accelerator_config={foo: 3}", "unexpected keyword argument 'foo'"),
         ("training.remove_unused_columns=true", "remove_unused_columns would take away what training and evaluation"),
         ("training.label_names=[a]", "label_names would take away what training and evaluation need"),
@@ -132,6 +141,38 @@ def test_hostile_yaml_is_refused_in_a_short_sentence(tmp_path, monkeypatch, text
 def test_a_configuration_that_is_wrong_is_refused_with_name_value_and_what_is_allowed(override, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         load_run_configuration(ROOT / "configuration" / "finetune.yaml", [override])
+
+
+@pytest.mark.parametrize(
+    ("optim", "given", "message"),
+    [
+        (
+            "sgd",
+            "momentum=0.9,foo=3",
+            "foo would be ignored; of this optimizer's arguments, momentum, dampening, nesterov",
+        ),
+        ("sgd", "weight_decay=0.1", "weight_decay would be ignored"),
+        ("sgd", "momentum=x", "could not convert string to float: 'x'"),
+        ("sgd", "nesterov=true", "Nesterov momentum requires a momentum"),
+        ("rmsprop", "momentum=0.9,alpha=0.9,eps=1e-6,centered=true", None),
+        ("adagrad", "lr_decay=0.1, eps=1e-6", None),
+        ("adafactor", "beta1=0.9", "beta1 would be ignored"),
+    ],
+)
+def test_an_option_of_an_optimizer_is_read_or_refused(tmp_path, optim, given, message):
+    overrides = [f"training.optim={optim}", f"training.optim_args={given}"]
+    if message is None:
+        assert load(tmp_path, "{}", *overrides).training_arguments().optim_args == given
+        return
+    with pytest.raises(ValueError, match=re.escape(message)):
+        load(tmp_path, "{}", *overrides)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "constant_with_warmup"])
+def test_options_of_a_schedule_that_has_none_are_refused(tmp_path, schedule):
+    overrides = [f"training.lr_scheduler_type={schedule}", "training.lr_scheduler_kwargs={num_cycles: 2}"]
+    with pytest.raises(ValueError, match=f"lr_scheduler_type {schedule} takes no lr_scheduler_kwargs"):
+        load(tmp_path, "{}", *overrides)
 
 
 def test_every_argument_of_transformers_is_taken_and_the_two_lines_for_another_label():
