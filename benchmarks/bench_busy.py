@@ -2,9 +2,9 @@
 
     python benchmarks/bench_busy.py [--size base] [--utterances 8] [--rounds 3] [--runtimes] [--json FILE]
 
-The other process multiplies matrices with one thread, from before the first round to after the last one, for ten
-minutes at most. Everything runs in turn in one process, in float32, with as many threads as there are cores; this
-package also with one, to show what the second one is worth.
+The other process multiplies matrices with one thread, from before the first round to after the last one, and ends with
+this one, however that ends. Everything runs in turn in one process, in float32, with as many threads as there are
+cores; this package also with one, to show what the second one is worth.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from bench_encoder import ALONE, OURS, variants
 from measuring import (
+    COUNT,
     SIZES,
     argument_parser,
     interleaved,
@@ -32,22 +33,24 @@ from transformers import WavLMModel
 from modeling_mamba_ema.data.markdown_table import markdown_table
 
 LOAD = """
-import time, torch
+import os, sys, torch
 torch.set_num_threads(1)
-matrix, end = torch.randn(512, 512), time.monotonic() + 600
+matrix = torch.randn(512, 512)
 print("busy", flush=True)
-while time.monotonic() < end:
+while os.getppid() == int(sys.argv[1]):
     matrix @ matrix
 """
 
 
 @contextlib.contextmanager
 def busy_core() -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, "-c", LOAD], stdout=subprocess.PIPE)
+    process = subprocess.Popen([sys.executable, "-c", LOAD, str(os.getpid())], stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
         process.stdout.readline()
         yield
+        if process.poll() is not None:
+            raise RuntimeError("the process that keeps a core busy has ended early: the figures are of an idle machine")
     finally:
         process.kill()
         process.wait()
@@ -68,8 +71,8 @@ def with_one_thread(function: Callable[[], Any]) -> Callable[[], Any]:
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--size", choices=sorted(SIZES), default="base", help="shape of the WavLM (default base)")
-    parser.add_argument("--utterances", type=int, default=8, help="utterances in the batch (default 8)")
-    parser.add_argument("--rounds", type=int, default=3, help="counted rounds (default 3)")
+    parser.add_argument("--utterances", type=COUNT, default=8, help="utterances in the batch (default 8)")
+    parser.add_argument("--rounds", type=COUNT, default=3, help="counted rounds (default 3)")
     parser.add_argument("--runtimes", action="store_true", help="onnxruntime and OpenVINO on the exported encoder too")
     arguments = parser.parse_args()
     warnings.filterwarnings("ignore")

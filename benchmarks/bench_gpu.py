@@ -24,6 +24,7 @@ from unittest import mock
 import torch
 from bench_encoder import operations
 from measuring import (
+    COUNT,
     argument_parser,
     interleaved,
     lengths_in_seconds,
@@ -197,7 +198,7 @@ def step_figures(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[s
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=10, help="counted rounds (default 10)")
+    parser.add_argument("--rounds", type=COUNT, default=10, help="counted rounds (default 10)")
     parser.add_argument("--compile", action="store_true", help="measure compiled layers, too")
     arguments = parser.parse_args()
     if DEVICE == "cuda" and not torch.cuda.is_available():

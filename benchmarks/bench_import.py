@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from measuring import argument_parser, interleaved, machine, report
+from measuring import COUNT, argument_parser, interleaved, machine, report
 from transformers import WavLMConfig, WavLMForSequenceClassification
 
 from modeling_mamba_ema import MambaEMAConfig, MambaEMAForRegression
@@ -53,7 +53,7 @@ def statements(folder: Path) -> dict[str, str]:
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=3, help="counted rounds (default 3)")
+    parser.add_argument("--rounds", type=COUNT, default=3, help="counted rounds (default 3)")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         functions = {

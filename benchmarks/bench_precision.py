@@ -12,7 +12,7 @@ import functools
 
 import numpy as np
 import torch
-from measuring import SIZES, argument_parser, machine, report, wavlm_config
+from measuring import COUNT, SIZES, argument_parser, machine, report, wavlm_config
 from transformers import Wav2Vec2Config
 
 from modeling_mamba_ema import (
@@ -67,7 +67,7 @@ def main() -> None:
     names = ["tiny", *sorted(SIZES), "wav2vec2-12"]
     parser = argument_parser(__doc__)
     parser.add_argument("--encoders", nargs="+", choices=names, default=names, help="default: all of them")
-    parser.add_argument("--turns", type=int, default=20, help="turns that are timed (default 20)")
+    parser.add_argument("--turns", type=COUNT, default=20, help="turns that are timed (default 20)")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads or 1)
     torch.manual_seed(0)

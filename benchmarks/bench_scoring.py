@@ -20,6 +20,7 @@ from typing import Any
 
 import soundfile as sf
 from measuring import (
+    COUNT,
     SAMPLE_RATE,
     argument_parser,
     lengths_in_seconds,
@@ -71,8 +72,8 @@ def score(folder: Path, output: Path, workers: int, turns: int) -> dict[str, flo
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--size", choices=["tiny", "base", "large"], default="tiny", help="of the encoder (tiny)")
-    parser.add_argument("--turns", type=int, default=480, help="of the corpus (480)")
-    parser.add_argument("--rounds", type=int, default=2, help="of each variant (2)")
+    parser.add_argument("--turns", type=COUNT, default=480, help="of the corpus (480)")
+    parser.add_argument("--rounds", type=COUNT, default=2, help="of each variant (2)")
     arguments = parser.parse_args()
     found: dict[str, list[dict[str, float]]] = {"1 process": [], "2 processes": []}
     with tempfile.TemporaryDirectory() as name:

@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 import numpy as np
 import soundfile as sf
-from measuring import SAMPLE_RATE, SIZES, argument_parser, machine, report, wavlm_config
+from measuring import COUNT, SAMPLE_RATE, SIZES, argument_parser, machine, report, wavlm_config
 
 from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression
 from modeling_mamba_ema.data.markdown_table import markdown_table
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="a saved model instead of random weights of that shape")
     parser.add_argument("--seconds", type=float, default=3.0, help="length of a turn (default 3)")
     parser.add_argument("--period", type=float, default=10.0, help="seconds that calls go on (default 10)")
-    parser.add_argument("--calls", type=int, nargs="+", default=[1, 4, 16, 64], help="live calls (default 1 4 16 64)")
+    parser.add_argument("--calls", type=COUNT, nargs="+", default=[1, 4, 16, 64], help="live calls (default 1 4 16 64)")
     arguments = parser.parse_args()
     noise = np.random.default_rng(0).normal(0, 0.1, round(arguments.seconds * SAMPLE_RATE))
     turn = io.BytesIO()

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from measuring import (
+    COUNT,
     SIZES,
     argument_parser,
     interleaved,
@@ -57,8 +58,8 @@ def steps(model: WavLMModel, seconds: list[float]) -> dict[str, Callable[[], Any
 def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--size", choices=sorted(SIZES), default="base", help="shape of the WavLM (default base)")
-    parser.add_argument("--utterances", type=int, default=4, help="utterances in the batch (default 4)")
-    parser.add_argument("--rounds", type=int, default=3, help="counted rounds (default 3)")
+    parser.add_argument("--utterances", type=COUNT, default=4, help="utterances in the batch (default 4)")
+    parser.add_argument("--rounds", type=COUNT, default=3, help="counted rounds (default 3)")
     parser.add_argument("--once", choices=[SHIPPED, OURS], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.threads:

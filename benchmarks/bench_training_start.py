@@ -19,7 +19,7 @@ import numpy as np
 import soundfile as sf
 import torch
 import transformers
-from measuring import SAMPLE_RATE, argument_parser, machine, report
+from measuring import COUNT, SAMPLE_RATE, argument_parser, machine, report
 
 from modeling_mamba_ema import MambaEMAFeatureExtractor, MambaEMAForRegression, tiny_wavlm
 from modeling_mamba_ema.data.dataset import load_emotion_dataset
@@ -102,8 +102,8 @@ def fill_cache(folder: Path) -> tuple[float, float]:
 
 def main() -> None:
     parser = argument_parser(__doc__)
-    parser.add_argument("--rows", type=int, default=200_000, help="utterances (default: %(default)s)")
-    parser.add_argument("--conversations", type=int, default=30_000, help="default: %(default)s")
+    parser.add_argument("--rows", type=COUNT, default=200_000, help="utterances (default: %(default)s)")
+    parser.add_argument("--conversations", type=COUNT, default=30_000, help="default: %(default)s")
     parser.add_argument("--folder", type=Path, help="for the corpus (default: a temporary one)")
     arguments = parser.parse_args()
     if arguments.threads:

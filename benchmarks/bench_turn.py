@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from bench_encoder import operations
-from measuring import SIZES, argument_parser, interleaved, machine, report, wavlm_config
+from measuring import COUNT, SIZES, argument_parser, interleaved, machine, report, wavlm_config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -39,7 +39,7 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--size", choices=sorted(SIZES), default="large", help="shape of the WavLM (default large)")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of the utterance (default 4)")
-    parser.add_argument("--rounds", type=int, default=20, help="counted rounds (default 20)")
+    parser.add_argument("--rounds", type=COUNT, default=20, help="counted rounds (default 20)")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

@@ -15,6 +15,7 @@ import torch
 import transformers
 from transformers import WavLMConfig
 
+from modeling_mamba_ema.commands.model_options import number_between
 from modeling_mamba_ema.comparison.costs import seconds_by_round
 from modeling_mamba_ema.configuration_mamba_ema import WAVLM_LARGE
 from modeling_mamba_ema.fast_speech_encoder import GROUP_FRAMES
@@ -24,7 +25,7 @@ SAMPLE_RATE = 16_000
 # "base" needs nothing: the defaults of WavLMConfig are microsoft/wavlm-base.
 SIZES: dict[str, dict[str, Any]] = {"large": WAVLM_LARGE, "base": {}}
 
-
+COUNT = number_between(1, 10**9, int)  # the type of options such as --rounds
 TRUSTED_SPREAD = 0.1  # of repeated rounds, relative to their median
 
 
@@ -129,7 +130,7 @@ def argument_parser(description: str | None) -> argparse.ArgumentParser:
     """The options that every benchmark has."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
+    parser.add_argument("--threads", type=COUNT, help="threads of torch (default: its own choice)")
     return parser
 
 

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
+from modeling_mamba_ema.commands.terminal import check_folder
+
 HERE = Path(__file__).parent
 BENCHMARKS = ["encoder", "busy", "turn", "training", "updater", "frame_cache", "checks"]
 
@@ -46,6 +48,7 @@ def main() -> None:
     )
     parser.add_argument("--skip-runtimes", action="store_true", help="leave out onnxruntime and OpenVINO")
     arguments = parser.parse_args()
+    check_folder(arguments.output)
     has_runtimes = all(importlib.util.find_spec(name) for name in ("onnxruntime", "openvino", "onnxscript", "nncf"))
     for name in BENCHMARKS:
         command = [sys.executable, str(HERE / f"bench_{name}.py"), "--json", str(arguments.output / f"{name}.json")]

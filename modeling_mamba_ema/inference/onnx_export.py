@@ -107,13 +107,16 @@ def export_onnx(model: MambaEMAForRegression, folder: str | Path, int8: bool = F
     Args:
         model: float32, on the CPU, in evaluation mode.
         folder: created if need be; files of an earlier export are replaced.
-        int8: the encoder's matrix products in 8 bits, weights by output channel, inputs as they come; a third of the
-            size, and other numbers by some thousandths.
+        int8: the encoder's matrix products in 8 bits, weights by output channel, inputs as they come, all rows of a
+            batch by one scale: give it one utterance at a time, as the runner does. A third of the size, and other
+            numbers by some thousandths.
 
     Raises:
-        ValueError, ImportError: see [`check_exportable`].
+        ValueError, ImportError: see [`check_exportable`]; with `int8` onnxruntime is needed, too.
     """
     check_exportable(model)
+    if int8:
+        _check_quantiser()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     config = model.config
@@ -180,6 +183,14 @@ def check_exportable(model: MambaEMAForRegression) -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ImportError("export needs onnx and onnxscript: pip install onnx onnxscript onnxruntime") from error
+
+
+def _check_quantiser() -> None:
+    """Before an export, which may take minutes and replaces the files of an earlier one."""
+    try:
+        import onnxruntime.quantization  # noqa: F401
+    except ImportError as error:
+        raise ImportError("export in 8 bits needs onnxruntime: pip install onnxruntime") from error
 
 
 def export_module(

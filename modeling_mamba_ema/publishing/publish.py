@@ -144,9 +144,10 @@ def push_model(
 ) -> str:
     """Upload a model in memory as one commit, whose address is returned; behind `model.push_to_hub`, whose arguments
     these are, and what the card says of the training. Raises `ValueError` for a model with adapters that are not
-    merged."""
+    merged, or in 8 bits."""
     if has_adapters(model):
         raise ValueError("the model has adapters; merge them first (modeling_mamba_ema.training.merge_lora)")
+    model.refuse_8_bits("push the model")
     hub = HfApi(token=token)
     repository = hub.create_repo(repository, private=private, exist_ok=True).repo_id
     if revision is not None and not create_pr:

@@ -199,6 +199,13 @@ def test_a_model_that_cannot_be_exported_is_refused(tmp_path):
         export_onnx(tiny_model().quantize_speech_encoder(), tmp_path)
 
 
+def test_8_bits_without_onnxruntime_are_refused_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime.quantization", None)
+    with pytest.raises(ImportError, match="8 bits needs onnxruntime: pip install"):
+        export_onnx(tiny_model(), tmp_path / "onnx", int8=True)
+    assert not (tmp_path / "onnx").exists()
+
+
 def test_products_in_8_bits_stay_near_the_trackers_numbers_in_a_smaller_file(exported, tmp_path, monkeypatch):
     onnx = pytest.importorskip("onnx")
     model, folder = exported

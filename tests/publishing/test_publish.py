@@ -224,6 +224,12 @@ def test_the_trainer_publishes_a_release_of_the_merged_model_and_never_a_checkpo
     assert all(torch.equal(weight, published[name]) for name, weight in trained.model.state_dict().items())
 
 
+def test_a_model_in_8_bits_is_refused_before_a_repository_is_made(monkeypatch):
+    monkeypatch.setattr(HfApi, "create_repo", lambda *_, **__: pytest.fail("a repository was made"))
+    with pytest.raises(ValueError, match="8 bits; push the model before"):
+        tiny_model().quantize_speech_encoder().push_to_hub("me/emotions")
+
+
 def test_transformers_own_adapters_are_merged_before_they_are_published(hub):
     model, speech = tiny_model(), torch.randn(1, 4_000, generator=torch.Generator().manual_seed(0))
     model.add_adapter(peft.LoraConfig(target_modules=["q_proj", "out_proj"], init_lora_weights=False))
