@@ -99,7 +99,12 @@ def _is_untouched(module: nn.Module) -> bool:
         type(module).__module__.startswith(_KNOWN_MODULES)
         and not _is_attached_to(module)
         and all(_is_untouched(child) for name, child in module.named_children() if name not in _CALLED_MODULES)
+        and all(_has_bias(child) for name, child in module.named_children() if name.endswith("layer_norm"))
     )
+
+
+def _has_bias(norm: nn.Module) -> bool:
+    return isinstance(norm, (nn.LayerNorm, nn.GroupNorm)) and norm.bias is not None
 
 
 def _is_attached_to(module: nn.Module) -> bool:
@@ -219,7 +224,11 @@ def _in_single_threads(function: Callable[[list[int]], Any], groups: list[list[i
         with torch.inference_mode() if inference else torch.no_grad():
             return function(group)
 
-    return list(_single_threads(torch.get_num_threads()).map(call, groups))
+    try:
+        results = _single_threads(torch.get_num_threads()).map(call, groups)
+    except RuntimeError:  # Python is ending and begins no threads, but another thread still works
+        return [function(group) for group in groups]
+    return list(results)
 
 
 @functools.lru_cache(maxsize=1)
@@ -576,7 +585,7 @@ def _gates(attention: Any, inputs: torch.Tensor) -> torch.Tensor:
     """By how much each query weighs its position bias, (all frames, hidden) -> (all frames, heads)"""
     heads, size, gate = attention.num_heads, attention.head_dim, attention.gru_rel_pos_linear
     inputs = inputs.view(-1, heads, size)
-    if _is_plain(gate):
+    if _is_plain(gate) and gate.bias is not None:
         # Four outputs of the layer are summed; summing their weights first is the same, four times cheaper.
         weight, bias = gate.weight.view(2, 4, size).sum(dim=1), gate.bias.view(2, 4).sum(dim=1)
         summed = F.linear(inputs.to(weight.dtype), weight, bias)
@@ -780,7 +789,7 @@ def product(
     if _fuses(hidden):
         if activation is None:
             return _onednn(hidden, weight, bias, "none", [], "")
-        if isinstance(activation, GELUActivation) and not _is_attached_to(activation):
+        if type(activation) is GELUActivation and not _is_attached_to(activation):
             return _onednn(hidden, weight, bias, "gelu", [], "none")
     output = F.linear(hidden, weight, bias)
     return output if activation is None else activation(output)
@@ -856,8 +865,8 @@ def quantize_linear_layers(backbone: nn.Module) -> None:
     for name, layer in layers.items():
         if not _is_plain(layer) or layer.weight.device.type != "cpu":
             raise ValueError(
-                f"{name} of the speech encoder is {type(layer).__name__}, on {layer.weight.device}; plain linear "
-                "layers on a CPU can be quantised: merge adapters first"
+                f"{name} of the speech encoder is {type(layer).__name__}, on {layer.weight.device}; what can be "
+                "quantised are linear layers on a CPU without adapters (merge them), hooks or quantised weights"
             )
     for name, layer in layers.items():
         parent, _, own = name.rpartition(".")

@@ -2,6 +2,8 @@
 
 import copy
 import os
+import subprocess
+import sys
 import types
 
 import pytest
@@ -271,6 +273,28 @@ def test_an_error_in_one_of_the_threads_reaches_the_caller(two_threads):
         fast_hidden_states(model, *batch([16_000, 16_000]), [3])
 
 
+AFTER_THE_MAIN_THREAD = """
+import threading, torch
+from modeling_mamba_ema import fast_speech_encoder
+from tests.test_fast_speech_encoder import batch, wavlm
+fast_speech_encoder.THREADED_WIDTH = 0
+torch.set_num_threads(2)
+model, main = wavlm("layer"), threading.main_thread()
+def work():
+    main.join()
+    torch.set_num_threads(2)
+    with torch.no_grad():
+        (states,) = fast_speech_encoder.fast_hidden_states(model, *batch([16_000, 16_000]), [3])
+    print(len(states))
+threading.Thread(target=work).start()
+"""
+
+
+def test_a_thread_that_outlives_the_main_one_still_gets_its_states():
+    result = subprocess.run([sys.executable, "-c", AFTER_THE_MAIN_THREAD], capture_output=True, text=True, timeout=300)
+    assert (result.stdout, result.returncode) == ("2\n", 0), result.stderr
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_forked_process_has_no_threads_of_its_parent(two_threads):
@@ -491,6 +515,42 @@ def test_activations_whose_forward_use_kernels_has_bound_anew_are_called(functio
         (found,) = fast_hidden_states(model, waveforms, lengths, [3])
         (expected,) = hidden_states_one_by_one(model, waveforms, lengths, [3])
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+def test_an_activation_derived_from_gelu_is_called():
+    class TwiceGELU(GELUActivation):
+        def forward(self, input):
+            return 2 * super().forward(input)
+
+    model = wavlm("layer")
+    for layer in model.encoder.layers:
+        layer.feed_forward.intermediate_act_fn = TwiceGELU()
+    waveforms, lengths = batch()
+    with torch.inference_mode():
+        (found,) = fast_hidden_states(model, waveforms, lengths, [3])
+        (expected,) = hidden_states_one_by_one(model, waveforms, lengths, [3])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "norm", [torch.nn.LayerNorm(32, bias=False), torch.nn.RMSNorm(32), torch.nn.Identity()], ids=repr
+)
+@pytest.mark.parametrize("owner", ["encoder", "encoder.layers.1"])
+def test_a_norm_of_another_kind_is_seen(owner, norm):
+    model = wavlm("layer")
+    model.get_submodule(owner).layer_norm = norm
+    assert not is_untouched(model)
+
+
+@pytest.mark.usefixtures("way")
+def test_gates_without_a_bias_get_the_states_of_the_model_run_alone():
+    model = wavlm("layer").double()
+    for layer in model.encoder.layers:
+        layer.attention.gru_rel_pos_linear.bias = None
+    waveforms, lengths = batch(dtype=torch.float64)
+    with torch.inference_mode():
+        states = fast_hidden_states(model, waveforms, lengths, range(4))
+        assert largest_difference(states, alone(model, waveforms, lengths)) < 1e-12
 
 
 def test_global_hooks_are_seen():

@@ -103,7 +103,7 @@ def test_what_8_bits_cannot_do_is_refused(tmp_path):
         model.quantize_speech_encoder()
     adapted = tiny_model()
     add_lora(adapted, {"r": 2}, "microsoft/wavlm-large", "main")
-    with pytest.raises(ValueError, match="merge adapters first"):
+    with pytest.raises(ValueError, match="without adapters \\(merge them\\)"):
         adapted.quantize_speech_encoder()
 
 
