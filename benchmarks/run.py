@@ -2,9 +2,9 @@
 
     python benchmarks/run.py [--output outputs/benchmarks] [--skip-runtimes]
 
-Those of precisions, LoRA, scoring, the service, the import and the start of training are run by themselves. Each writes
-`<name>.json` with the machine's description; `encoder.png` and `encoder.svg` show the encoders. Each prints its own
-command, so that a single one can be run again.
+Those of precisions, accuracy in 8 bits, LoRA, training beside a load, scoring, the service, the import and the start of
+training are run by themselves. Each writes `<name>.json` with the machine's description; `encoder.png` and
+`encoder.svg` show the encoders. Each prints its own command, so that a single one can be run again.
 """
 
 import argparse

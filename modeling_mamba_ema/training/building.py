@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
 from datasets import Dataset, DatasetDict, concatenate_datasets
 from transformers import TrainerCallback
 
@@ -226,6 +227,13 @@ def check_run(
     if data.test_split is not None:
         warn_of_labels(data.test_split, splits[data.test_split], config.labels)
     check_speech_encoder(config, arguments.world_size, splits[data.train_split])
+    learns = arguments.lora is not None or not config.freeze_speech_encoder
+    if learns and arguments.device.type == "cpu" and arguments.world_size == 1 and torch.get_num_threads() > 1:
+        logger.info(
+            "one process trains the speech encoder with %d threads; on a CPU a process for each core is often faster: "
+            "accelerate launch --config_file configuration/accelerate/cpu_two_processes.yaml --num_processes %d",
+            *[torch.get_num_threads()] * 2,
+        )
 
 
 def warn_of_labels(split: str, rows: Dataset, labels: Sequence[str]) -> None:

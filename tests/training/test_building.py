@@ -9,7 +9,14 @@ from transformers import WavLMConfig, WavLMModel
 
 from modeling_mamba_ema import MambaEMAForRegression, tiny_wavlm
 from modeling_mamba_ema.adoption import adopt
-from modeling_mamba_ema.training import DataSection, build_model, load_run_configuration, load_splits
+from modeling_mamba_ema.training import (
+    DataSection,
+    MambaEMATrainingArguments,
+    build_model,
+    check_run,
+    load_run_configuration,
+    load_splits,
+)
 from tests.support.models import TINY_ENCODER, tiny_config
 from tests.support.programs import ROOT, call_program
 from tests.support.published_models import NARROW, OdysseyModel, publish, with_random_weights, write_encoder_config
@@ -157,3 +164,19 @@ def test_rows_of_a_split_that_is_not_named_are_counted(corpus, tmp_path, caplog)
     with caplog.at_level(logging.INFO):
         load_splits(data, tiny_config(), tmp_path)
     assert f"splits of {corpus} that are not used: test (10 turns)" in caplog.text
+
+
+@pytest.mark.parametrize(("threads", "frozen", "advised"), [(2, False, True), (2, True, False), (1, False, False)])
+def test_who_trains_an_encoder_by_one_process_on_a_cpu_is_told_of_several(
+    corpus, tmp_path, caplog, threads, frozen, advised
+):
+    config = tiny_config(freeze_speech_encoder=frozen)
+    data = DataSection(source=str(corpus), cache_folder=str(tmp_path))
+    splits = load_splits(data, config, tmp_path)
+    torch.set_num_threads(threads)
+    try:
+        with caplog.at_level(logging.INFO):
+            check_run(config, MambaEMATrainingArguments(output_dir=str(tmp_path), use_cpu=True), data, splits)
+    finally:
+        torch.set_num_threads(1)
+    assert ("cpu_two_processes.yaml --num_processes 2" in caplog.text) == advised
