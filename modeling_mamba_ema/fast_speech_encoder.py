@@ -72,6 +72,10 @@ FRONT_END_SAMPLES = 960_000
 # Taps of the position embedding's convolution in one product there; the windows take as many times the frames' memory.
 TAPS = 16
 
+# glibc gives freed memory of the size of a layer's values back to the system, which hands it out again a page at a
+# time: up to 5 % of a forward pass. A block of nearly 32 MB, freed untouched, lets it keep 64 MB for each thread.
+torch.empty(2**25 - 2**16, dtype=torch.uint8, device="cpu")
+
 # Attention of each utterance to itself: queries, keys, values (all frames, heads, size), WavLM's gates (all frames,
 # heads) or None, and the probability of dropout -> (all frames, hidden)
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None, float], torch.Tensor]
