@@ -34,7 +34,7 @@ def test_predict_and_score_in_8_bits_give_nearly_the_numbers_of_float32(saved_mo
     capsys.readouterr()
     # a folder is of one precision
     assert call_command("score", "--model", saved_model, corpus, "--output", tmp_path / "whole", "--int8") == 1
-    assert "int8: False -> True" in capsys.readouterr().err
+    assert "int8 False then, True now" in capsys.readouterr().err
 
 
 def test_evaluate_measures_the_encoder_in_8_bits(corpus, tmp_path):
