@@ -22,11 +22,12 @@ import numpy as np
 import openvino
 import torch
 from datasets import Dataset
-from measuring import argument_parser, machine, report
+from measuring import COUNT, argument_parser, machine, report
 
 from modeling_mamba_ema import MambaEMAForRegression
 from modeling_mamba_ema.audio_files import load_audio
 from modeling_mamba_ema.ccc_loss import MISSING_LABEL
+from modeling_mamba_ema.commands.evaluate import renaming
 from modeling_mamba_ema.data.dataset import load_emotion_dataset
 from modeling_mamba_ema.data.markdown_table import markdown_table
 from modeling_mamba_ema.data.utterances import utterances_of
@@ -123,16 +124,21 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("model", type=Path, help="folder of a trained model")
     parser.add_argument("corpus", help="a corpus with a training and a test split")
-    parser.add_argument("--columns", nargs="*", default=[], metavar="NAME=COLUMN", help="such as split=split_fold1")
-    parser.add_argument("--calibration", type=int, default=64, help="training utterances for OpenVINO (default 64)")
+    parser.add_argument(
+        "--columns", nargs="*", default=[], type=renaming, metavar="NAME=COLUMN", help="such as split=split_fold1"
+    )
+    parser.add_argument("--calibration", type=COUNT, default=64, help="training utterances for OpenVINO (default 64)")
     arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     model = MambaEMAForRegression.from_pretrained(arguments.model).eval()
     labels = model.config.labels
     ranges = {label: model.config.label_range(label) for label in labels}
-    columns = dict(column.split("=") for column in arguments.columns)
-    splits = load_emotion_dataset(arguments.corpus, labels, ranges, columns)
+    splits = load_emotion_dataset(arguments.corpus, labels, ranges, dict(arguments.columns))
+    if not {"train", "test"} <= set(splits):
+        parser.error(f"{arguments.corpus} has the splits {', '.join(splits)}; train and test are needed")
     chosen = np.random.default_rng(0).permutation(len(splits["train"]))[: arguments.calibration]
     tracker, encoders = encoders_of(model, waveforms_of(splits["train"].select(sorted(chosen))))
     waveforms = waveforms_of(splits["test"])

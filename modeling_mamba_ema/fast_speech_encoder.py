@@ -230,7 +230,7 @@ def _in_single_threads(function: Callable[[list[int]], Any], groups: list[list[i
 
     try:
         results = _single_threads(torch.get_num_threads()).map(call, groups)
-    except RuntimeError:  # Python is ending and begins no threads, but another thread still works
+    except RuntimeError:  # no thread can be begun, as when Python is ending and this thread still works
         return [function(group) for group in groups]
     return list(results)
 
