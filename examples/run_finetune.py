@@ -7,7 +7,6 @@ Several processes or GPUs: `accelerate launch --config_file configuration/accele
 """
 
 import argparse
-import json
 import logging
 import shlex
 import sys
@@ -24,6 +23,7 @@ try:
     from modeling_mamba_ema import training
     from modeling_mamba_ema.data.atomic_write import atomic_write
     from modeling_mamba_ema.data.sources import read_table
+    from modeling_mamba_ema.data.text_files import json_text
     from modeling_mamba_ema.plots.training_pictures import plot_learning_curve
     from modeling_mamba_ema.publishing import TrainingFacts, prepare_release, publish
 except KeyboardInterrupt:  # these imports take seconds
@@ -136,7 +136,7 @@ def main() -> int:
         prepare_release(output / "model", TrainingFacts(results, run.data.source, command, base))
         logger.info("the model is in %s", output / "model")
         with atomic_write(output / "results.json") as unfinished:  # its presence says that the run is finished
-            unfinished.write_text(json.dumps(results, indent=2), encoding="utf-8")
+            unfinished.write_text(json_text(results), encoding="utf-8")
         if arguments.push_to_hub:
             private = arguments.hub_private_repo is not False
             logger.info("uploaded: %s", publish(output / "model", arguments.hub_model_id, private))

@@ -201,7 +201,9 @@ class Recording:
         return _checked_channel(self.name, channel, self.channels)
 
     def several_channels(self) -> range:
-        """The numbers of the channels, to split them; `ValueError` where there is one."""
+        """The numbers of the channels, to split them; `ValueError` where there is one, or one was chosen."""
+        if self._channel is not None:
+            raise ValueError("channel takes one channel, splitting takes all; give one of them")
         if self.channels == 1:
             raise ValueError(f"{self.name} has 1 channel; there is nothing to split")
         return range(1, self.channels + 1)
@@ -440,7 +442,7 @@ def _name_and_source(source: Any) -> tuple[str, Path | bytes]:
     if "://" in str(source):
         raise AudioFileError("the audio is a URL; only local files are opened: download it first")
     path = Path(source)
-    name = path.name if len(path.name) <= 60 else f"{path.name[:40]}…{path.suffix[:10]}"
+    name = (path.name or str(path)) if len(path.name) <= 60 else f"{path.name[:40]}…{path.suffix[:10]}"
     try:
         if path.is_file():
             return name, path

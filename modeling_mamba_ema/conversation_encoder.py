@@ -407,8 +407,9 @@ class ConversationEncoder(nn.Module):
         batch, device, dtype = observations.shape[0], observations.device, observations.dtype
         if state is None:
             return self.initial_state(batch, device, dtype)
-        check_state(state, self.initial_state(batch, torch.device("meta"), dtype), device)
-        return state
+        expected = self.initial_state(batch, torch.device("meta"), dtype)
+        check_state(state, expected, device)
+        return state._map(lambda own, wanted: own.to(wanted.dtype), expected)  # of the same model in another precision
 
     def _encode(
         self, observations: torch.Tensor, turn_mask: torch.Tensor, state: ConversationState

@@ -6,10 +6,12 @@ import tempfile
 
 import pytest
 
-# Copies of remote code and of data sets go neither to the user's folders nor to those of a process that runs other
-# tests at the same time. Transformers and datasets read this when they are imported, which therefore comes later.
+# Copies of remote code, data sets and uploads go neither to the folders of the user nor to those of a process that runs
+# other tests at the same time. Libraries read this when they are imported, which therefore comes later.
 CACHE = tempfile.mkdtemp(prefix="mamba-ema-tests-")
-os.environ.update(HF_MODULES_CACHE=f"{CACHE}/modules", HF_DATASETS_CACHE=f"{CACHE}/datasets")
+os.environ.update(
+    HF_MODULES_CACHE=f"{CACHE}/modules", HF_DATASETS_CACHE=f"{CACHE}/datasets", GRADIO_TEMP_DIR=f"{CACHE}/gradio"
+)
 
 MEMORY_LIMIT = 8 * 2**30  # bytes of data for a process; a test that runs away fails instead of taking the machine along
 

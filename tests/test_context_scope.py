@@ -146,6 +146,22 @@ def test_what_one_speaker_says_changes_no_bit_of_another():
     assert not torch.equal(before[~others & turn_mask], after[~others & turn_mask])
 
 
+@pytest.mark.parametrize("turns", [1, 3])
+def test_a_state_goes_on_in_the_same_model_in_another_precision(turns):
+    encoders = {dtype: make_encoder(dtype=dtype) for dtype in (torch.float32, torch.float64)}
+    observations, turn_mask, speaker_ids = make_inputs(2, 4 + turns)
+    wanted, _ = encoders[torch.float64](observations, turn_mask, None, speaker_ids)
+    for before, after in [(torch.float32, torch.float64), (torch.float64, torch.float32)]:
+        first, rest = (
+            (observations[:, :4], turn_mask[:, :4], speaker_ids[:, :4]),
+            (observations[:, 4:], turn_mask[:, 4:]),
+        )
+        _, state = encoders[before](first[0].to(before), first[1], None, first[2])
+        context, state = encoders[after](rest[0].to(after), rest[1], state, speaker_ids[:, 4:])
+        torch.testing.assert_close(context.double(), wanted[:, 4:], atol=1e-5, rtol=0)
+        assert state.ema.dtype == after
+
+
 def test_gradients_are_those_of_the_loop_over_speakers():
     encoder = make_encoder()
     gradients = []

@@ -1,7 +1,6 @@
 """The report as Markdown, as HTML that needs no server, and as JSON."""
 
 import base64
-import json
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -10,6 +9,7 @@ from typing import Any
 
 from ..data.atomic_write import atomic_write
 from ..data.markdown_table import markdown_table
+from ..data.text_files import json_text
 from ..plots import plot_by_row
 from ..publishing.checksums import SUMS, write_checksums
 from .measures import MIN_TURNS, MOVED, PERMUTATIONS
@@ -40,8 +40,12 @@ def write_report(folder: Path, content: dict[str, Any]) -> Path:
         )
     )
     parts += ["## Does the recording give the labels away?", *_correlations(content["correlations"])]
+    taken = {"report_changes.png"}
     for column, found in content["groups"].items():
         name = f"report_{re.sub(r'[^a-z0-9]', '_', column.lower())}.png"
+        while name in taken:
+            name = name.replace(".png", "_.png")
+        taken.add(name)
         plot_by_row(found["groups"], "ccc", f"CCC by {column}", origin=False).savefig(folder / name, dpi=110)
         parts += [f"## By {column}", f"![CCC by {column}]({name})", *_groups(found)]
     plot_by_row(changes, "difference", "change of CCC", origin=True).savefig(folder / "report_changes.png", dpi=110)
@@ -52,7 +56,7 @@ def write_report(folder: Path, content: dict[str, Any]) -> Path:
     parts.append("A model answers everything: its values for these say nothing, and show where it rests.")
     html = f'<!doctype html><html lang="en"><meta charset="utf-8"><style>{STYLE}</style>'
     html += "\n".join(_html(part, folder) for part in parts)
-    for kind, text in (("md", "\n\n".join(parts)), ("html", html), ("json", json.dumps(content, indent=2))):
+    for kind, text in (("md", "\n\n".join(parts)), ("html", html), ("json", json_text(content))):
         with atomic_write(folder / f"report.{kind}") as unfinished:
             unfinished.write_text(f"{text}\n", encoding="utf-8")
     return folder / "report.html"
@@ -77,10 +81,10 @@ def add_to_card(folder: Path, content: dict[str, Any]) -> None:
 def _html(part: str, folder: Path) -> str:
     """One part of the page: a heading, a picture, which becomes part of the file, a table, or a paragraph."""
     if part.startswith("!"):
-        picture = base64.b64encode((folder / part[part.index("(") + 1 : -1]).read_bytes()).decode()
+        picture = base64.b64encode((folder / part[part.rindex("(") + 1 : -1]).read_bytes()).decode()
         return f'<img alt="" src="data:image/png;base64,{picture}">'
     if part.startswith("|"):
-        rows = (line.strip("| ").split(" | ") for line in part.splitlines() if "---" not in line)
+        rows = (line.strip("| ").split(" | ") for place, line in enumerate(part.splitlines()) if place != 1)
         return f"<table>{''.join(f'<tr>{_cells(row)}</tr>' for row in rows)}</table>"
     level = len(part) - len(part.lstrip("#"))
     tag = f"h{level}" if level else "p"

@@ -53,10 +53,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     check_folder(options.output)
-    import json
+    columns = dict(options.columns)
+    if len(columns) < len(options.columns):
+        raise ValueError(f"--columns names one of {', '.join(columns)} twice")
     import logging
 
     from .. import training
+    from ..data.text_files import json_text
     from ..inference.loading import load_model
     from ..plots.training_pictures import plot_error_by_position, plot_predictions, plot_risk_against_coverage
 
@@ -69,7 +72,7 @@ def run(options: argparse.Namespace) -> int:
     model, extractor = load_model(options.model, options.revision)
     if options.int8:
         model.quantize_speech_encoder()
-    data = training.DataSection(source=options.source, columns=dict(options.columns), on_bad_audio=options.on_bad_audio)
+    data = training.DataSection(source=options.source, columns=columns, on_bad_audio=options.on_bad_audio)
     data.cache_folder = options.cache_folder
     data.max_seconds = extractor.max_seconds
     splits = training.load_splits(data, model.config, options.output, wanted=[options.split], labels_optional=True)
@@ -82,7 +85,7 @@ def run(options: argparse.Namespace) -> int:
     metrics, table = training.measure(trainer, dataset, model.config)
     if trainer.is_world_process_zero():
         training.save_predictions(table, options.output / f"predictions.{options.format}")
-        (options.output / "metrics.json").write_text(json.dumps(metrics, indent=2), encoding="utf-8")
+        (options.output / "metrics.json").write_text(json_text(metrics), encoding="utf-8")
         if table["reference"].notna().any():
             plot_predictions(table).savefig(options.output / "predicted_against_true.png")
             plot_error_by_position(table).savefig(options.output / "error_by_position.png")

@@ -18,10 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    import json
-
     import pandas as pd
 
+    from ..data.text_files import json_text
     from ..metrics.tables import metrics_of_table
 
     path = options.predictions
@@ -29,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     if path.suffix not in readers:
         raise ValueError(f"{path.name} must end with .csv or .parquet")
     try:
-        print(json.dumps(metrics_of_table(readers[path.suffix](path)), indent=2))
+        print(json_text(metrics_of_table(readers[path.suffix](path))))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     return 0

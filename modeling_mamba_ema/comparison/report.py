@@ -1,7 +1,6 @@
 """A comparison of poolings and scopes as a markdown page: tables, and the verdict in words."""
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..data.markdown_table import markdown_table
+from ..data.text_files import json_text
 from ..data.utterances import seconds_of
 from ..plots import plot_pooling_comparison, write_picture
 from .costs import Cost, encoder_cost, pooling_costs
@@ -74,7 +74,7 @@ def write_comparison(output: Path, trainings: Trainings, split: str, chose_the_e
         "costs": {name: dataclasses.asdict(cost) for name, cost in costs.items()},
     }
     (output / "comparison.md").write_text(page, encoding="utf-8")
-    (output / "comparison.json").write_text(json.dumps(everything, indent=2) + "\n", encoding="utf-8")
+    (output / "comparison.json").write_text(json_text(everything) + "\n", encoding="utf-8")
     lines = [{**dataclasses.asdict(cell), **cell_ccc(table, config.labels)} for cell, table in tables.items()]
     pd.DataFrame.from_records(lines).to_csv(output / "comparison.csv", index=False)
     title = f"{split}: {measured.conversations} conversations, {measured.seeds} seeds"

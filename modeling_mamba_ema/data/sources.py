@@ -167,7 +167,7 @@ def _read_metadata(path: Path) -> pd.DataFrame:
         raise ValueError(f"{path.name} is no table that can be read; allowed are {', '.join(_READERS)}")
     try:
         return _READERS[path.suffix](path)
-    except (ValueError, TypeError, OSError, pd.errors.ParserWarning) as error:
+    except (ValueError, TypeError, OSError, csv.Error, pd.errors.ParserWarning) as error:
         raise ValueError(f"{path} cannot be read as {path.suffix[1:]}: {error}") from error
 
 

@@ -1,6 +1,7 @@
 """Text and times in files that people and programs have written."""
 
 import codecs
+import json
 import math
 import numbers
 import re
@@ -16,8 +17,8 @@ _CLOCK = re.compile(r"(?:(\d+) days?,? ?)?(?:(?:(\d+):([0-5]?\d)|(\d+)):([0-5]?\
 
 
 def read_text(path: Path) -> str:
-    """A file of text in UTF-8, or in UTF-16 with the mark that Excel writes; `ValueError` for another encoding, or no
-    text, with the line."""
+    """A file of text in UTF-8, or in UTF-16 with the mark that Excel writes, with the line ends of Unix; `ValueError`
+    for another encoding, or no text, with the line."""
     content = path.read_bytes()
     encoding = next((name for mark, name in _MARKS.items() if content.startswith(mark)), "utf-8")
     try:
@@ -29,7 +30,12 @@ def read_text(path: Path) -> str:
         ) from error
     if "\0" in text:
         raise ValueError(f"{path.name} is no text in UTF-8, or holds zeros; save it as UTF-8")
-    return text
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def json_text(value: Any) -> str:
+    """JSON, with null for NaN and infinite numbers, which JSON does not have."""
+    return json.dumps(json.loads(json.dumps(value), parse_constant=lambda _: None), indent=2)
 
 
 def delimiter_of(text: str) -> str:
@@ -38,8 +44,8 @@ def delimiter_of(text: str) -> str:
 
 
 def seconds_of(value: Any) -> float | None:
-    """A time in seconds: a number, a text such as "1.5", "0 days 00:00:01.5" or "1:01.5", or a timedelta of Python,
-    numpy or pandas; None for anything else, and for what is not finite or below 0."""
+    """A time in seconds: a number, a text such as "1.5", "1,5", "0 days 00:00:01.5" or "1:01.5", or a timedelta of
+    Python, numpy or pandas; None for anything else, and for what is not finite or below 0."""
     if isinstance(value, timedelta):  # pandas' Timedelta is one
         seconds = value.total_seconds()
     elif hasattr(value, "dtype") and value.dtype.kind == "m":
@@ -61,6 +67,6 @@ def _seconds_of_text(text: str) -> float:
         days, hours, minutes, first_minutes = map(int, whole)
         return 86_400 * days + 3_600 * hours + 60 * (minutes + first_minutes) + float(seconds.replace(",", "."))
     try:
-        return float(text) if "_" not in text else math.nan
+        return float(text.replace(",", ".")) if "_" not in text else math.nan
     except ValueError:
         return math.nan

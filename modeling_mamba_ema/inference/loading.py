@@ -70,7 +70,7 @@ def check_model_name(name: str, revision: str) -> None:
     if (folder / "config.json").is_file():
         return
     if folder.is_dir():
-        raise OSError(f"{name} holds no config.json, so it is no saved model{_models_in(folder)}")
+        raise OSError(f"{folder} holds no config.json, so it is no saved model{_models_in(folder)}")
     if folder.is_file():
         raise OSError(
             f"{name} is no folder; Microsoft's file of a WavLM becomes one by `mamba-ema adopt {name} FOLDER`"

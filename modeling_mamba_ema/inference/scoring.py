@@ -280,7 +280,10 @@ def _check_plan(output: str, corpus: pd.DataFrame, options: ScoringOptions, part
             with contextlib.suppress(FileExistsError):
                 files.mkdir(folder, create_parents=False)  # with them, a misspelt bucket would be made
         path = f"{folder}/{PLAN_FILE}"
-        before = json.loads(files.cat_file(path)) if files.exists(path) else None
+        try:
+            before = dict(json.loads(files.cat_file(path))) if files.exists(path) else None
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{PLAN_FILE} is damaged: {error}") from error
         has_parts = before is None and files.glob(f"{folder}/part-*.parquet")
     if has_parts:
         raise ValueError(f"{output} holds parts without {PLAN_FILE}; take another folder")

@@ -1,6 +1,7 @@
 """Who speaks when: segments from a file, or windows of equal length."""
 
 import csv
+import io
 import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -53,7 +54,10 @@ def read_segments(path: str | Path, recording: str | None = None) -> list[Segmen
         raise ValueError(f"{path.name} {why}; segments come from a CSV or RTTM file")
     text = read_text(path)
     rttm = path.suffix.lower() == ".rttm"
-    segments = _from_rttm(path.name, text, recording) if rttm else _from_csv(path.name, text)
+    try:
+        segments = _from_rttm(path.name, text, recording) if rttm else _from_csv(path.name, text)
+    except csv.Error as error:  # a quotation mark that nothing closes would take all that follows for a name
+        raise ValueError(f"{path.name} cannot be read as CSV: {error}") from error
     if not segments:
         raise ValueError(f"{path.name} holds no segments")
     return sorted(segments, key=lambda segment: (segment.start, segment.end))
@@ -84,7 +88,7 @@ def channel_speaker(channel: int) -> str:
 
 
 def _from_csv(name: str, text: str) -> list[Segment]:
-    reader = csv.DictReader(text.splitlines(), delimiter=delimiter_of(text))
+    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter_of(text), strict=True)
     if not {"start", "end"} <= set(reader.fieldnames or ()):
         raise ValueError(f"{name} has the columns {reader.fieldnames}; 'start' and 'end' are needed, 'speaker' may be")
     twice = [column for column in reader.fieldnames or () if (reader.fieldnames or []).count(column) > 1]

@@ -71,7 +71,7 @@ def emotion_timeline(
     """
     allowed = tracker.feature_extractor.max_seconds
     longest = allowed - 0.01  # rounding to samples must not make a part too long
-    if isinstance(segments, (int, float)):
+    if not isinstance(segments, Iterable):  # a number of any kind, of NumPy too
         if not 1 <= segments <= allowed:
             raise ValueError(f"windows of {segments:g} s; allowed are 1 to {allowed:g} s")
         segments = equal_windows(recording.seconds, min(segments, longest))

@@ -19,7 +19,7 @@ from fastapi.security import HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import HTTPConnection
+from starlette.requests import ClientDisconnect, HTTPConnection
 
 from .._version import __version__
 from ..audio_files import Recording, load_audio
@@ -248,6 +248,8 @@ async def _body(request: Request, allowed: int) -> AsyncIterator[bytes]:
             part = await asyncio.wait_for(anext(parts, None), latest - time.monotonic())
         except asyncio.TimeoutError:
             raise Refusal(408, f"the audio was not received within {UPLOAD_SECONDS:g} s") from None
+        except ClientDisconnect:
+            raise Refusal(408, "the connection ended before the audio did") from None
         if part is None:
             return
         received += len(part)

@@ -15,5 +15,4 @@ class Refusal(Exception):
 
 def in_words(errors: Sequence[Any]) -> str:
     """What pydantic found wrong, in one line: `query.window: Input should be less than or equal to 30`."""
-    found = (f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in errors)
-    return "; ".join(found)
+    return "; ".join(": ".join(filter(None, (".".join(map(str, error["loc"])), error["msg"]))) for error in errors)

@@ -112,6 +112,12 @@ class MambaEMATrainingArguments(TrainingArguments):
         for name, needed in _USED_WITH.items():
             if getattr(self, name, None) and not getattr(self, needed):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, but without {needed} nothing reads it")
+        sampling = getattr(self, "train_sampling_strategy", "random")
+        if sampling != "random" and (sampling != "sequential" or self.max_seconds_per_batch is not None):
+            raise ValueError(
+                f"train_sampling_strategy is {sampling}; allowed are random, and without max_seconds_per_batch, which "
+                "puts turns of similar length together, sequential"
+            )
         if self.early_stopping_patience is not None and self.eval_strategy == IntervalStrategy.NO:
             raise ValueError("early_stopping_patience counts evaluations, but eval_strategy is no")
         by_epoch = self.eval_strategy == IntervalStrategy.EPOCH and self.max_steps <= 0
@@ -134,6 +140,8 @@ class MambaEMATrainingArguments(TrainingArguments):
             value = getattr(self, name)
             if value is not None and value < lowest:
                 raise ValueError(f"{name} is {value}, but must be at least {lowest}")
+        if self.max_steps == 0:  # transformers would take one step
+            raise ValueError("max_steps is 0; allowed are whole numbers from 1, and -1 for num_train_epochs")
         if self.max_steps <= 0 and self.num_train_epochs <= 0:
             raise ValueError(f"num_train_epochs is {self.num_train_epochs}, but must be above 0, or max_steps be given")
 

@@ -118,6 +118,12 @@ class RunConfiguration:
         no_evaluation = (
             {"eval_strategy": "no", "load_best_model_at_end": False} if self.data.validation_split is None else {}
         )
+        for name in ("do_train", "do_eval", "do_predict"):
+            if self.training.get(name) is False:
+                raise ValueError(
+                    f"{name} is false, which nothing reads; data.validation_split=null and data.test_split=null leave "
+                    "evaluation and test out"
+                )
         return MambaEMATrainingArguments(**{**no_evaluation, **self.training, **changes})
 
     def to_dict(self) -> dict[str, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """`mamba-ema report`: worse recordings are as bad as they say, gaps are told from chance, leaks of labels are named."""
 
 import json
+import re
 
 import numpy as np
 import pandas as pd
@@ -140,6 +141,7 @@ def test_the_command_writes_a_page_and_goes_on_where_it_stopped(tmp_path, monkey
     table = pd.read_json(corpus / "metadata.jsonl", lines=True)
     table["seconds"] = 1.0  # a column that every recording has, too
     table["sex"] = np.where(table["conversation_id"].str[-1].astype(int) % 2, "f", "m")
+    table["age (years)"], table["年"], table["性"] = "30---40", "x", "y"
     table.to_json(corpus / "metadata.jsonl", orient="records", lines=True)
     model = tiny_model()
     model.save_pretrained(tmp_path / "model")
@@ -149,8 +151,9 @@ def test_the_command_writes_a_page_and_goes_on_where_it_stopped(tmp_path, monkey
     monkeypatch.setattr("modeling_mamba_ema.behaviour.measures.MIN_TURNS", 5)
     output = tmp_path / "report"
     command = ["report", "--model", str(tmp_path / "model"), str(corpus), "--split", "train", "--output", str(output)]
-    assert main([*command, "--by", "sex", "seconds"]) == 0, capsys.readouterr().err
-    found = json.loads((output / "report.json").read_text())
+    columns = ["sex", "seconds", "age (years)", "年", "性"]
+    assert main([*command, "--by", *columns]) == 0, capsys.readouterr().err
+    found = json.loads((output / "report.json").read_text(), parse_constant=pytest.fail)  # JSON has no NaN
     assert set(found["changes"]) == set(CONDITIONS)
     assert set(found["groups"]["sex"]["groups"]) == {"f", "m"}
     assert len(found["groups"]["seconds"]["groups"]) == 3
@@ -166,7 +169,8 @@ def test_the_command_writes_a_page_and_goes_on_where_it_stopped(tmp_path, monkey
     assert "arousal goes with level_db (+" in markdown  # this corpus says arousal by loudness
     assert "![CCC by sex](report_sex.png)" in markdown
     assert (output / "report_sex.png").exists()
-    assert html.count("data:image/png;base64") == 3
+    assert html.count("data:image/png;base64") == 1 + len(columns) == len(set(re.findall(r"report_\S+png", markdown)))
+    assert "<td>arousal: 30---40</td>" in html
     assert "<td>white noise, 30 dB</td>" in html
 
     monkeypatch.setattr("modeling_mamba_ema.commands.report._predict", lambda *_: pytest.fail("predicted again"))

@@ -41,6 +41,15 @@ def test_the_command_line_gives_the_numbers_of_trainer(measured, name, capsys):
         assert value == pytest.approx(metrics[key], abs=1e-6), key
 
 
+def test_what_cannot_be_measured_is_null_in_json(tmp_path, capsys):
+    (tmp_path / "a.csv").write_text(
+        "conversation_id,turn,label,reference,prediction\na,0,valence,0,0\na,1,valence,1,1\n"
+    )
+    assert call_command("metrics", tmp_path / "a.csv") == 0
+    printed = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert printed["ccc_valence_low"] is None  # a single conversation has no interval
+
+
 def test_predictions_name_their_file_and_are_on_the_unit_scale_and_on_the_labels_own(measured):
     table = pd.read_csv(measured[0] / "predictions.csv")
     assert table["prediction"].between(0, 1).all()

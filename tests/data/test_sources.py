@@ -46,6 +46,14 @@ def write_table(path, rows=ROWS):
     return path
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_line_ends_of_every_system_give_the_same_corpus(folder, end):
+    expected = contents(load_emotion_dataset(write_table(folder / "ratings.csv"), LABELS))
+    lines = (folder / "ratings.csv").read_text(encoding="utf-8").splitlines()
+    (folder / "same.csv").write_bytes(end.join([*lines, ""]).encode())
+    assert contents(load_emotion_dataset(folder / "same.csv", LABELS)) == expected
+
+
 def as_hub_dataset(folder, rows=ROWS):
     """As a dataset on the Hub holds audio: bytes in an `audio` column."""
     table = [
@@ -288,6 +296,8 @@ def test_a_model_is_measured_on_a_corpus_with_its_own_columns_and_without_its_ba
     write_table(folder / "ratings.csv", [{"EmoVal": row.pop("valence"), **row} for row in rows])
     tiny_model().save_pretrained(tmp_path / "model")
     command = ("evaluate", "--model", tmp_path / "model", folder / "ratings.csv", "--output", tmp_path / "out")
+    assert call_command(*command, "--columns", "valence=EmoVal", "valence=arousal") == 1
+    assert "--columns names one of valence twice" in capsys.readouterr().err
     command += ("--split", "train", "--columns", "valence=EmoVal")
     assert call_command(*command) == 1
     assert "gone.wav does not exist" in capsys.readouterr().err

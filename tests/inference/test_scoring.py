@@ -14,7 +14,7 @@ import soundfile as sf
 
 from modeling_mamba_ema.audio_files import load_audio
 from modeling_mamba_ema.inference import EmotionTracker
-from modeling_mamba_ema.inference.scoring import ScoringOptions, read_corpus, score_corpus, score_part
+from modeling_mamba_ema.inference.scoring import PLAN_FILE, ScoringOptions, read_corpus, score_corpus, score_part
 from tests.support.models import tiny_model
 from tests.support.programs import Forked, call_command, wait_until
 from tests.support.tiny_corpus import LABELS
@@ -35,6 +35,13 @@ def by_the_tracker(model, corpus):
 
 def scores(folder):
     return pd.concat([pd.read_parquet(path) for path in sorted(folder.glob("part-*.parquet"))], ignore_index=True)
+
+
+@pytest.mark.parametrize("plan", ["[1]", "{"])
+def test_a_folder_with_a_damaged_plan_is_refused(saved_model, corpus, tmp_path, plan):
+    (tmp_path / PLAN_FILE).write_text(plan)
+    with pytest.raises(OSError, match=f"{tmp_path} cannot be used: {PLAN_FILE} is damaged"):
+        score_corpus(read_corpus(str(corpus)), tmp_path, ScoringOptions(str(saved_model)))
 
 
 @pytest.mark.parametrize("seconds", [0.1, 3, 1_000])

@@ -224,6 +224,8 @@ def test_channels_are_the_speakers_of_one_conversation(two_sided, call):
         for split in (detect_speech, lambda *_, **__: emotion_timeline(tracker(), recording, 6.0, split_channels=True)):
             with pytest.raises(ValueError, match="has 1 channel; there is nothing to split"):
                 split(recording, split_channels=True)
+    with Recording(path, channel=1) as recording, pytest.raises(ValueError, match="give one of them"):
+        emotion_timeline(tracker(), recording, np.float32(6), split_channels=True)
 
 
 def test_segments_that_all_name_channel_1_of_several_are_warned_of(two_sided):
@@ -237,6 +239,8 @@ def test_segments_are_read_from_csv_and_rttm_in_the_order_of_time(tmp_path):
     assert read_segments(tmp_path / "a.csv") == wanted
     (tmp_path / "b.csv").write_text("end;channel;start\n0 days 00:00:02.5;2;0 days 00:00:00.5\n1;;1")
     assert read_segments(tmp_path / "b.csv") == [Segment(0.5, 2.5, channel=2), Segment(1, 1)]
+    (tmp_path / "c.csv").write_bytes(b"start;end;speaker\r0,5;2,25;anna\r")  # of a German Excel, with old line ends
+    assert read_segments(tmp_path / "c.csv") == [Segment(0.5, 2.25, "anna")]
     lines = [
         "SPKR-INFO call 1 <NA> <NA> <NA> unknown anna <NA> <NA>",
         "SPEAKER call B 3.5 0.5 <NA> <NA> ben <NA>",
@@ -269,6 +273,7 @@ def test_segments_are_read_from_csv_and_rttm_in_the_order_of_time(tmp_path):
             "start,end\n1,5,2,5\n",
             "line 2 of a.csv has more fields than there are columns; decimal commas need",
         ),
+        ("a.csv", 'start,end,speaker\n1,2,"ann\n2,3,ben\n', "a.csv cannot be read as CSV: unexpected end of data"),
         ("a.csv", "start,end,start\n1,2,3\n", "a.csv has the column 'start' twice"),
         ("a.csv", "start,end\n2,1.5\n", "line 2 of a.csv runs from 2 to 1.5 s"),
         ("a.rttm", "SPEAKER call 1 1.0\n", "line 1 of a.rttm has 4 fields"),

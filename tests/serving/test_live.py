@@ -157,7 +157,7 @@ PCM, OPUS = json.dumps({}), json.dumps({"encoding": "opus"})
     ("messages", "code", "sentence"),
     [
         ([b"\0\0"], 1008, "the first message is text: the settings, as JSON"),
-        (["hello"], 1008, "the first message: : Invalid JSON"),
+        (["hello"], 1008, "the first message: Invalid JSON"),
         (['{"rate": 8000}'], 1008, "the first message: rate: Extra inputs are not permitted"),
         (['{"sampling_rate": 1}'], 1008, "sampling_rate: Input should be greater than or equal to 4000"),
         (['{"speaker": "\\ud800"}'], 1008, "the first message"),

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import signal
+import socket
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -108,6 +109,15 @@ def test_what_cannot_be_used_is_refused_with_a_sentence(server, path, content, q
     assert answer.status_code == status
     assert sentence in answer.json()["detail"]
     assert server.http.get("/sessions/bad").status_code == 404  # no session has begun
+
+
+def test_who_leaves_in_the_middle_of_a_turn_leaves_no_traceback(server):
+    """The server's fixture looks at what was printed."""
+    refused = 'mamba_ema_refused_total{status="408"} 1.0'
+    with socket.create_connection(server.http.base_url.netloc.decode().split(":")) as left:
+        left.sendall(f"POST /sessions/left/turns HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n".encode())
+        left.sendall(b"Content-Length: 1000\r\n\r\nabc")
+    wait_until(lambda: refused in server.http.get("/metrics").text, server.process)
 
 
 def test_only_who_bears_the_token_is_answered(server):

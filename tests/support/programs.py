@@ -28,9 +28,12 @@ HANGS = 600.0  # seconds
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """That of this process, with the package on the path, one thread and no GPU."""
+    """That of this process, with the package on the path, one thread and no GPU. Temporary files of programs, such as
+    those that the launcher of torch leaves, go with the caches of the tests."""
+    temporary = str(Path(os.environ["HF_MODULES_CACHE"]).parent)
     path = os.pathsep.join(part for part in (str(ROOT), os.environ.get("PYTHONPATH")) if part)
-    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **variables}
+    own = {"PYTHONPATH": path, "TMPDIR": temporary, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    return {**os.environ, **own, **variables}
 
 
 def run_program(*arguments: Any, check: bool = True, **variables: str) -> subprocess.CompletedProcess[str]:

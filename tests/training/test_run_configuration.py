@@ -108,6 +108,10 @@ def test_hostile_yaml_is_refused_in_a_short_sentence(tmp_path, monkeypatch, text
         ("training.data_seed=-1", "data_seed is -1, but must be at least 0"),
         ("training.eval_delay=5", "eval_delay is 5, so that none of 5 epochs is evaluated"),
         ("training.ddp_timeout=-1", "ddp_timeout is -1, but must be at least 1"),
+        ("training.max_steps=0", "max_steps is 0; allowed are whole numbers from 1"),
+        ("training.do_train=false", "do_train is false, which nothing reads"),
+        ("training.train_sampling_strategy=group_by_length", "allowed are random, and without max_seconds_per_batch"),
+        ("training.train_sampling_strategy=sequential", "train_sampling_strategy is sequential; allowed are random"),
         ("training.optim_args=momentum", "optim_args is 'momentum', but must be name=value"),
         ("training.optim_args=foo=3", "optim adamw_torch_fused, optim_args 'foo=3': foo would be ignored; of this"),
         (
