@@ -99,6 +99,8 @@ class MambaEMAPipeline(Pipeline):
         return super().__call__(inputs, **kwargs)
 
     def _check_speakers(self, turns: Any, speakers: Sequence[str | None]) -> None:
+        if isinstance(speakers, str):
+            raise ValueError(f"speakers is {speakers!r}; a list of names, one a turn, is needed")
         if not isinstance(turns, (list, tuple)) or len(turns) != len(speakers):
             count = len(turns) if isinstance(turns, (list, tuple)) else type(turns).__name__
             raise ValueError(f"speakers has {len(speakers)} names; a list of as many turns is needed, not {count}")
@@ -127,7 +129,8 @@ class MambaEMAPipeline(Pipeline):
         if top_k is not None and (isinstance(top_k, bool) or not isinstance(top_k, int) or top_k < 1):
             raise ValueError(f"top_k is {top_k!r}; a whole number from 1, or None for all labels, is needed")
         longest = getattr(self.feature_extractor, "max_seconds", 0.0)
-        if chunk_length_s and (isinstance(chunk_length_s, bool) or not 1 <= chunk_length_s <= longest):
+        is_number = isinstance(chunk_length_s, (int, float)) and not isinstance(chunk_length_s, bool)
+        if chunk_length_s and not (is_number and 1 <= chunk_length_s <= longest):
             raise ValueError(f"chunk_length_s is {chunk_length_s!r}; allowed are 1 to {longest:g} s")
         if split_channels and channel is not None:
             raise ValueError("channel takes one channel, split_channels takes all; give one of them")

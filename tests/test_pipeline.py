@@ -199,7 +199,7 @@ def test_long_audio_is_cut_into_chunks_that_carry_the_state(folder, remote, form
     # Less than an utterance at the end shares with the chunk before it.
     short = remote(samples[: 10 * RATE + 100], chunk_length_s=10)
     assert [turn["timestamp"][1] for turn in short] == pytest.approx([5.003, 10.006], abs=1e-3)
-    for wrong in (0.5, 31, True, -1):
+    for wrong in (0.5, 31, True, -1, "2"):
         with pytest.raises(ValueError, match="allowed are 1 to 30 s"):
             remote(given, chunk_length_s=wrong)
 
@@ -453,6 +453,7 @@ def test_turns_with_speakers_are_a_conversation(of_speakers):
     given = [[by_label(turn["scores"])[label] for label in model.config.labels] for turn in channels]
     np.testing.assert_allclose(given, wanted[:2], atol=2e-5)
     for inputs, speakers, message in (
+        (turns, "anna", "speakers is 'anna'; a list of names, one a turn, is needed"),
         (turns, names[:3], "speakers has 3 names; a list of as many turns is needed, not 4"),
         (turns[0], ["a"], "not ndarray"),
         (turns[:3], ["a", "b", "c"], "has 3 speakers; the model keeps a context for 2"),

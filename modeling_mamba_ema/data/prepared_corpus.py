@@ -156,6 +156,14 @@ def visible(paths: Iterable[Path]) -> list[Path]:
     return sorted(path for path in paths if not path.name.startswith("."))
 
 
+def read_csv(path: Path, **options: Any) -> pd.DataFrame:
+    """`pandas.read_csv`; `CorpusError` with the file's name where it is no table of text in UTF-8."""
+    try:
+        return pd.read_csv(path, **options)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise CorpusError(f"{path} cannot be read as CSV: {error}") from error
+
+
 def enumerated(what: str, names: Sequence[Any] | pd.Series) -> str:
     """A sentence and the names it is about, one a line, not more than a screen takes."""
     more = [f"and {len(names) - _ENUMERATED} more"] if len(names) > _ENUMERATED else []

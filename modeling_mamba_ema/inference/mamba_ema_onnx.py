@@ -116,7 +116,7 @@ class OnnxEmotionTracker:
         if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
             raise ValueError(f"the waveform is {samples.dtype} of shape {samples.shape}; (samples,) floats are needed")
         shortest, rate = self.config["min_samples"], self.config["sampling_rate"]
-        longest = self.config["max_seconds"] * rate
+        longest = int(self.config["max_seconds"] * rate)
         if not shortest <= samples.size <= longest:
             raise ValueError(
                 f"the waveform has {samples.size} samples; allowed are {shortest} to {longest} at {rate} Hz"

@@ -35,7 +35,10 @@ class EndpointHandler:
         Raises:
             ValueError: inputs or parameters that cannot be used; the message says what can.
         """
-        parameters = dict(data.get("parameters") or {})
+        parameters = data.get("parameters") or {}
+        if not isinstance(parameters, dict):
+            raise ValueError(f"parameters is {type(parameters).__name__}; names and values are needed")
+        parameters = dict(parameters)
         unknown = sorted(set(parameters) - set(PARAMETERS))
         if unknown:
             raise ValueError(f"parameters {unknown} are not known; allowed are {', '.join(PARAMETERS)}")

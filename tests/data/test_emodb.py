@@ -73,6 +73,11 @@ def test_what_is_missing_is_named(delivered):
     (audio / "16a01Wb.wav").unlink()
     with pytest.raises(CorpusError, match=r"(?s)no WAV or FLAC file .*\(1\):.*16a01Wb"):
         read_corpus("emodb", audio, 1, ratings)
+    named = ratings.with_name("named.csv")
+    for content in (b"", b"a,b\n1,2,3\n1,2,3,4\n", "M\u00fcller".encode("latin-1")):
+        named.write_bytes(content)
+        with pytest.raises(CorpusError, match="named.csv cannot be read as CSV"):
+            read_corpus("emodb", audio, 1, named)
     pd.read_csv(ratings).drop(columns="subID").to_csv(ratings, index=False)
     with pytest.raises(CorpusError, match=r"has no column subID; there are stimFile"):
         read_corpus("emodb", audio, 1, ratings)

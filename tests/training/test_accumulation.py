@@ -24,12 +24,12 @@ from tests.support.tiny_corpus import LABELS, make_trainer
 
 
 def descend(folder, dataset, model, batch_size, steps, **arguments):
-    """Plain gradient descent over the items in their order; the logged losses."""
+    """Plain gradient descent, over the items in their order where batches have a size; the logged losses."""
     trainer = make_trainer(
         folder,
         dataset,
         model,
-        train_sampling_strategy="sequential",
+        train_sampling_strategy="random" if "max_seconds_per_batch" in arguments else "sequential",
         per_device_train_batch_size=batch_size,
         gradient_accumulation_steps=steps,
         optim="sgd",

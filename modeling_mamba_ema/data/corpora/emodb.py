@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..categories import CorpusError
-from ..prepared_corpus import Corpus, enumerated, leave_one_session_out, visible, with_spread
+from ..prepared_corpus import Corpus, enumerated, leave_one_session_out, read_csv, visible, with_spread
 
 FOLDS = 5
 _COLUMNS = ("subID", "stimFile", "stimType", "valenceRating", "arousalRating")
@@ -50,7 +50,7 @@ def read(folder: Path, fold: int = 1, ratings: Path | None = None) -> Corpus:
     """
     if ratings is None:
         raise CorpusError("emodb needs its audio and the ratings: mamba-ema prepare emodb AUDIO_FOLDER RATINGS.csv")
-    votes = pd.read_csv(ratings)
+    votes = read_csv(ratings)
     absent = [name for name in _COLUMNS if name not in votes.columns]
     if absent:
         raise CorpusError(

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..categories import CorpusError, refuse_categories, refuse_crema_d
-from ..prepared_corpus import Corpus, enumerated, visible, with_spread
+from ..prepared_corpus import Corpus, enumerated, read_csv, visible, with_spread
 
 FOLDS = 1
 # Releases differ in how they spell both.
@@ -33,7 +33,7 @@ def read(folder: Path, fold: int = 1) -> Corpus:
         looked_for = {f"Labels/{' or '.join(_LABEL_FILES)}": labels, " or ".join(_AUDIO_FOLDERS): audio}
         missing = [name for name, path in looked_for.items() if path is None]
         raise CorpusError(enumerated(f"{folder} is not all of MSP-Podcast; missing", missing))
-    table = pd.read_csv(labels, dtype=str, keep_default_na=False, skipinitialspace=True)
+    table = read_csv(labels, dtype=str, keep_default_na=False, skipinitialspace=True)
     absent = [name for name in ("FileName", "Split_Set", *_COLUMNS) if name not in table.columns]
     if absent:
         if set(_COLUMNS) <= set(absent):
@@ -72,7 +72,7 @@ def _votes(path: Path) -> pd.DataFrame:
     `WORKER1; Neutral; Neutral,Concerned; A:2; V:3; D:4;`."""
     if not path.exists():
         return pd.DataFrame()
-    table = pd.read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
+    table = read_csv(path, dtype=str, keep_default_na=False, skipinitialspace=True)
     if "FileName" not in table.columns or table.shape[1] < 2:
         return pd.DataFrame()
     votes = {"name": table["FileName"]}
