@@ -1,6 +1,7 @@
 """The report as Markdown, as HTML that needs no server, and as JSON."""
 
 import base64
+import math
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
@@ -96,7 +97,10 @@ def _cells(row: Iterable[str]) -> str:
 
 
 def _ccc(row: dict[str, Any], name: str = "ccc") -> str:
-    return f"{row[name]:.3f} [{row['low']:.3f}, {row['high']:.3f}]" if name in row else "-"  # of too few turns
+    if name not in row:
+        return "-"  # of too few turns
+    ends = "" if math.isnan(row["low"]) else f" [{row['low']:.3f}, {row['high']:.3f}]"  # not of one conversation
+    return f"{row[name]:.3f}{ends}"
 
 
 def _correlations(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -110,7 +110,8 @@ def spread_metrics(table: pd.DataFrame, config: MambaEMAConfig) -> dict[str, flo
     Returns:
         For each label with references `spread_ccc_<label>`, the CCC of predicted and real standard deviations, where
         the corpus has them, and `error_with_spread_<label>`, Spearman's rank correlation of absolute error and
-        predicted spread: above 0, errors grow with it. Each with 95 % intervals over conversations (`_low`, `_high`).
+        predicted spread: above 0, errors grow with it. Each with 95 % intervals over conversations (`_low`, `_high`),
+        where there are several.
         Empty for a model without spread.
     """
     metrics: dict[str, float] = {}
@@ -155,7 +156,8 @@ def _spearman(pair: np.ndarray) -> float:
 
 
 def _with_ends(name: str, value: float, low: float, high: float) -> dict[str, float]:
-    return {name: float(value), f"{name}_low": float(low), f"{name}_high": float(high)}
+    ends = {} if np.isnan(low) else {f"{name}_low": float(low), f"{name}_high": float(high)}
+    return {name: float(value), **ends}
 
 
 def risk_against_coverage(table: pd.DataFrame, config: MambaEMAConfig) -> pd.DataFrame:

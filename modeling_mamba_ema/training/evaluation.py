@@ -131,8 +131,7 @@ def describe_metrics(split: str, metrics: Mapping[str, float], config: MambaEMAC
         if name not in metrics:
             lines.append(f"  {title:<16} no labels")
             continue
-        low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]
-        lines.append(f"  {title:<16} {metrics[name]:.3f}  (95 % interval {low:.3f} to {high:.3f})")
+        lines.append(f"  {title:<16} {metrics[name]:.3f}{_interval(metrics, name)}")
     lines.append(f"  {'RMSE, MAE':<16} {metrics['rmse']:.3f}, {metrics['mae']:.3f}  (on a scale from 0 to 1)")
     covered = [f"{label} {metrics[f'coverage_{label}']:.0%}" for label in labels if f"coverage_{label}" in metrics]
     if covered:
@@ -143,10 +142,14 @@ def describe_metrics(split: str, metrics: Mapping[str, float], config: MambaEMAC
     ):
         for label in labels:
             if (name := f"{kind}_{label}") in metrics:
-                low, high = metrics[f"{name}_low"], metrics[f"{name}_high"]
-                title = text.format(label)
-                lines.append(f"  {title} {metrics[name]:.3f}  (95 % interval {low:.3f} to {high:.3f})")
+                lines.append(f"  {text.format(label)} {metrics[name]:.3f}{_interval(metrics, name)}")
     return "\n".join(lines)
+
+
+def _interval(metrics: Mapping[str, float], name: str) -> str:
+    if f"{name}_low" not in metrics:  # of a single conversation
+        return ""
+    return f"  (95 % interval {metrics[f'{name}_low']:.3f} to {metrics[f'{name}_high']:.3f})"
 
 
 # Long conversations. In evaluation, chunk by chunk gives the numbers of the whole conversation. In training, the turns

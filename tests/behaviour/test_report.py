@@ -10,7 +10,9 @@ import pytest
 from modeling_mamba_ema import MambaEMAFeatureExtractor
 from modeling_mamba_ema.__main__ import main
 from modeling_mamba_ema.behaviour import CONDITIONS, NO_SPEECH, correlations, measure_changes, measure_groups
+from modeling_mamba_ema.behaviour.page import _ccc
 from modeling_mamba_ema.data.recording_conditions import level_of_speech
+from modeling_mamba_ema.data.text_files import json_text
 from modeling_mamba_ema.inference import EmotionTracker
 from modeling_mamba_ema.metrics import concordance_cc
 from modeling_mamba_ema.publishing import prepare_release
@@ -136,6 +138,12 @@ def test_what_the_recording_and_the_speaker_give_away_is_found():
     assert rows["valence", "error"]["snr_db"] == 0.0  # there are no errors
 
 
+def test_what_a_single_conversation_cannot_tell_is_left_out_and_null_in_json():
+    row = {"ccc": 0.5, "low": float("nan"), "high": float("nan")}
+    assert _ccc(row) == "0.500"
+    assert json.loads(json_text([row]), parse_constant=pytest.fail) == [{"ccc": 0.5, "low": None, "high": None}]
+
+
 def test_the_command_writes_a_page_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     corpus = write_corpus(tmp_path / "corpus")
     table = pd.read_json(corpus / "metadata.jsonl", lines=True)
@@ -153,7 +161,7 @@ def test_the_command_writes_a_page_and_goes_on_where_it_stopped(tmp_path, monkey
     command = ["report", "--model", str(tmp_path / "model"), str(corpus), "--split", "train", "--output", str(output)]
     columns = ["sex", "seconds", "age (years)", "年", "性"]
     assert main([*command, "--by", *columns]) == 0, capsys.readouterr().err
-    found = json.loads((output / "report.json").read_text(), parse_constant=pytest.fail)  # JSON has no NaN
+    found = json.loads((output / "report.json").read_text())
     assert set(found["changes"]) == set(CONDITIONS)
     assert set(found["groups"]["sex"]["groups"]) == {"f", "m"}
     assert len(found["groups"]["seconds"]["groups"]) == 3

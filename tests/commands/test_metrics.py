@@ -8,7 +8,8 @@ import pytest
 
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
 from modeling_mamba_ema.metrics.tables import metrics_of_table
-from modeling_mamba_ema.training import measure, save_predictions
+from modeling_mamba_ema.training import describe_metrics, measure, save_predictions
+from tests.support.models import tiny_config
 from tests.support.programs import call_command
 from tests.support.tiny_corpus import LABELS, make_trainer, write_corpus
 
@@ -41,13 +42,16 @@ def test_the_command_line_gives_the_numbers_of_trainer(measured, name, capsys):
         assert value == pytest.approx(metrics[key], abs=1e-6), key
 
 
-def test_what_cannot_be_measured_is_null_in_json(tmp_path, capsys):
+def test_a_single_conversation_has_no_interval(tmp_path, capsys):
     (tmp_path / "a.csv").write_text(
         "conversation_id,turn,label,reference,prediction\na,0,valence,0,0\na,1,valence,1,1\n"
     )
     assert call_command("metrics", tmp_path / "a.csv") == 0
-    printed = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
-    assert printed["ccc_valence_low"] is None  # a single conversation has no interval
+    printed = json.loads(capsys.readouterr().out)
+    assert set(printed) >= {"ccc_valence", "num_conversations"}
+    assert "ccc_valence_low" not in printed
+    config = tiny_config(id2label={0: "valence"})
+    assert "CCC valence      1.000\n" in describe_metrics("test", printed, config)
 
 
 def test_predictions_name_their_file_and_are_on_the_unit_scale_and_on_the_labels_own(measured):

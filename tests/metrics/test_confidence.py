@@ -146,7 +146,8 @@ def test_the_worth_of_a_spread_is_its_ccc_and_whether_errors_grow_with_it():
     assert set(unrated) == {name for name in found if name.startswith("error")}
     longest = table["conversation_id"].value_counts().index[0]
     single = spread_metrics(table[table["conversation_id"] == longest], config)
-    assert np.isnan(single["error_with_spread_valence_low"])
+    assert "error_with_spread_valence" in single
+    assert "error_with_spread_valence_low" not in single
     assert spread_metrics(conversations(0, 2), tiny_config()) == {}
 
 

@@ -31,7 +31,7 @@ Args:
     seed: of the resampling.
 Returns:
     `ccc`, `pearson`, `rmse`, `mae` (means over labels), the same with `_<label>`, `num_turns`; with conversation_ids
-    also `ccc_low`, `ccc_high`, `ccc_<label>_low`, `ccc_<label>_high` and `num_conversations`.
+    also `num_conversations` and, of several, `ccc_low`, `ccc_high`, `ccc_<label>_low`, `ccc_<label>_high`.
 Examples:
     >>> ccc = evaluate.load("modeling_mamba_ema/metrics/ccc")
     >>> ccc.compute(predictions=[0.1, 0.5, 0.9], references=[0.1, 0.5, 0.9])["ccc"]
@@ -95,7 +95,8 @@ class CCC(evaluate.Metric):
                 predicted, true, conversation_ids, confidence_level, num_resamples, seed
             )  # (labels + 1,)
             for column, name in enumerate([f"ccc_{label}" for label in names] + ["ccc"]):
-                results[f"{name}_low"], results[f"{name}_high"] = float(low[column]), float(high[column])
+                if not np.isnan(low[column]):  # as of a single conversation
+                    results[f"{name}_low"], results[f"{name}_high"] = float(low[column]), float(high[column])
             results["num_conversations"] = len(set(conversation_ids))
         return results
 
