@@ -106,7 +106,7 @@ class MambaEMATrainingArguments(TrainingArguments):
         for name in ("label_smoothing_factor", "neftune_noise_alpha"):
             if getattr(self, name):
                 raise ValueError(f"{name} is for models of classes or of tokens; leave it out")
-        for name in ("remove_unused_columns", "prediction_loss_only", "label_names"):
+        for name in ("remove_unused_columns", "prediction_loss_only", "label_names", "batch_eval_metrics"):
             if getattr(self, name):
                 raise ValueError(f"{name} would take away what training and evaluation need; leave it out")
         for name, needed in _USED_WITH.items():

@@ -45,19 +45,20 @@ logger = logging.getLogger(__name__)
 class MambaEMATrainer(Trainer):
     """Trainer with a learning rate of its own for the speech encoder, batches by seconds, and complete checkpoints.
 
-    Arguments are those of `Trainer`, with a `MambaEMAForRegression`, [`MambaEMATrainingArguments`] (else `TypeError`),
-    and [`ccc_of_predictions`] for `compute_metrics` by default.
+    Arguments are those of `Trainer`, with a `MambaEMAForRegression` (or None and a `model_init`),
+    [`MambaEMATrainingArguments`] (else `TypeError`), and [`ccc_of_predictions`] for `compute_metrics` by default.
     """
 
-    def __init__(self, model: nn.Module, args: MambaEMATrainingArguments, **kwargs: Any):
+    def __init__(self, model: nn.Module | None, args: MambaEMATrainingArguments, **kwargs: Any):
         if not isinstance(args, MambaEMATrainingArguments):
             raise TypeError(f"args is {type(args).__name__}, but must be MambaEMATrainingArguments")
         self.save_total_limit = args.save_total_limit
         args = copy.copy(args)
         args.save_total_limit = None  # Trainer would remove old checkpoints before the new one is complete
         args.hub_strategy = HubStrategy.END  # a checkpoint is no release
-        kwargs.setdefault("compute_metrics", ccc_of_predictions(cast(Any, model).config.labels))
         super().__init__(model=cast(Any, model), args=args, **kwargs)
+        if "compute_metrics" not in kwargs:
+            self.compute_metrics = ccc_of_predictions(cast(Any, self.model).config.labels)
         self.args: MambaEMATrainingArguments = args
         self._check_sharding()
         self.remove_callback(PrinterCallback)

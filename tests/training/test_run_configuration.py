@@ -124,6 +124,7 @@ def test_hostile_yaml_is_refused_in_a_short_sentence(tmp_path, monkeypatch, text
         ("training.gradient_checkpointing_kwargs={a: 1}", "checkpointing_kwargs is {'a': 1}, but without"),
         ("training.accelerator_config={foo: 3}", "unexpected keyword argument 'foo'"),
         ("training.remove_unused_columns=true", "remove_unused_columns would take away what training and evaluation"),
+        ("training.batch_eval_metrics=true", "batch_eval_metrics would take away what training and evaluation need"),
         ("training.label_names=[a]", "label_names would take away what training and evaluation need"),
         ("training.lr_scheduler_kwargs={num_cycles: x}", "lr_scheduler_kwargs {'num_cycles': 'x'}: could not convert"),
         ("training.eval_accumulation_steps=0", "eval_accumulation_steps is 0, but must be at least 1"),

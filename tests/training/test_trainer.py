@@ -95,6 +95,21 @@ def test_other_arguments_than_those_of_this_package_are_refused(tmp_path):
         MambaEMATrainer(tiny_model(), TrainingArguments(output_dir=str(tmp_path), use_cpu=True))
 
 
+def test_a_model_that_is_made_by_a_function_is_trained_and_measured(tmp_path, train_split):
+    trainer = make_trainer(tmp_path, train_split)
+    made = MambaEMATrainer(
+        None,
+        trainer.args,
+        model_init=lambda: tiny_model(seed=3),
+        train_dataset=train_split,
+        eval_dataset=train_split,
+        data_collator=trainer.data_collator,
+    )
+    made.train()
+    assert made.state.global_step == 2
+    assert -1 <= made.evaluate()["eval_ccc"] <= 1
+
+
 def weights_after(tmp_path, dataset, seed, workers=0):
     model = tiny_model(dropout=0.2)
     trainer = make_trainer(tmp_path, dataset, model, seed=seed, dataloader_num_workers=workers)
