@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from ..inference import EmotionTracker, TurnEmotion
 from .batching import Batcher
 from .errors import Refusal
-from .sessions import Session, SessionStore, open_store
+from .sessions import Session, SessionStore, damaged, open_store
 
 MAX_SPEAKERS = 64  # of a session
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)  # of a turn's answer
@@ -82,14 +82,15 @@ class Service:
         """
         begin = time.monotonic()
         async with self.sessions.hold(name) as held:
-            about = {"turns": 0, "speakers": {}, "last": None} if held.session is None else held.session.about
+            session = await held.read()
+            about = {"turns": 0, "speakers": {}, "last": None} if session is None else session.about
             if number is not None and number == about["turns"]:
                 return about["last"]
             if number not in (None, about["turns"] + 1):
                 raise Refusal(
                     409, f"session {name} has heard {about['turns']} turns; number {about['turns'] + 1} is the next"
                 )
-            if held.session is None and await self.sessions.count() >= self.settings.max_sessions:
+            if session is None and await self.sessions.count() >= self.settings.max_sessions:
                 allowed = self.settings.max_sessions
                 raise Refusal(429, f"there are {allowed} sessions, as many as are allowed; delete one or wait")
             speakers = dict(about["speakers"])
@@ -97,7 +98,7 @@ class Service:
                 if speaker not in speakers and len(speakers) >= MAX_SPEAKERS:
                     raise Refusal(422, f"session {name} has {MAX_SPEAKERS} speakers, as many as are allowed")
                 speakers[speaker] = speakers.get(speaker, 0) + 1
-            tracker = await self._tracker(held.session)
+            tracker = await self._tracker(name, session)
             heard = await self.batcher.hear(tracker, waveform, speaker)
             answer = {**answer_of(name, heard), **row}
             state = await asyncio.to_thread(tracker.state_bytes)
@@ -109,13 +110,16 @@ class Service:
 
     async def hear_partly(self, name: str, waveform: np.ndarray, speaker: str | None, **row: Any) -> dict[str, Any]:
         """As `hear`, for the beginning of a turn that is being spoken; the session stays where it was."""
-        tracker = await self._tracker(await self.sessions.read(name))
+        tracker = await self._tracker(name, await self.sessions.read(name))
         return {**answer_of(name, await self.batcher.hear(tracker, waveform, speaker)), **row}
 
-    async def _tracker(self, session: Session | None) -> EmotionTracker:
+    async def _tracker(self, name: str, session: Session | None) -> EmotionTracker:
         tracker = self.tracker.copy()
         if session is not None:
-            await asyncio.to_thread(tracker.restore_bytes, session.state)
+            try:
+                await asyncio.to_thread(tracker.restore_bytes, session.state)
+            except ValueError as error:
+                raise damaged(name, error) from error
         return tracker
 
 

@@ -26,10 +26,10 @@ class Session:
 
 @dataclass
 class Held:
-    """A session that nobody else changes meanwhile: what is kept of it, or None, and a function that replaces it
-    (None deletes it)."""
+    """A session that nobody else changes meanwhile: a function that gives what is kept of it, or None, and one that
+    replaces it (None deletes it)."""
 
-    session: Session | None
+    read: Callable[[], Awaitable[Session | None]]
     save: Callable[[Session | None], Awaitable[None]]
 
 
@@ -46,7 +46,7 @@ class MemorySessions:
         """Wait until nobody else holds the session, on any server, and hold it."""
         lock = self._locks.setdefault(name, asyncio.Lock())
         async with lock:
-            yield Held(await self.read(name), lambda new: self._save(name, new))
+            yield Held(lambda: self.read(name), lambda new: self._save(name, new))
 
     async def read(self, name: str) -> Session | None:
         """What is kept of a session after its last finished turn."""
@@ -113,7 +113,7 @@ class RedisSessions:
                 raise Refusal(503, f"turns of session {name} are still being heard; send the turn again later")
         keeping = asyncio.create_task(self._keep(lock))
         try:
-            yield Held(await self.read(name), lambda new: self._save(name, lock, new))
+            yield Held(lambda: self.read(name), lambda new: self._save(name, lock, new))
         finally:
             keeping.cancel()
             with contextlib.suppress(Exception):  # lost, or Redis is: it expires
@@ -122,7 +122,10 @@ class RedisSessions:
     async def read(self, name: str) -> Session | None:
         with _reached():
             state, about = await self._redis.hmget(f"{self._prefix}session:{name}", ["state", "about"])
-        return None if state is None else Session(state, json.loads(about))
+        try:
+            return None if state is None else Session(state, dict(json.loads(about)))
+        except (TypeError, ValueError) as error:
+            raise damaged(name, error) from error
 
     async def count(self) -> int:
         with _reached():
@@ -148,6 +151,11 @@ class RedisSessions:
             await asyncio.sleep(LOCK_SECONDS / 4)
             with contextlib.suppress(Exception):  # lost: saving will be refused
                 await lock.reacquire()
+
+
+def damaged(name: str, reason: Exception) -> Refusal:
+    """Of a session that cannot be continued."""
+    return Refusal(422, f"session {name} is damaged; delete it, and begin it anew ({reason})")
 
 
 @contextlib.contextmanager

@@ -67,7 +67,7 @@ def test_a_session_is_kept_replaced_and_deleted(state):
         assert await store.read("a") == Session(b"\2", {"turns": 2})
         assert await store.count() == 2
         async with store.hold("a") as held:
-            assert held.session == Session(b"\2", {"turns": 2})
+            assert await held.read() == Session(b"\2", {"turns": 2})
             await held.save(None)
         assert await store.read("a") is None
         assert await store.count() == 1
@@ -90,7 +90,7 @@ def test_a_session_is_held_by_one_at_a_time_and_lets_others_pass(state):
 
         async def wait_for_it():
             async with store.hold("a") as held:
-                order.append(held.session.about["turns"])
+                order.append((await held.read()).about["turns"])
 
         async with store.hold("a") as held:
             waiting = asyncio.create_task(wait_for_it())
@@ -188,6 +188,19 @@ def test_turns_that_redis_does_not_take_are_refused_and_can_be_sent_again(saved_
     assert refused.status_code == 503
     assert refused.json()["detail"].startswith("the state in Redis cannot be used: ")
     assert server.heard("full", turns[1], number=2)["values"] == undisturbed(saved_model, turns)[1]
+
+
+@pytest.mark.parametrize(("field", "value"), [("state", b"garbage"), ("about", "{"), ("about", "3")])
+def test_a_damaged_session_is_refused_and_can_be_deleted(database, server, field, value):
+    server.heard("damaged", spoken(0))
+    kept = redis.Redis.from_url(database)
+    (key,) = kept.keys("*session:damaged")
+    kept.hset(key, field, value)
+    answer = server.turn("damaged", spoken(1))
+    assert answer.status_code == 422, answer.text
+    assert "session damaged is damaged; delete it, and begin it anew" in answer.json()["detail"]
+    assert server.http.delete("/sessions/damaged").status_code == 204
+    assert server.heard("damaged", spoken(0))["turn"] == 1
 
 
 def test_a_server_goes_on_when_its_redis_was_away(saved_model, tmp_path):
