@@ -220,7 +220,8 @@ class SpeechEncoder(nn.Module):
             next_layer_reads: called with each state that is returned, if given; the next layer reads its result.
         """
         with self._gradients(waveforms):
-            if not values_are_known(waveforms) or _is_sharded(self.backbone):
+            known = values_are_known(waveforms) and values_are_known(next(self.backbone.parameters()))
+            if not known or _is_sharded(self.backbone):
                 return padded_hidden_states(self.backbone, waveforms, lengths, layers, next_layer_reads)
             if lengths is None:
                 lengths = torch.full((waveforms.shape[0],), waveforms.shape[1], device=waveforms.device)

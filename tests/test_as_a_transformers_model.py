@@ -296,6 +296,16 @@ def test_a_compiled_training_step_has_the_same_loss_and_gradients(conversations)
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-4, rtol=1e-3, msg=name)
 
 
+@torch.no_grad()
+def test_vmap_over_models_gives_the_numbers_of_each(waveforms):
+    models = [tiny_model(seed=seed) for seed in range(2)]
+    weights = torch.func.stack_module_state(models)
+    shape = copy.deepcopy(models[0]).to("meta")
+    mapped = torch.func.vmap(lambda *own: torch.func.functional_call(shape, own, (waveforms,)).logits)(*weights)
+    for logits, model in zip(mapped, models, strict=True):
+        torch.testing.assert_close(logits, model(waveforms).logits, atol=1e-5, rtol=0)
+
+
 @every_kind
 def test_vmap_over_utterances_gives_the_numbers_of_the_batch(kind, waveforms):
     model = model_of(kind)
