@@ -19,11 +19,10 @@ import torch
 import transformers
 from datasets import disable_progress_bars
 from measuring import (
-    COUNT,
     SAMPLE_RATE,
-    SIZES,
     argument_parser,
     lengths_in_seconds,
+    parsed,
     peak_of_process,
     report,
     resident_memory,
@@ -87,12 +86,7 @@ def epoch_costs(model, extractor, dataset, arguments: MambaEMATrainingArguments)
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
-    parser.add_argument("--size", choices=SIZES, default="large", help="of the encoder (default: %(default)s)")
-    parser.add_argument("--utterances", type=COUNT, default=24, help="how many (default: %(default)s)")
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    arguments = parsed(argument_parser(__doc__, size="large", utterances=24))
     transformers.utils.logging.set_verbosity_error()
     disable_progress_bars()
     torch.manual_seed(0)

@@ -12,15 +12,10 @@ import functools
 
 import numpy as np
 import torch
-from measuring import COUNT, SIZES, argument_parser, machine, report, wavlm_config
+from measuring import COUNT, SIZES, argument_parser, machine, parsed, report, wavlm_config
 from transformers import Wav2Vec2Config
 
-from modeling_mamba_ema import (
-    MambaEMAConfig,
-    MambaEMAFeatureExtractor,
-    MambaEMAForRegression,
-    tiny_wavlm,
-)
+from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression, tiny_wavlm
 from modeling_mamba_ema.comparison.costs import seconds_by_round
 from modeling_mamba_ema.data.markdown_table import markdown_table
 from modeling_mamba_ema.inference import EmotionTracker
@@ -68,8 +63,7 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--encoders", nargs="+", choices=names, default=names, help="default: all of them")
     parser.add_argument("--turns", type=COUNT, default=20, help="turns that are timed (default 20)")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads or 1)
+    arguments = parsed(parser, threads=1)
     torch.manual_seed(0)
     turn = torch.randn(int(SECONDS * 16_000)).numpy()
     figures: dict[str, dict[str, dict[str, float]]] = {}

@@ -26,6 +26,7 @@ from measuring import (
     lengths_in_seconds,
     machine,
     padded_batch,
+    parsed,
     report,
     wavlm_config,
 )
@@ -70,11 +71,10 @@ def score(folder: Path, output: Path, workers: int, turns: int) -> dict[str, flo
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
+    parser = argument_parser(__doc__, rounds=2)
     parser.add_argument("--size", choices=["tiny", "base", "large"], default="tiny", help="of the encoder (tiny)")
     parser.add_argument("--turns", type=COUNT, default=480, help="of the corpus (480)")
-    parser.add_argument("--rounds", type=COUNT, default=2, help="of each variant (2)")
-    arguments = parser.parse_args()
+    arguments = parsed(parser)
     found: dict[str, list[dict[str, float]]] = {"1 process": [], "2 processes": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

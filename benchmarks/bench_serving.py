@@ -22,7 +22,7 @@ from typing import Any
 import httpx
 import numpy as np
 import soundfile as sf
-from measuring import COUNT, SAMPLE_RATE, SIZES, argument_parser, machine, report, wavlm_config
+from measuring import COUNT, SAMPLE_RATE, argument_parser, machine, parsed, report, wavlm_config
 
 from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression
 from modeling_mamba_ema.data.markdown_table import markdown_table
@@ -68,13 +68,12 @@ def measure(address: str, calls: int, turn: bytes, period: float) -> dict[str, f
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
-    parser.add_argument("--size", choices=sorted(SIZES), default="base", help="shape of the WavLM (default base)")
+    parser = argument_parser(__doc__, size="base")
     parser.add_argument("--model", type=Path, help="a saved model instead of random weights of that shape")
     parser.add_argument("--seconds", type=float, default=3.0, help="length of a turn (default 3)")
     parser.add_argument("--period", type=float, default=10.0, help="seconds that calls go on (default 10)")
     parser.add_argument("--calls", type=COUNT, nargs="+", default=[1, 4, 16, 64], help="live calls (default 1 4 16 64)")
-    arguments = parser.parse_args()
+    arguments = parsed(parser)
     noise = np.random.default_rng(0).normal(0, 0.1, round(arguments.seconds * SAMPLE_RATE))
     turn = io.BytesIO()
     sf.write(turn, noise.clip(-1, 1), SAMPLE_RATE, format="WAV")

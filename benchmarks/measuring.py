@@ -126,12 +126,28 @@ def machine() -> dict[str, Any]:
     }
 
 
-def argument_parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
+def argument_parser(
+    description: str | None, size: str | None = None, utterances: int | None = None, rounds: int | None = None
+) -> argparse.ArgumentParser:
+    """The options that every benchmark has, and those of the others that have a default here."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--threads", type=COUNT, help="threads of torch (default: its own choice)")
+    if size is not None:
+        parser.add_argument("--size", choices=sorted(SIZES), default=size, help="shape of the WavLM (%(default)s)")
+    if utterances is not None:
+        parser.add_argument("--utterances", type=COUNT, default=utterances, help="in the batch (%(default)s)")
+    if rounds is not None:
+        parser.add_argument("--rounds", type=COUNT, default=rounds, help="counted rounds (%(default)s)")
     return parser
+
+
+def parsed(parser: argparse.ArgumentParser, threads: int | None = None) -> argparse.Namespace:
+    """The arguments; torch has `--threads` threads from now on, or as many as are given here."""
+    arguments = parser.parse_args()
+    if count := arguments.threads or threads:
+        torch.set_num_threads(count)
+    return arguments
 
 
 def report(arguments: argparse.Namespace, figures: dict[str, Any]) -> None:
