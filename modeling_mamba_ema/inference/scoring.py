@@ -307,8 +307,7 @@ def _write(place: str, content: bytes) -> None:
     """Write a file in one piece."""
     with _store(place) as (files, path):
         if isinstance(files, LocalFileSystem):
-            with atomic_write(path) as unfinished:
-                unfinished.write_bytes(content)
+            atomic_write(path, content)
         else:
             files.pipe_file(path, content)  # stores have no object before it is complete
 

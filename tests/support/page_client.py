@@ -32,7 +32,7 @@ def serve(queue_size: int = 48) -> Iterator["Visitor"]:
     from modeling_mamba_ema.page import launch
 
     tracker = EmotionTracker(tiny_model(label_ranges={"valence": [1, 5]}), MambaEMAFeatureExtractor())
-    page, url = launch(tracker, "127.0.0.1", queue_size=queue_size, quiet=True, prevent_thread_lock=True)
+    page, url = launch(tracker, queue_size, server_name="127.0.0.1", quiet=True, prevent_thread_lock=True)
     try:
         yield Visitor(url.rstrip("/"), page)
     finally:
