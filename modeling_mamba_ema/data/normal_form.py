@@ -213,8 +213,8 @@ def _texts(column: pd.Series, name: str, needed: bool = False, strip: bool = Tru
     """Names: texts without the spaces around them, or numbers as texts; None where there is none."""
     found: list[str | None] = []
     for place, value in enumerate(column):
-        text = None if _is_missing(value, _NO_TEXT) else _text(value)
-        if text is None and not _is_missing(value, _NO_TEXT):
+        text = None
+        if not _is_missing(value, _NO_TEXT) and (text := _text(value)) is None:
             raise _wrong(column, place, "texts and numbers", name)
         found.append(text.strip() if text and strip else text)
     if needed:
