@@ -2,8 +2,6 @@
 
 import json
 import logging
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -17,7 +15,7 @@ from modeling_mamba_ema.data.sources import read_label_ranges
 from tests.support.local_hub import hub_with_dataset
 from tests.support.miniature_corpora import write_crema_d
 from tests.support.models import tiny_model
-from tests.support.programs import ROOT, call_command, call_program, environment
+from tests.support.programs import call_command, call_program, run_program
 from tests.support.tiny_corpus import LABELS, write_run
 
 ROWS = [
@@ -99,14 +97,7 @@ def read_from_hub(endpoint, tmp_path):
         "print(json.dumps(contents(load_emotion_dataset('someone/ratings', LABELS))))"
     )
     hub = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**environment(), **hub},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    return run_program("-c", code, check=False, **hub)
 
 
 def test_a_dataset_on_the_hub_is_read_by_its_name(folder, tmp_path):

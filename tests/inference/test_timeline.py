@@ -3,8 +3,6 @@
 import csv
 import itertools
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -24,7 +22,7 @@ from modeling_mamba_ema.inference import (
 from modeling_mamba_ema.inference.voice_activity import BLOCK, detect_speech, spoken_turns
 from modeling_mamba_ema.sample import load_sample_conversation
 from tests.support.models import tiny_model
-from tests.support.programs import ROOT, environment
+from tests.support.programs import run_program
 
 RATE = 16_000
 
@@ -364,16 +362,7 @@ print(tracker.num_turns, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 def peak_memory(path, kind, output):
     """Turns scored, and the peak of resident memory in MB."""
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY, str(path), kind, str(output)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=environment(),
-        timeout=900,
-    )
-    assert done.returncode == 0, done.stderr
-    turns, kilobytes = map(int, done.stdout.split())
+    turns, kilobytes = map(int, run_program("-c", MEMORY, path, kind, output).stdout.split())
     return turns, kilobytes / 1024
 
 
