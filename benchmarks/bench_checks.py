@@ -7,9 +7,9 @@ the masks that the model needs anyway count as checks here, so that the figure i
 """
 
 import torch
-from measuring import SAMPLE_RATE, argument_parser, interleaved, lengths_in_seconds, parsed, report, wavlm_config
+from measuring import SAMPLE_RATE, argument_parser, interleaved, lengths_in_seconds, model_with, parsed, report
 
-from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression
+from modeling_mamba_ema import MambaEMAFeatureExtractor
 from modeling_mamba_ema.data.markdown_table import markdown_table
 from modeling_mamba_ema.feature_extraction_mamba_ema import MIN_SAMPLES, level
 from modeling_mamba_ema.speech_encoder import collect_utterances
@@ -21,7 +21,7 @@ def main() -> None:
     seconds = lengths_in_seconds(arguments.utterances)
     waveforms = [0.1 * torch.randn(int(length * SAMPLE_RATE), generator=generator).numpy() for length in seconds]
     extractor = MambaEMAFeatureExtractor()
-    model = MambaEMAForRegression(MambaEMAConfig(speech_encoder_config=wavlm_config(arguments.size).to_dict())).eval()
+    model = model_with(arguments.size)
     inputs = extractor(waveforms, sampling_rate=SAMPLE_RATE, return_tensors="pt")
 
     def check_waveforms() -> None:

@@ -22,9 +22,8 @@ from typing import Any
 import httpx
 import numpy as np
 import soundfile as sf
-from measuring import COUNT, SAMPLE_RATE, argument_parser, machine, parsed, report, wavlm_config
+from measuring import COUNT, SAMPLE_RATE, argument_parser, machine, model_with, parsed, report
 
-from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression
 from modeling_mamba_ema.data.markdown_table import markdown_table
 
 VARIANTS = {"one at a time": 1, "in one pass": 16}  # --max-batch
@@ -83,9 +82,7 @@ def main() -> None:
         model = arguments.model
         if model is None:
             model = Path(folder)
-            config = MambaEMAConfig(speech_encoder_config=wavlm_config(arguments.size).to_dict())
-            MambaEMAForRegression(config).save_pretrained(model)
-            MambaEMAFeatureExtractor().save_pretrained(model)
+            model_with(arguments.size).save_pretrained(model)
         for name, max_batch in VARIANTS.items():
             with serving(model, max_batch) as address:
                 measure(address, 1, turn.getvalue(), 1.0)  # the first turns load what later ones find
