@@ -6,20 +6,12 @@ import time
 import pytest
 import soundfile as sf
 
-from modeling_mamba_ema import MambaEMAFeatureExtractor
-from modeling_mamba_ema.inference import EmotionTracker
-from tests.support.models import tiny_model
-
 pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[page]'")
 
-from tests.support.page_client import clip, serve, serve_elsewhere, wav
+from tests.support.page_client import clip, serve, serve_elsewhere, tracker, wav
 from tests.support.programs import in_threads, resident_memory
 
 pytestmark = pytest.mark.slow
-
-
-def tracker():
-    return EmotionTracker(tiny_model(label_ranges={"valence": [1, 5]}), MambaEMAFeatureExtractor())
 
 
 def heard_alone(seeds):

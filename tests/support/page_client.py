@@ -24,13 +24,17 @@ from tests.support.programs import HANGS, environment, free_port
 FILE_DATA = {"_type": "gradio.FileData"}
 
 
+def tracker() -> EmotionTracker:
+    """Over the tiny model that pages serve here."""
+    return EmotionTracker(tiny_model(label_ranges={"valence": [1, 5]}), MambaEMAFeatureExtractor())
+
+
 @contextlib.contextmanager
 def serve(queue_size: int = 48) -> Iterator["Visitor"]:
     """A page over the tiny model, in this process."""
     from modeling_mamba_ema.page import launch
 
-    tracker = EmotionTracker(tiny_model(label_ranges={"valence": [1, 5]}), MambaEMAFeatureExtractor())
-    page, url = launch(tracker, queue_size, server_name="127.0.0.1", quiet=True, prevent_thread_lock=True)
+    page, url = launch(tracker(), queue_size, server_name="127.0.0.1", quiet=True, prevent_thread_lock=True)
     try:
         yield Visitor(url.rstrip("/"), page)
     finally:
@@ -41,7 +45,7 @@ def serve(queue_size: int = 48) -> Iterator["Visitor"]:
 @contextlib.contextmanager
 def serve_elsewhere(folder: Path) -> Iterator[tuple["Visitor", int]]:
     """The page in a process of its own over the tiny model, as a person starts it; with the process's id."""
-    tiny_model(label_ranges={"valence": [1, 5]}).save_pretrained(folder / "model")
+    tracker().model.save_pretrained(folder / "model")
     command = [sys.executable, "-m", "modeling_mamba_ema", "page", "--model", str(folder / "model")]
     process = subprocess.Popen(
         [*command, "--port", str(free_port())],
