@@ -157,11 +157,8 @@ def test_a_column_that_is_not_there_is_named_with_the_nearest(folder, columns, m
 def test_without_conversations_every_utterance_stands_alone_and_that_is_said(folder, caplog):
     caplog.set_level(logging.INFO)
     write_table(folder / "metadata.csv", [{k: row[k] for k in ("file_name", *LABELS)} for row in ROWS])
-    assert [len(item) for item in ConversationDataset(load_emotion_dataset(folder, LABELS)["train"], LABELS).items] == [
-        1,
-        1,
-        1,
-    ]
+    rows = load_emotion_dataset(folder, LABELS)["train"]
+    assert [len(item) for item in ConversationDataset(rows, LABELS).items] == [1, 1, 1]
     assert "each of its 3 utterances stands alone" in caplog.text
 
 
@@ -174,18 +171,9 @@ def test_a_column_that_looks_like_conversations_is_not_passed_over(folder):
 
 
 def test_turns_without_numbers_are_ordered_by_their_start(folder):
-    rows = [
-        {
-            "file_name": "c.wav",
-            "conversation_id": "c",
-            "start": start,
-            "end": start + 0.1,
-            "valence": start,
-            "arousal": 0,
-        }
-        for start in (0.15, 0.0)
-    ]
-    write_table(folder / "metadata.csv", rows)
+    row = {"file_name": "c.wav", "conversation_id": "c", "arousal": 0}
+    starts = [{"start": start, "end": start + 0.1, "valence": start} for start in (0.15, 0.0)]
+    write_table(folder / "metadata.csv", [{**row, **start} for start in starts])
     rows = load_emotion_dataset(folder, LABELS)["train"]
     assert list(rows["turn"]) == [0, 1]
     assert list(rows["start"]) == [0.0, 0.15]
