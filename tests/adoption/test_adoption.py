@@ -74,7 +74,6 @@ def published_folder(shape, folder, **files):
 @pytest.fixture(scope="module", params=MODELS)
 def adopted(request, tmp_path_factory):
     """A published model and the folder it was adopted to."""
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("adopted")
     model = MODELS[request.param]({**NARROW, "num_hidden_layers": 1})
     model, source, options = published_folder(model, folder, container="bin", old_weight_norm=True)

@@ -27,7 +27,6 @@ RATE = 16_000
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("model")
     tiny_model(label_ranges={"valence": (1, 7)}).save_pretrained(folder)
     return str(folder)

@@ -28,7 +28,6 @@ RATE = 16_000
 
 
 def tracker(**fields):
-    torch.set_num_threads(1)
     return EmotionTracker(tiny_model(**fields), MambaEMAFeatureExtractor())
 
 

@@ -25,7 +25,6 @@ def speech(seed: int, turns: int, low: int = 2_000, high: int = 9_000) -> list[n
 
 
 def tracker(seed: int = 0, **fields) -> EmotionTracker:
-    torch.set_num_threads(1)
     return EmotionTracker(tiny_model(seed=seed, **fields), MambaEMAFeatureExtractor())
 
 

@@ -12,9 +12,11 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -182,6 +184,17 @@ def resident_memory(process: int) -> float:
     if not status.is_file():
         pytest.skip("needs Linux's /proc")
     return int(re.search(r"VmRSS:\s+(\d+)", status.read_text()).group(1)) / 1024
+
+
+@contextmanager
+def allocating_below(limit: float) -> Iterator[None]:
+    """What runs may take that many bytes of Python's and numpy's memory at once."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit
+    finally:
+        tracemalloc.stop()
 
 
 def free_port() -> int:
