@@ -488,10 +488,17 @@ def test_a_folder_that_holds_something_is_not_written_to(tmp_path):
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["notes.txt"]
 
 
-def test_a_configuration_that_is_no_json_is_named(tmp_path):
-    _, source, options = published_folder("audeering, 12 layers", tmp_path)
-    (Path(source) / "preprocessor_config.json").write_text("{")
-    with pytest.raises(ValueError, match="preprocessor_config.json of .* is no JSON"):
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("preprocessor_config.json", "{", "is no JSON"),
+        ("config.json", "[]", "holds a list; names and values"),
+    ],
+)
+def test_a_configuration_that_is_no_json_object_is_named(tmp_path, name, text, says):
+    _, source, options = published_folder("odyssey", tmp_path)
+    (Path(source) / name).write_text(text)
+    with pytest.raises(ValueError, match=f"{name} of .* {says}"):
         adopt(source, tmp_path / "model", **options)
 
 
@@ -562,10 +569,3 @@ def test_a_weight_that_is_no_number_is_refused(tmp_path):
         weights[name].view(-1)[0] = math.nan
 
     refused(tmp_path, "odyssey", "hold NaN or infinity", change_weights=spoil)
-
-
-def test_a_configuration_that_is_a_list_is_refused_in_one_sentence(tmp_path):
-    _, source, known = published_folder("odyssey", tmp_path)
-    (Path(source) / "config.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"config.json of .* holds a list; names and values are needed"):
-        adopt(source, tmp_path / "model", **known)

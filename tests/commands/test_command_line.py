@@ -26,10 +26,8 @@ RATE = 16_000
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    tiny_model(label_ranges={"valence": (1, 7)}).save_pretrained(folder)
-    return str(folder)
+def model(saved_model):
+    return str(saved_model)
 
 
 @pytest.fixture(scope="module")
