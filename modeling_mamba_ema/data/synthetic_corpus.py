@@ -189,8 +189,7 @@ def write_synthetic_corpus(folder: Path, conversations: int, seed: int, coupling
     options = f"--conversations {conversations} --seed {seed}" + ("" if coupling == 1 else f" --coupling {coupling:g}")
     card = CARD.format(title=TITLE, options=options)
     for name, text in (("README.md", card), ("corpus.json", json.dumps(scale)), (metadata.name, "".join(lines))):
-        with atomic_write(folder / name) as unfinished:
-            unfinished.write_text(text, encoding="utf-8")
+        atomic_write(folder / name, text)
     return "\n".join(f"{split:<10} {len(s):>4} turns  {sum(s) / 60:5.1f} min" for split, s in seconds.items())
 
 
@@ -201,10 +200,6 @@ def synthesise_corpus(conversations: int, seed: int, coupling: float = 1.0) -> I
         conversations: how many, over all splits; at least 3.
         coupling: from 0, where each speaker's emotion drifts on its own, to 1, where one emotion drifts whoever speaks.
     """
-    if conversations < 3:
-        raise ValueError(f"conversations is {conversations}, but each of the 3 splits needs one")
-    if not 0 <= coupling <= 1:
-        raise ValueError(f"coupling is {coupling:g}; allowed are numbers from 0 to 1")
     counts = {split: max(1, round(share * conversations)) for split, share in SPLIT_SHARES.items()}
     counts["train"] = conversations - counts["validation"] - counts["test"]
     synthesizer = Synthesizer()

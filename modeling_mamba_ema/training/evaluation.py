@@ -112,13 +112,11 @@ def prediction_table(predictions: np.ndarray, dataset: ConversationDataset, conf
 
 
 def save_predictions(table: pd.DataFrame, path: Path) -> None:
-    """Write as CSV or Parquet, as the name ends."""
+    """Write as Parquet where the name ends so, else as CSV."""
     if path.suffix == ".parquet":
         table.to_parquet(path, index=False)
-    elif path.suffix == ".csv":
-        table.to_csv(path, index=False, float_format="%.9g")  # as many digits as float32 has
     else:
-        raise ValueError(f"{path.name} must end with .csv or .parquet")
+        table.to_csv(path, index=False, float_format="%.9g")  # as many digits as float32 has
 
 
 def describe_metrics(split: str, metrics: Mapping[str, float], config: MambaEMAConfig) -> str:
