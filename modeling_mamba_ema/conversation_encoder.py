@@ -337,7 +337,7 @@ class ConversationEncoder(nn.Module):
         dropout: after each mixer, in training.
 
     Raises:
-        ValueError: numbers that `Mamba2` or `ExponentialMovingAverage` refuse.
+        ValueError: unknown context, or numbers that `Mamba2` or `ExponentialMovingAverage` refuse.
     """
 
     def __init__(
@@ -354,7 +354,16 @@ class ConversationEncoder(nn.Module):
         dropout: float,
     ):
         super().__init__()
+        if context not in CONTEXTS or context == "none":
+            raise ValueError(
+                f"a ConversationEncoder has no context {context!r}; allowed are 'ema', 'mamba', 'mamba_ema'"
+            )
         parts = CONTEXTS[context]
+        if parts.mamba and num_hidden_layers < 1:
+            raise ValueError(
+                f"context={context!r} needs num_hidden_layers of at least 1, got {num_hidden_layers}. "
+                'Without Mamba blocks choose context="ema".'
+            )
         self.hidden_size = hidden_size
         num_blocks = num_hidden_layers if parts.mamba else 0
         self.layers = nn.ModuleList(

@@ -486,6 +486,18 @@ def test_context_chooses_the_parts(context, parts):
     assert {name.split(".")[0] for name, _ in encoder.named_parameters()} == parts
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"context": "none"}, "no context 'none'; allowed are 'ema', 'mamba', 'mamba_ema'"),
+        ({"num_hidden_layers": 0}, "at least 1"),
+    ],
+)
+def test_impossible_encoders_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        make_encoder(**changes)
+
+
 class NoCopies(TorchFunctionMode):
     """Refuses tensors made of numbers of the host: "meta" takes them, a GPU would have to be waited for."""
 

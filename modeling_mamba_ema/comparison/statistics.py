@@ -100,10 +100,13 @@ def compare_poolings(tables: Mapping[Cell, pd.DataFrame], labels: Sequence[str])
     them; every pooling has the same contexts, scopes, seeds and folds.
 
     Raises:
-        ValueError: cells were measured on different turns.
+        ValueError: of several poolings none is mean pooling, a cell is missing, or cells were measured on different
+            turns.
     """
     poolings = list(dict.fromkeys(cell.pooling for cell in tables))
     settings = list(dict.fromkeys((cell.context, cell.scope) for cell in tables))
+    if BASELINE not in poolings and (len(poolings) > 1 or len({scope for _, scope in settings}) == 1):
+        raise ValueError(f"poolings are compared with {BASELINE!r}, which is not among {', '.join(poolings)}")
     runs = {
         kind: _gather(tables, kind, labels)
         for kind in ((pooling, *setting) for setting in settings for pooling in poolings)
@@ -144,6 +147,8 @@ def _gather(tables: Mapping[Cell, pd.DataFrame], kind: Kind, labels: Sequence[st
         parts = []
         for fold in folds:
             cell = Cell(pooling, context, seed, fold, scope)
+            if cell not in tables:
+                raise ValueError(f"the comparison lacks {cell.name}")
             ccc.append(list(cell_ccc(tables[cell], labels).values()))
             wide = tables[cell].pivot(
                 index=["conversation_id", "turn"], columns="label", values=["prediction", "reference"]

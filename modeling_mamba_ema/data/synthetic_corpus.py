@@ -200,6 +200,10 @@ def synthesise_corpus(conversations: int, seed: int, coupling: float = 1.0) -> I
         conversations: how many, over all splits; at least 3.
         coupling: from 0, where each speaker's emotion drifts on its own, to 1, where one emotion drifts whoever speaks.
     """
+    if conversations < 3:
+        raise ValueError(f"conversations is {conversations}, but each of the 3 splits needs one")
+    if not 0 <= coupling <= 1:
+        raise ValueError(f"coupling is {coupling:g}; allowed are numbers from 0 to 1")
     counts = {split: max(1, round(share * conversations)) for split, share in SPLIT_SHARES.items()}
     counts["train"] = conversations - counts["validation"] - counts["test"]
     synthesizer = Synthesizer()

@@ -39,7 +39,7 @@ class AudioSecondsBatchSampler(Sampler[list[int]]):
             objective.
 
     Raises:
-        ValueError: fewer items than a batch needs.
+        ValueError: fewer items than processes, or seconds that are not positive.
     """
 
     # Read by accelerate: batches of varying size, always a whole round for all processes.
@@ -60,6 +60,8 @@ class AudioSecondsBatchSampler(Sampler[list[int]]):
         self.min_items = max(min(min_items, len(self.total)), num_processes)
         self.seed = seed
         self.epoch = 0
+        if max_seconds <= 0:
+            raise ValueError(f"max_seconds_per_batch is {max_seconds}, but must be positive")
         if len(self.total) < self.min_items:
             raise ValueError(
                 f"there are {len(self.total)} conversations (or windows), but a batch needs {self.min_items}; use more "

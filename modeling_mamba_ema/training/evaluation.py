@@ -112,11 +112,13 @@ def prediction_table(predictions: np.ndarray, dataset: ConversationDataset, conf
 
 
 def save_predictions(table: pd.DataFrame, path: Path) -> None:
-    """Write as Parquet where the name ends so, else as CSV."""
+    """Write as CSV or Parquet, as the name ends."""
     if path.suffix == ".parquet":
         table.to_parquet(path, index=False)
-    else:
+    elif path.suffix == ".csv":
         table.to_csv(path, index=False, float_format="%.9g")  # as many digits as float32 has
+    else:
+        raise ValueError(f"{path.name} must end with .csv or .parquet")
 
 
 def describe_metrics(split: str, metrics: Mapping[str, float], config: MambaEMAConfig) -> str:

@@ -112,8 +112,13 @@ def test_missing_references_are_left_out():
     assert result.difference["valence"].excludes_zero
 
 
-def test_a_comparison_on_different_turns_is_refused():
+def test_a_comparison_without_mean_pooling_a_cell_or_the_same_turns_is_refused():
     tables = planted_tables({"mean": 0.5, "attention": 0.6}, folds=("a", "bb"))
+    with pytest.raises(ValueError, match="compared with 'mean'"):
+        compare_poolings({cell: table for cell, table in tables.items() if cell.pooling != "mean"}, LABELS)
+    lacking = {cell: table for cell, table in tables.items() if cell.name != "attention-none-seed1-bb"}
+    with pytest.raises(ValueError, match="lacks attention-none-seed1-bb"):
+        compare_poolings(lacking, LABELS)
     other = {
         cell: table.assign(reference=1 - table["reference"]) if cell.pooling == "attention" else table
         for cell, table in tables.items()

@@ -180,6 +180,8 @@ def test_each_speaker_of_an_uncoupled_conversation_drifts_alone(tmp_path):
     assert "--coupling 0`" in (tmp_path / "README.md").read_text()
     for line in (tmp_path / "metadata.jsonl").read_text().splitlines():
         assert 0 <= json.loads(line)["arousal"] <= 1
+    with pytest.raises(ValueError, match=r"coupling is 1.5; allowed are numbers from 0 to 1"):
+        next(synthesise_corpus(3, seed=0, coupling=1.5))
 
 
 def test_emotion_drifts_within_the_scale():
