@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..inference import EmotionTracker, TurnEmotion
 
 HELP = "emotion of audio files, or of the turns of a corpus"
-TABLES = (".csv", ".json", ".jsonl", ".parquet")
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
 @dataclass
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--min-confidence",
         type=number_between(0, 1),
         metavar="0..1",
-        help="leave out values on a side of the middle less surely",
+        help="leave out values whose side of the middle is less certain",
     )
     parser.add_argument(
         "--max-width", type=number_between(0, 1), metavar="0..1", help="leave out values with a wider interval"

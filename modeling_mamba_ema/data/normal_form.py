@@ -99,7 +99,8 @@ def to_unit_scale(table: pd.DataFrame, label: str, scale: Sequence[float], name:
     clipped = given & ((values < low) | (values > high))
     if clipped.any():
         logger.warning(
-            "%d values of %s lie slightly outside [%g, %g] and were clipped", clipped.sum(), label, low, high
+            "%s: clipped to [%g, %g], turns slightly outside: %d, the first with %g; a missing label is an empty cell",
+            *(label, low, high, clipped.sum(), values[clipped][0]),
         )
     return np.where(given, np.clip((values - low) / (high - low), 0, 1), MISSING_LABEL)
 
@@ -287,7 +288,7 @@ def _times(column: pd.Series, name: str) -> np.ndarray:
 
 def _labels(column: pd.Series, name: str) -> np.ndarray:
     try:
-        return _numbers(column, name, "numbers", _number)
+        return _numbers(column, name, "numbers, with a decimal point", _number)
     except ValueError as error:
         raise LabelError(str(error)) from error
 

@@ -142,7 +142,8 @@ def load_splits(
         save_bad_audio(bad_audio, output / "bad_audio.jsonl")
         raise ValueError(
             f"{describe_bad_audio(bad_audio, splits)}\nThey are listed in {output / 'bad_audio.jsonl'}. Mend them, or "
-            "go on without them by data.on_bad_audio=skip (--on-bad-audio skip); data.max_seconds allows longer ones"
+            "leave them out by data.on_bad_audio=skip (of mamba-ema evaluate: --on-bad-audio skip); data.max_seconds "
+            "allows longer ones"
         )
     if data.on_bad_audio == "skip":
         save_bad_audio(bad_audio, output / "skipped_audio.jsonl")

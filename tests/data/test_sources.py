@@ -224,6 +224,15 @@ def test_two_tables_in_one_folder_are_not_chosen_from(folder):
         load_emotion_dataset(folder, LABELS)
 
 
+def test_a_table_with_tabs_is_read(folder):
+    write_table(folder / "metadata.csv", ROWS)
+    wanted = load_emotion_dataset(folder, LABELS)["train"].to_list()
+    table = (folder / "metadata.csv").read_text()
+    (folder / "metadata.csv").unlink()
+    (folder / "metadata.tsv").write_text(table.replace(",", "\t"))
+    assert load_emotion_dataset(folder, LABELS)["train"].to_list() == wanted
+
+
 def test_what_is_no_corpus_is_said(folder):
     with pytest.raises(ValueError, match="is no corpus: give a folder with metadata.jsonl"):
         load_emotion_dataset(folder, LABELS)
