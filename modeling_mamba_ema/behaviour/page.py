@@ -17,7 +17,8 @@ from .measures import MIN_TURNS, MOVED, PERMUTATIONS
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}img{max-width:100%}"
     "table{border-collapse:collapse;font-size:14px}td{padding:.2rem .6rem;border-bottom:1px solid #ccc;"
-    "text-align:right;white-space:nowrap}td:first-child{text-align:left}tr:first-child td{font-weight:bold;white-space:normal}"
+    "text-align:right;white-space:nowrap}td:first-child{text-align:left}"
+    "tr:first-child td{font-weight:bold;white-space:normal}"
 )
 MOVED_MEANS = f"Moved: the share of turns whose value changes by more than {MOVED} on a scale from 0 to 1."
 CARD_BEGIN, CARD_END = "<!-- mamba-ema report -->", "<!-- end of mamba-ema report -->"

@@ -276,5 +276,5 @@ def _draw(drawn: list[tuple[Turn, TurnEmotion]], trajectory: Path, attention: Pa
     sharpness = [(turn.salient is not None, heard.attention.max() * heard.attention.shape[-1]) for turn, heard in drawn]
     turn, heard = drawn[max(range(len(drawn)), key=lambda number: sharpness[number])]
     waveform = load_audio(turn.file_name, turn.start, turn.end, channel if turn.channel is None else turn.channel)
-    title = f"Where the model listened: turn {heard.turn}"
+    title = f"Where the model listened: {Path(turn.file_name).name}"
     plot_attention(waveform, heard.attention, salient=turn.salient, title=title).savefig(attention, dpi=90)

@@ -25,6 +25,7 @@ _drawing = threading.Lock()
 
 CSS = """
 table { width: 100%; border-collapse: collapse; } th, td { padding: 4px 8px; text-align: right; }
+th { position: sticky; top: 0; background: var(--background-fill-primary); }
 th:nth-child(2), td:nth-child(2) { text-align: left; } tbody tr:last-child { font-weight: 600; }
 img { width: 100%; background: white; } audio { width: 100%; }
 .listen { position: relative; } .listen img { cursor: pointer; display: block; }

@@ -240,6 +240,14 @@ def test_turns_that_do_not_fit_together_are_refused(draw):
         draw()
 
 
+def test_intervals_are_named_in_the_legend():
+    path = plot_trajectory({"valence": [0.2, 0.4]}, intervals={"valence": [[0.1, 0.3], [0.2, 0.6]]})
+    assert [text.get_text() for text in path.legends[0].get_texts()] == ["prediction", "interval"]
+    segment = {"start": 0, "end": 1, "valence": 0.5, "valence_low": 0.4, "valence_high": 0.6}
+    timeline = plot_timeline([segment], ["valence"])
+    assert [text.get_text() for text in timeline.axes[0].get_legend().get_texts()] == ["interval"]
+
+
 def test_the_timeline_places_segments_in_time_and_by_speaker():
     figure = plot_timeline(SEGMENTS, ["valence", "arousal"], title="call.wav")
     valence, arousal, lanes = figure.axes
