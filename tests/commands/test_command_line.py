@@ -444,6 +444,12 @@ def test_ctrl_c_while_libraries_are_imported_ends_without_a_traceback(tmp_path, 
 # listen
 
 
+def test_a_microphone_that_cannot_be_used_is_said_before_the_model_is_loaded(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    assert main(["listen", "--model", "nothing"]) == 1
+    assert capsys.readouterr() == ("", "mamba-ema: the microphone needs sounddevice: pip install sounddevice\n")
+
+
 @pytest.fixture(scope="module")
 def pauses(tmp_path_factory):
     """A recording of three turns with a second of silence before each."""
