@@ -102,7 +102,9 @@ def build_page(
                 with gr.Accordion("The numbers as JSON", open=False):
                     plain = gr.JSON([], show_label=False)
             with gr.Column(scale=3, min_width=420):
-                numbers = gr.HTML(views.NOTHING_YET, css_template=views.CSS, max_height=320, autoscroll=True)
+                numbers = gr.HTML(
+                    views.NOTHING_YET, css_template=views.CSS, max_height=320, autoscroll=True, padding=False
+                )
                 attention = gr.HTML("", css_template=views.CSS, js_on_load=views.JAVASCRIPT)
                 trajectory = gr.HTML("", css_template=views.CSS)
         outputs = [state, numbers, attention, trajectory, plain]
