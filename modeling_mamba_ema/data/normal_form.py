@@ -25,6 +25,7 @@ from .text_files import seconds_of
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("file_name", "start", "end", "channel", "conversation_id", "turn", "speaker", "split")
+NAMING = "data.columns can name it (of mamba-ema evaluate: --columns)"
 # Ratings slightly off their scale are clipped; farther off, the scale was named wrongly.
 _CLIP_SHARE = 0.02
 _NO_TEXT = {"", "nan", "none", "null", "<na>"}
@@ -151,7 +152,7 @@ def _with_normal_names(
             close = difflib.get_close_matches(column, list(table.columns), n=1)
             if column == "file_name" or not labels_optional or close:
                 nearest = _nearest(column, table.columns)
-                raise ValueError(f"{name} has no column {column!r}{nearest}; data.columns can name it")
+                raise ValueError(f"{name} has no column {column!r}{nearest}; {NAMING}")
             table[column] = np.nan
     table = table.assign(**{column: np.nan for column in spreads if column not in table.columns})
     if "split" not in table.columns:
@@ -159,8 +160,8 @@ def _with_normal_names(
     if "conversation_id" not in table.columns:
         close = difflib.get_close_matches("conversation_id", list(table.columns), n=1)
         if close or table["file_name"].astype(str).duplicated().any():
-            hint = f"; did you mean {close[0]!r}?" if close else ", although several utterances share a file"
-            raise ValueError(f"{name} has no column 'conversation_id'{hint} data.columns can name it")
+            hint = f"; did you mean {close[0]!r}?" if close else ", although several utterances share a file;"
+            raise ValueError(f"{name} has no column 'conversation_id'{hint} {NAMING}")
         logger.info("%s has no conversations: each of its %d utterances stands alone", name, len(table))
         table = table.assign(conversation_id=table["file_name"], turn=0)
     if "turn" not in table.columns and "start" not in table.columns:

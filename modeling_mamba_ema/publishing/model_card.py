@@ -37,8 +37,8 @@ class TrainingFacts:
 
     Attributes:
         results: metrics by split as the `ccc` metric gives them, with intervals or without; empty: not measured.
-        source: the corpus, as the configuration names it; of a path the card shows the last part. Several names on the
-            Hub stand with commas between them. None: not known.
+        source: the corpus, as the configuration names it; of a path the card shows the folder's name. Several names on
+            the Hub stand with commas between them. None: not known.
         command: what a reader runs to get this model, overrides included; None: not known.
         base_model: Hub name of the model that was fine-tuned or adopted; None: trained from random weights.
         license: of the weights, as the Hub spells it; None: not known.
@@ -59,6 +59,8 @@ class TrainingFacts:
     @property
     def corpus(self) -> str | None:
         path = None if self.source is None else Path(self.source)
+        if path is not None and path.is_file():
+            return path.absolute().parent.name
         return path.name if path is not None and (path.is_absolute() or path.exists()) else self.source
 
 

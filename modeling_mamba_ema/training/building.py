@@ -103,7 +103,7 @@ def load_splits(
         ValueError: a corpus that cannot be read, lacks a split, has bad audio, or conversations of more speakers than
             the model has contexts for.
     """
-    hint = "give --split one of them"
+    hint = "give --split one of them; a run with data.split_by has written predictions_test.csv"
     named = wanted is not None
     if wanted is None:
         hint = (

@@ -53,7 +53,10 @@ def test_the_model_card_has_metadata_the_hub_reads(described):
         assert "trust_remote_code=True" not in line or "revision=" in line
 
 
-def test_datasets_on_the_hub_keep_their_owners(saved_model, tmp_path):
+def test_a_corpus_is_named_by_its_folder_or_by_its_name_on_the_hub(saved_model, tmp_path):
+    (tmp_path / "labels.csv").touch()
+    assert TrainingFacts({}, str(tmp_path / "labels.csv"), None).corpus == tmp_path.name
+    assert TrainingFacts({}, str(tmp_path), None).corpus == tmp_path.name
     shutil.copytree(saved_model, tmp_path, dirs_exist_ok=True)
     prepare_release(tmp_path, TrainingFacts({}, "me/calls, you/talks", None))
     assert ModelCard.load(tmp_path / "README.md").data.datasets == ["me/calls", "you/talks"]
