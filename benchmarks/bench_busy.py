@@ -18,13 +18,12 @@ from typing import Any
 import torch
 from bench_encoder import ALONE, OURS, variants
 from measuring import (
-    COUNT,
-    SIZES,
     argument_parser,
     interleaved,
     lengths_in_seconds,
     machine,
     padded_batch,
+    parsed,
     report,
     wavlm_config,
 )
@@ -69,14 +68,10 @@ def with_one_thread(function: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
-    parser.add_argument("--size", choices=sorted(SIZES), default="base", help="shape of the WavLM (default base)")
-    parser.add_argument("--utterances", type=COUNT, default=8, help="utterances in the batch (default 8)")
-    parser.add_argument("--rounds", type=COUNT, default=3, help="counted rounds (default 3)")
+    parser = argument_parser(__doc__, size="base", utterances=8, rounds=3)
     parser.add_argument("--runtimes", action="store_true", help="onnxruntime and OpenVINO on the exported encoder too")
-    arguments = parser.parse_args()
+    arguments = parsed(parser, os.cpu_count())
     warnings.filterwarnings("ignore")
-    torch.set_num_threads(arguments.threads or os.cpu_count() or 1)
     torch.manual_seed(0)
     model = WavLMModel(wavlm_config(arguments.size)).eval()
     waveforms, lengths = padded_batch(lengths_in_seconds(arguments.utterances))

@@ -7,27 +7,21 @@ the masks that the model needs anyway count as checks here, so that the figure i
 """
 
 import torch
-from measuring import COUNT, SAMPLE_RATE, SIZES, argument_parser, interleaved, lengths_in_seconds, report, wavlm_config
+from measuring import SAMPLE_RATE, argument_parser, interleaved, lengths_in_seconds, model_with, parsed, report
 
-from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression
+from modeling_mamba_ema import MambaEMAFeatureExtractor
 from modeling_mamba_ema.data.markdown_table import markdown_table
 from modeling_mamba_ema.feature_extraction_mamba_ema import MIN_SAMPLES, level
 from modeling_mamba_ema.speech_encoder import collect_utterances
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
-    parser.add_argument("--size", choices=sorted(SIZES), default="base", help="shape of the WavLM (default base)")
-    parser.add_argument("--utterances", type=COUNT, default=8, help="utterances in the batch (default 8)")
-    parser.add_argument("--rounds", type=COUNT, default=5, help="measured rounds; the median counts (default 5)")
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    arguments = parsed(argument_parser(__doc__, size="base", utterances=8, rounds=5))
     generator = torch.Generator().manual_seed(0)
     seconds = lengths_in_seconds(arguments.utterances)
     waveforms = [0.1 * torch.randn(int(length * SAMPLE_RATE), generator=generator).numpy() for length in seconds]
     extractor = MambaEMAFeatureExtractor()
-    model = MambaEMAForRegression(MambaEMAConfig(speech_encoder_config=wavlm_config(arguments.size).to_dict())).eval()
+    model = model_with(arguments.size)
     inputs = extractor(waveforms, sampling_rate=SAMPLE_RATE, return_tensors="pt")
 
     def check_waveforms() -> None:

@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 from measuring import (
-    COUNT,
     argument_parser,
     interleaved,
     lengths_in_seconds,
     machine,
     matrix_product_peak,
     padded_batch,
+    parsed,
     peak_memory,
     print_growth,
     report,
@@ -107,19 +107,14 @@ def interleaved_variants(
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
-    parser.add_argument("--size", choices=["large", "base"], default="large", help="shape of the WavLM (default large)")
-    parser.add_argument("--utterances", type=COUNT, default=8, help="utterances in the batch (default 8)")
-    parser.add_argument("--rounds", type=COUNT, default=2, help="counted rounds (default 2)")
+    parser = argument_parser(__doc__, size="large", utterances=8, rounds=2)
     parser.add_argument("--runtimes", action="store_true", help="onnxruntime and OpenVINO on the exported encoder too")
     parser.add_argument("--exports", action="store_true", help="torch.export compiled ahead of time, and OpenVINO's")
     parser.add_argument("--no-memory", action="store_true", help="leave out the processes that measure memory")
     parser.add_argument("--once", help=argparse.SUPPRESS)
     parser.add_argument("--seconds", type=float, nargs="+", help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parsed(parser)
     warnings.filterwarnings("ignore")
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
     if arguments.once:
         run_once(arguments)
         return

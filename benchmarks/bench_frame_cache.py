@@ -7,42 +7,23 @@ Both epochs are those of the training program: reading, batches, forward, backwa
 saving.
 """
 
-import json
 import statistics
 import tempfile
 import time
 from pathlib import Path
 
-import numpy as np
-import soundfile as sf
 import torch
 import transformers
 from datasets import disable_progress_bars
-from measuring import (
-    COUNT,
-    SAMPLE_RATE,
-    SIZES,
-    argument_parser,
-    lengths_in_seconds,
-    peak_of_process,
-    report,
-    resident_memory,
-    wavlm_config,
-)
+from measuring import argument_parser, parsed, peak_of_process, report, resident_memory, wavlm_config, write_corpus
 from transformers import TrainerCallback
 
 from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression
 from modeling_mamba_ema.data.dataset import ConversationDataset, load_emotion_dataset
 from modeling_mamba_ema.data.markdown_table import markdown_table
-from modeling_mamba_ema.training import (
-    ConversationCollator,
-    MambaEMATrainer,
-    MambaEMATrainingArguments,
-    cache_frames,
-)
+from modeling_mamba_ema.training import ConversationCollator, MambaEMATrainer, MambaEMATrainingArguments, cache_frames
 
 LABELS = ["valence", "arousal"]
-TURNS = 4
 CACHED_EPOCHS = 6
 
 
@@ -55,20 +36,6 @@ class EpochTimes(TrainerCallback):
 
     def on_epoch_end(self, *arguments, **kwargs) -> None:
         self.seconds.append(time.perf_counter() - self.started)
-
-
-def write_noise(folder: Path, utterances: int) -> float:
-    """A corpus of noise; returns its length in seconds."""
-    random = np.random.default_rng(0)
-    seconds = lengths_in_seconds(utterances)
-    lines = []
-    for number, length in enumerate(seconds):
-        sf.write(folder / f"{number}.wav", random.normal(0, 0.1, int(SAMPLE_RATE * length)), SAMPLE_RATE)
-        valence, arousal = random.random(2)
-        row = {"file_name": f"{number}.wav", "conversation_id": number // TURNS, "turn": number % TURNS}
-        lines.append(json.dumps({**row, "valence": valence, "arousal": arousal}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    return sum(seconds)
 
 
 def epoch_costs(model, extractor, dataset, arguments: MambaEMATrainingArguments) -> tuple[list[float], float]:
@@ -87,12 +54,7 @@ def epoch_costs(model, extractor, dataset, arguments: MambaEMATrainingArguments)
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
-    parser.add_argument("--size", choices=SIZES, default="large", help="of the encoder (default: %(default)s)")
-    parser.add_argument("--utterances", type=COUNT, default=24, help="how many (default: %(default)s)")
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    arguments = parsed(argument_parser(__doc__, size="large", utterances=24))
     transformers.utils.logging.set_verbosity_error()
     disable_progress_bars()
     torch.manual_seed(0)
@@ -101,8 +63,8 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        audio_seconds = write_noise(folder, arguments.utterances)
-        rows = load_emotion_dataset(folder, LABELS)["train"]
+        audio_seconds = write_corpus(folder / "corpus", arguments.utterances)
+        rows = load_emotion_dataset(folder / "corpus", LABELS)["train"]
 
         def training(epochs: int) -> MambaEMATrainingArguments:
             return MambaEMATrainingArguments(

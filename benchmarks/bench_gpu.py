@@ -24,12 +24,12 @@ from unittest import mock
 import torch
 from bench_encoder import operations
 from measuring import (
-    COUNT,
     argument_parser,
     interleaved,
     lengths_in_seconds,
     machine,
     padded_batch,
+    parsed,
     report,
     wavlm_config,
 )
@@ -197,10 +197,9 @@ def step_figures(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[s
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
-    parser.add_argument("--rounds", type=COUNT, default=10, help="counted rounds (default 10)")
+    parser = argument_parser(__doc__, rounds=10)
     parser.add_argument("--compile", action="store_true", help="measure compiled layers, too")
-    arguments = parser.parse_args()
+    arguments = parsed(parser)
     if DEVICE == "cuda" and not torch.cuda.is_available():
         sys.exit("bench_gpu.py measures a CUDA device, and torch finds none here")
     torch.manual_seed(0)

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from measuring import COUNT, argument_parser, interleaved, machine, report
+from measuring import argument_parser, interleaved, machine, parsed, report
 from transformers import WavLMConfig, WavLMForSequenceClassification
 
 from modeling_mamba_ema import MambaEMAConfig, MambaEMAForRegression
@@ -52,9 +52,7 @@ def statements(folder: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
-    parser.add_argument("--rounds", type=COUNT, default=3, help="counted rounds (default 3)")
-    arguments = parser.parse_args()
+    arguments = parsed(argument_parser(__doc__, rounds=3))
     with tempfile.TemporaryDirectory() as folder:
         functions = {
             name: lambda code=code: subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

@@ -19,12 +19,12 @@ from typing import Any
 import torch
 from measuring import (
     COUNT,
-    SIZES,
     argument_parser,
     interleaved,
     lengths_in_seconds,
     machine,
     padded_batch,
+    parsed,
     peak_memory,
     print_growth,
     report,
@@ -127,16 +127,11 @@ def memory_of_two_steps(variant: str, arguments: argparse.Namespace) -> float:
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
-    parser.add_argument("--size", choices=sorted(SIZES), default="base", help="shape of the WavLM (default base)")
+    parser = argument_parser(__doc__, size="base", utterances=4, rounds=3)
     parser.add_argument("--layers", type=COUNT, help="transformer layers (default: those of the shape)")
-    parser.add_argument("--utterances", type=COUNT, default=4, help="utterances in the batch (default 4)")
-    parser.add_argument("--rounds", type=COUNT, default=3, help="counted rounds (default 3)")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default cpu")
     parser.add_argument("--once", choices=VARIANTS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    arguments = parsed(parser)
     if arguments.once:
         step, _ = step_of(arguments.once, arguments)
         before = resident_memory()

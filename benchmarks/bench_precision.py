@@ -12,39 +12,22 @@ import functools
 
 import numpy as np
 import torch
-from measuring import COUNT, SIZES, argument_parser, machine, report, wavlm_config
-from transformers import Wav2Vec2Config
+from measuring import COUNT, SIZES, argument_parser, machine, model_with, parsed, report
 
-from modeling_mamba_ema import (
-    MambaEMAConfig,
-    MambaEMAFeatureExtractor,
-    MambaEMAForRegression,
-    tiny_wavlm,
-)
+from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression
 from modeling_mamba_ema.comparison.costs import seconds_by_round
+from modeling_mamba_ema.configuration_mamba_ema import WAVLM_LARGE
 from modeling_mamba_ema.data.markdown_table import markdown_table
 from modeling_mamba_ema.inference import EmotionTracker
 
 SECONDS = 4.0
-# The shape of audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim: large, pruned to 12 layers.
-WAV2VEC2_12 = {
-    "hidden_size": 1024,
-    "num_hidden_layers": 12,
-    "num_attention_heads": 16,
-    "intermediate_size": 4096,
-    "feat_extract_norm": "layer",
-    "do_stable_layer_norm": True,
-    "conv_bias": True,
-}
 
 
 def build(encoder: str) -> MambaEMAForRegression:
-    if encoder == "tiny":
-        return MambaEMAForRegression.from_pretrained_speech_encoder(tiny_wavlm.FOLDER).eval()
-    if encoder == "wav2vec2-12":
-        config = Wav2Vec2Config(**WAV2VEC2_12).to_dict()
-    else:
-        config = wavlm_config(encoder).to_dict()
+    if encoder != "wav2vec2-12":
+        return model_with(encoder)
+    # The shape of audeering/wav2vec2-large-robust-12-ft-emotion-msp-dim: large, pruned to 12 layers.
+    config = {"model_type": "wav2vec2", **WAVLM_LARGE, "num_hidden_layers": 12, "conv_bias": True}
     return MambaEMAForRegression(MambaEMAConfig(speech_encoder_config=config)).eval()
 
 
@@ -68,8 +51,7 @@ def main() -> None:
     parser = argument_parser(__doc__)
     parser.add_argument("--encoders", nargs="+", choices=names, default=names, help="default: all of them")
     parser.add_argument("--turns", type=COUNT, default=20, help="turns that are timed (default 20)")
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads or 1)
+    arguments = parsed(parser, threads=1)
     torch.manual_seed(0)
     turn = torch.randn(int(SECONDS * 16_000)).numpy()
     figures: dict[str, dict[str, dict[str, float]]] = {}

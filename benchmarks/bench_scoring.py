@@ -8,7 +8,6 @@ each. Turns a second count from when each process has finished a part, without t
 takes about 2 minutes on two cores, and is no part of `make bench`.
 """
 
-import json
 import os
 import statistics
 import subprocess
@@ -18,42 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-import soundfile as sf
-from measuring import (
-    COUNT,
-    SAMPLE_RATE,
-    argument_parser,
-    lengths_in_seconds,
-    machine,
-    padded_batch,
-    report,
-    wavlm_config,
-)
+from measuring import COUNT, argument_parser, machine, model_with, parsed, report, write_corpus
 
-from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression, tiny_wavlm
 from modeling_mamba_ema.data.markdown_table import markdown_table
 
 PARTS = 32
-
-
-def write_model(folder: Path, size: str) -> None:
-    if size == "tiny":
-        model = MambaEMAForRegression.from_pretrained_speech_encoder(str(tiny_wavlm.FOLDER))
-    else:
-        model = MambaEMAForRegression(MambaEMAConfig(speech_encoder_config=wavlm_config(size).to_dict()))
-    model.save_pretrained(folder)
-    MambaEMAFeatureExtractor().save_pretrained(folder)
-
-
-def write_corpus(folder: Path, turns: int) -> None:
-    """Conversations of four turns of noise, of the lengths that speech has."""
-    folder.mkdir()
-    rows = []
-    for turn, seconds in enumerate(lengths_in_seconds(turns)):
-        waveforms, _ = padded_batch([seconds])
-        sf.write(folder / f"{turn}.wav", (0.1 * waveforms[0]).clamp(-1, 1).numpy(), SAMPLE_RATE)
-        rows.append({"file_name": f"{turn}.wav", "conversation_id": turn // 4, "turn": turn % 4})
-    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
 
 
 def score(folder: Path, output: Path, workers: int, turns: int) -> dict[str, float]:
@@ -70,15 +38,14 @@ def score(folder: Path, output: Path, workers: int, turns: int) -> dict[str, flo
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
+    parser = argument_parser(__doc__, rounds=2)
     parser.add_argument("--size", choices=["tiny", "base", "large"], default="tiny", help="of the encoder (tiny)")
     parser.add_argument("--turns", type=COUNT, default=480, help="of the corpus (480)")
-    parser.add_argument("--rounds", type=COUNT, default=2, help="of each variant (2)")
-    arguments = parser.parse_args()
+    arguments = parsed(parser)
     found: dict[str, list[dict[str, float]]] = {"1 process": [], "2 processes": []}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_model(folder / "model", arguments.size)
+        model_with(arguments.size).save_pretrained(folder / "model")
         write_corpus(folder / "corpus", arguments.turns)
         for number in range(arguments.rounds):
             for workers, runs in enumerate(found.values(), start=1):

@@ -22,9 +22,8 @@ from typing import Any
 import httpx
 import numpy as np
 import soundfile as sf
-from measuring import COUNT, SAMPLE_RATE, SIZES, argument_parser, machine, report, wavlm_config
+from measuring import COUNT, SAMPLE_RATE, argument_parser, machine, model_with, parsed, report
 
-from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression
 from modeling_mamba_ema.data.markdown_table import markdown_table
 
 VARIANTS = {"one at a time": 1, "in one pass": 16}  # --max-batch
@@ -68,13 +67,12 @@ def measure(address: str, calls: int, turn: bytes, period: float) -> dict[str, f
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
-    parser.add_argument("--size", choices=sorted(SIZES), default="base", help="shape of the WavLM (default base)")
+    parser = argument_parser(__doc__, size="base")
     parser.add_argument("--model", type=Path, help="a saved model instead of random weights of that shape")
     parser.add_argument("--seconds", type=float, default=3.0, help="length of a turn (default 3)")
     parser.add_argument("--period", type=float, default=10.0, help="seconds that calls go on (default 10)")
     parser.add_argument("--calls", type=COUNT, nargs="+", default=[1, 4, 16, 64], help="live calls (default 1 4 16 64)")
-    arguments = parser.parse_args()
+    arguments = parsed(parser)
     noise = np.random.default_rng(0).normal(0, 0.1, round(arguments.seconds * SAMPLE_RATE))
     turn = io.BytesIO()
     sf.write(turn, noise.clip(-1, 1), SAMPLE_RATE, format="WAV")
@@ -84,9 +82,7 @@ def main() -> None:
         model = arguments.model
         if model is None:
             model = Path(folder)
-            config = MambaEMAConfig(speech_encoder_config=wavlm_config(arguments.size).to_dict())
-            MambaEMAForRegression(config).save_pretrained(model)
-            MambaEMAFeatureExtractor().save_pretrained(model)
+            model_with(arguments.size).save_pretrained(model)
         for name, max_batch in VARIANTS.items():
             with serving(model, max_batch) as address:
                 measure(address, 1, turn.getvalue(), 1.0)  # the first turns load what later ones find

@@ -14,13 +14,12 @@ from typing import Any
 
 import torch
 from measuring import (
-    COUNT,
-    SIZES,
     argument_parser,
     interleaved,
     lengths_in_seconds,
     machine,
     padded_batch,
+    parsed,
     peak_memory,
     print_growth,
     report,
@@ -56,14 +55,9 @@ def steps(model: WavLMModel, seconds: list[float]) -> dict[str, Callable[[], Any
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
-    parser.add_argument("--size", choices=sorted(SIZES), default="base", help="shape of the WavLM (default base)")
-    parser.add_argument("--utterances", type=COUNT, default=4, help="utterances in the batch (default 4)")
-    parser.add_argument("--rounds", type=COUNT, default=3, help="counted rounds (default 3)")
+    parser = argument_parser(__doc__, size="base", utterances=4, rounds=3)
     parser.add_argument("--once", choices=[SHIPPED, OURS], help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    arguments = parsed(parser)
     torch.manual_seed(0)
     model = WavLMModel(wavlm_config(arguments.size)).train()
     model.feature_extractor.requires_grad_(False)

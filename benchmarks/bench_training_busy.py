@@ -20,7 +20,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from bench_busy import busy_core
 from bench_lora import LORA, build
-from measuring import COUNT, SIZES, argument_parser, interleaved, lengths_in_seconds, machine, padded_batch, report
+from measuring import argument_parser, interleaved, lengths_in_seconds, machine, padded_batch, report
 from torch.nn.parallel import DistributedDataParallel
 
 from modeling_mamba_ema.data.markdown_table import markdown_table
@@ -75,10 +75,7 @@ def training(processes: int, options: SimpleNamespace) -> Iterator[Callable[[], 
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
-    parser.add_argument("--size", choices=sorted(SIZES), default="base", help="shape of the WavLM (default base)")
-    parser.add_argument("--utterances", type=COUNT, default=8, help="utterances in the batch (default 8)")
-    parser.add_argument("--rounds", type=COUNT, default=3, help="counted rounds (default 3)")
+    parser = argument_parser(__doc__, size="base", utterances=8, rounds=3)
     arguments = parser.parse_args()
     cores = arguments.threads or os.cpu_count() or 1
     if not 1 < cores <= arguments.utterances:

@@ -17,9 +17,8 @@ from pathlib import Path
 
 import numpy as np
 import soundfile as sf
-import torch
 import transformers
-from measuring import COUNT, SAMPLE_RATE, argument_parser, machine, report
+from measuring import COUNT, SAMPLE_RATE, argument_parser, machine, parsed, report
 
 from modeling_mamba_ema import MambaEMAFeatureExtractor, MambaEMAForRegression, tiny_wavlm
 from modeling_mamba_ema.data.dataset import load_emotion_dataset
@@ -105,9 +104,7 @@ def main() -> None:
     parser.add_argument("--rows", type=COUNT, default=200_000, help="utterances (default: %(default)s)")
     parser.add_argument("--conversations", type=COUNT, default=30_000, help="default: %(default)s")
     parser.add_argument("--folder", type=Path, help="for the corpus (default: a temporary one)")
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    arguments = parsed(parser)
     transformers.utils.logging.set_verbosity_error()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as temporary:
         folder = Path(temporary)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from bench_encoder import operations
-from measuring import COUNT, SIZES, argument_parser, interleaved, machine, report, wavlm_config
+from measuring import argument_parser, interleaved, machine, parsed, report, wavlm_config
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -36,13 +36,9 @@ def model_with(pooling: str, size: str, layers: int = 1) -> MambaEMAForRegressio
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
-    parser.add_argument("--size", choices=sorted(SIZES), default="large", help="shape of the WavLM (default large)")
+    parser = argument_parser(__doc__, size="large", rounds=20)
     parser.add_argument("--seconds", type=float, default=4.0, help="length of the utterance (default 4)")
-    parser.add_argument("--rounds", type=COUNT, default=20, help="counted rounds (default 20)")
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    arguments = parsed(parser)
     torch.manual_seed(0)
 
     samples = int(arguments.seconds * 16_000)

@@ -11,7 +11,7 @@ import statistics
 import time
 
 import torch
-from measuring import COUNT, argument_parser, interleaved, machine, report, resident_memory
+from measuring import COUNT, argument_parser, interleaved, machine, parsed, report, resident_memory
 from transformers import Mamba2Config, MambaConfig
 from transformers.models.mamba.modeling_mamba import MambaMixer
 from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer
@@ -68,12 +68,10 @@ def streaming_costs(turns: int) -> tuple[float, float, float]:
 
 
 def main() -> None:
-    parser = argument_parser(__doc__)
+    parser = argument_parser(__doc__, rounds=15)
     parser.add_argument("--turns", type=COUNT, default=256, help="turns of the conversation (default 256)")
-    parser.add_argument("--rounds", type=COUNT, default=15, help="counted rounds (default 15)")
-    arguments = parser.parse_args()
+    arguments = parsed(parser, threads=1)
     logging.disable(logging.WARNING)  # transformers says that its fast kernels are not there, which is the point
-    torch.set_num_threads(arguments.threads or 1)
     print(f"{arguments.turns} turns; {machine()}")
     turns = torch.randn(1, arguments.turns, WIDTH, requires_grad=True)
     functions = variants()

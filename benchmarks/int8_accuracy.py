@@ -22,7 +22,7 @@ import numpy as np
 import openvino
 import torch
 from datasets import Dataset
-from measuring import COUNT, argument_parser, machine, report
+from measuring import COUNT, argument_parser, machine, parsed, report
 
 from modeling_mamba_ema import MambaEMAForRegression
 from modeling_mamba_ema.audio_files import load_audio
@@ -128,9 +128,7 @@ def main() -> None:
         "--columns", nargs="*", default=[], type=renaming, metavar="NAME=COLUMN", help="such as split=split_fold1"
     )
     parser.add_argument("--calibration", type=COUNT, default=64, help="training utterances for OpenVINO (default 64)")
-    arguments = parser.parse_args()
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    arguments = parsed(parser)
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
     model = MambaEMAForRegression.from_pretrained(arguments.model).eval()

@@ -11,10 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import soundfile as sf
 import torch
 import transformers
 from transformers import WavLMConfig
 
+from modeling_mamba_ema import MambaEMAConfig, MambaEMAForRegression, tiny_wavlm
 from modeling_mamba_ema.commands.model_options import number_between
 from modeling_mamba_ema.comparison.costs import seconds_by_round
 from modeling_mamba_ema.configuration_mamba_ema import WAVLM_LARGE
@@ -49,6 +52,26 @@ def interleaved(
 def wavlm_config(size: str, **changes: Any) -> WavLMConfig:
     """The shape of microsoft/wavlm-large or -base; weights stay random, which changes no time."""
     return WavLMConfig(**{**SIZES[size], "layerdrop": 0.0, "apply_spec_augment": False, **changes})
+
+
+def model_with(size: str) -> MambaEMAForRegression:
+    """A model whose encoder has this shape and random weights; "tiny": the encoder that ships with the package."""
+    if size == "tiny":
+        return MambaEMAForRegression.from_pretrained_speech_encoder(tiny_wavlm.FOLDER).eval()
+    return MambaEMAForRegression(MambaEMAConfig(speech_encoder_config=wavlm_config(size).to_dict())).eval()
+
+
+def write_corpus(folder: Path, turns: int) -> float:
+    """Conversations of four turns of noise with labels, of the lengths that speech has; returns their seconds."""
+    folder.mkdir()
+    random, rows, lengths = np.random.default_rng(0), [], lengths_in_seconds(turns)
+    for turn, seconds in enumerate(lengths):
+        sf.write(folder / f"{turn}.wav", random.normal(0, 0.1, int(SAMPLE_RATE * seconds)), SAMPLE_RATE)
+        valence, arousal = random.random(2)
+        row = {"file_name": f"{turn}.wav", "conversation_id": turn // 4, "turn": turn % 4}
+        rows.append({**row, "valence": valence, "arousal": arousal})
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return sum(lengths)
 
 
 def lengths_in_seconds(count: int) -> list[float]:
@@ -126,12 +149,28 @@ def machine() -> dict[str, Any]:
     }
 
 
-def argument_parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that every benchmark has."""
+def argument_parser(
+    description: str | None, size: str | None = None, utterances: int | None = None, rounds: int | None = None
+) -> argparse.ArgumentParser:
+    """The options that every benchmark has, and those of the others that have a default here."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--threads", type=COUNT, help="threads of torch (default: its own choice)")
+    if size is not None:
+        parser.add_argument("--size", choices=sorted(SIZES), default=size, help="shape of the WavLM (%(default)s)")
+    if utterances is not None:
+        parser.add_argument("--utterances", type=COUNT, default=utterances, help="in the batch (%(default)s)")
+    if rounds is not None:
+        parser.add_argument("--rounds", type=COUNT, default=rounds, help="counted rounds (%(default)s)")
     return parser
+
+
+def parsed(parser: argparse.ArgumentParser, threads: int | None = None) -> argparse.Namespace:
+    """The arguments; torch has `--threads` threads from now on, or as many as are given here."""
+    arguments = parser.parse_args()
+    if count := arguments.threads or threads:
+        torch.set_num_threads(count)
+    return arguments
 
 
 def report(arguments: argparse.Namespace, figures: dict[str, Any]) -> None:

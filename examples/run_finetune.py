@@ -135,8 +135,7 @@ def main() -> int:
         base = None if base in (None, "tiny") or Path(base).exists() else base  # the card names what is on the Hub
         prepare_release(output / "model", TrainingFacts(results, run.data.source, command, base))
         logger.info("the model is in %s", output / "model")
-        with atomic_write(output / "results.json") as unfinished:  # its presence says that the run is finished
-            unfinished.write_text(json.dumps(results, indent=2), encoding="utf-8")
+        atomic_write(output / "results.json", json.dumps(results, indent=2))  # says that the run is finished
         if arguments.push_to_hub:
             private = arguments.hub_private_repo is not False
             logger.info("uploaded: %s", publish(output / "model", arguments.hub_model_id, private))

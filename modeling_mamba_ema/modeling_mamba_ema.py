@@ -703,7 +703,17 @@ class MambaEMAForRegression(MambaEMAPreTrainedModel):
         """
         quantize_linear_layers(self.speech_encoder.backbone)
         self.freeze_base_model()
-        return self
+        return self.eval()
+
+    def train(self, mode: bool = True) -> MambaEMAForRegression:
+        """As in torch.
+
+        Raises:
+            ValueError: the speech encoder is in 8 bits; what was trained could not be saved.
+        """
+        if mode:
+            self.refuse_8_bits("train the model")
+        return super().train(mode)
 
     def refuse_8_bits(self, action: str) -> None:
         """Raise `ValueError` where the speech encoder is in 8 bits, before which `action` must come."""

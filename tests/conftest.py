@@ -3,6 +3,7 @@
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,14 @@ def corpus(tmp_path_factory):
     from tests.support.tiny_corpus import write_corpus  # needs what training needs
 
     return write_corpus(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="session")
+def emodb():
+    """The folder with EmoDB, of the data that no test fetches."""
+    if "MAMBA_EMA_TEST_DATA" not in os.environ:
+        pytest.skip("MAMBA_EMA_TEST_DATA names no folder with emodb/")
+    return Path(os.environ["MAMBA_EMA_TEST_DATA"]) / "emodb"
 
 
 @pytest.fixture(scope="session")

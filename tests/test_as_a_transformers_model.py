@@ -216,11 +216,12 @@ def test_a_device_map_may_leave_the_updater_on_the_disk(trained, tmp_path, wavef
 
 @every_kind
 @pytest.mark.parametrize("norm", ["layer", "group"])
-def test_the_units_that_sharding_wraps_are_modules_of_the_model(kind, norm):
-    model = model_of(kind, norm)
+@pytest.mark.parametrize(("context", "units"), [("none", 1), ("mamba_ema", 2)])
+def test_the_units_that_sharding_wraps_are_modules_of_the_model(kind, norm, context, units):
+    model = model_of(kind, norm, context=context)
     present = {type(module).__name__ for module in model.modules()}
     assert set(model._no_split_modules) <= present
-    assert len(model._no_split_modules) == 2
+    assert len(model._no_split_modules) == units
     assert model.get_input_embeddings() is None
 
 

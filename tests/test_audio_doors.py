@@ -7,7 +7,6 @@ import threading
 import numpy as np
 import pytest
 import soundfile as sf
-import torch
 from datasets import Dataset
 from transformers import pipeline
 
@@ -24,7 +23,6 @@ RATE = 16_000
 
 @pytest.fixture(scope="module")
 def model():
-    torch.set_num_threads(1)
     return tiny_model()
 
 

@@ -28,7 +28,6 @@ every_context = pytest.mark.parametrize("context", CONTEXTS, ids=lambda context:
 @pytest.fixture(scope="module", params=["odyssey", "audeering"])
 def adopted(request, tmp_path_factory):
     """The folder of an adopted model."""
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp(request.param)
     model = with_random_weights({"odyssey": OdysseyModel, "audeering": AudeeringModel}[request.param](NARROW))
     publish(model, folder / "published")

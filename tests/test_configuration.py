@@ -1,13 +1,13 @@
 """MambaEMAConfig: defaults, round trips, refused values."""
 
 import json
-import tracemalloc
 
 import pytest
 from transformers import AutoConfig, WavLMConfig
 
 from modeling_mamba_ema import MambaEMAConfig, MambaEMAFeatureExtractor, MambaEMAForRegression
 from tests.support.models import tiny_config
+from tests.support.programs import allocating_below
 
 
 def test_the_default_encoder_is_wavlm_large_without_layer_drop_and_spec_augment():
@@ -76,6 +76,8 @@ def test_an_unknown_pooling_is_an_error_that_lists_the_known_ones():
         ("head_hidden_layers", 2),
         ("activation_layer_norm", 1),
         ("bounded_predictions", "no"),
+        ("freeze_speech_encoder", "no"),
+        ("ema_decay_learnable", "no"),
         ("do_normalize", None),
         ("waveform_std", 0.1),
         ("waveform_mean", 0.0),
@@ -85,7 +87,9 @@ def test_an_unknown_pooling_is_an_error_that_lists_the_known_ones():
         ("speech_encoder_layers", "last"),
         ("label_ranges", {"joy": (0, 1)}),
         ("label_ranges", {"valence": (1, 1)}),
+        ("label_ranges", {"valence": [float("-inf"), float("inf")]}),
         ("loss_label_weights", {"valence": -1.0}),
+        ("loss_label_weights", {"valence": 0, "arousal": 0}),
         ("id2label", {0: "valence", 2: "arousal"}),
         ("id2label", {0: "valence", 1: "valence"}),
         ("id2label", {0: "valence", 1: " "}),
@@ -111,14 +115,10 @@ def test_a_value_outside_its_range_is_named_with_what_is_allowed(field, value):
         tiny_config(**{field: value})
 
 
-def test_encoder_sizes_are_bounded():
-    with pytest.raises(ValueError, match=r"speech_encoder_config.hidden_size is 1000000000; allowed are .* to 4096"):
-        MambaEMAConfig(speech_encoder_config={"hidden_size": 10**9})
-
-
 @pytest.mark.parametrize(
     ("field", "value"),
     [
+        ("hidden_size", 10**9),
         ("layer_norm_eps", -1.0),
         ("layerdrop", 1.5),
         ("hidden_dropout", 1.0),
@@ -127,7 +127,7 @@ def test_encoder_sizes_are_bounded():
     ],
 )
 def test_numbers_of_the_encoder_are_bounded(field, value):
-    with pytest.raises(ValueError, match=rf"speech_encoder_config.{field} is {value}; allowed are numbers from"):
+    with pytest.raises(ValueError, match=rf"speech_encoder_config.{field} is {value}; allowed are (whole )?numbers fr"):
         tiny_config(speech_encoder_config={field: value})
 
 
@@ -222,15 +222,6 @@ def test_a_value_set_afterwards_is_refused_when_a_model_is_built_and_when_it_is_
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.promise("E-06")
-@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
-@pytest.mark.parametrize("nested", [False, True])
-def test_a_configuration_cannot_choose_an_attention_kernel_from_a_repository(key, nested):
-    fields = {key: "someone/kernels"}
-    with pytest.raises(ValueError, match="no attention kernel from a repository"):
-        MambaEMAConfig(**({"speech_encoder_config": fields} if nested else fields))
-
-
 @pytest.mark.promise("E-07", "sizes in a config.json are bounded", "refused under 50 MB")
 @pytest.mark.parametrize(
     ("field", "value"),
@@ -258,21 +249,17 @@ def test_a_config_json_with_sizes_without_bounds_is_refused_before_memory_is_tak
         encoder["num_feat_extract_layers"] = len(value)
         encoder["conv_kernel"], encoder["conv_stride"] = [2] * len(value), [1] * len(value)
     (tmp_path / "config.json").write_text(json.dumps(config))
-    tracemalloc.start()
-    try:
-        with pytest.raises(ValueError, match=field):
-            AutoConfig.from_pretrained(tmp_path)
-        assert tracemalloc.get_traced_memory()[1] < 50_000_000
-    finally:
-        tracemalloc.stop()
+    with allocating_below(50e6), pytest.raises(ValueError, match=field):
+        AutoConfig.from_pretrained(tmp_path)
 
 
 @pytest.mark.promise("E-06", "a config.json cannot choose an attention kernel from a repository", "refused")
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])
 @pytest.mark.parametrize("nested", [False, True])
-def test_a_config_json_cannot_choose_an_attention_kernel(tmp_path, nested):
+def test_a_config_json_cannot_choose_an_attention_kernel(tmp_path, key, nested):
     tiny_config().save_pretrained(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
-    (config["speech_encoder_config"] if nested else config)["_attn_implementation"] = "someone/kernels"
+    (config["speech_encoder_config"] if nested else config)[key] = "someone/kernels"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match="no attention kernel"):
+    with pytest.raises(ValueError, match="no attention kernel from a repository"):
         AutoConfig.from_pretrained(tmp_path)

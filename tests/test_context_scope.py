@@ -367,7 +367,6 @@ def ccc_on_simulated_conversations(scope, coupling, seed):
 @pytest.mark.slow
 @pytest.mark.parametrize(("coupling", "better"), [(0.0, "speaker"), (1.0, "conversation")])
 def test_the_context_of_those_whose_emotion_drifts_together_helps_most(coupling, better):
-    torch.set_num_threads(1)
     ccc = {
         scope: np.mean([ccc_on_simulated_conversations(scope, coupling, seed) for seed in range(2)])
         for scope in ("conversation", "speaker")

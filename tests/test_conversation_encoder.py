@@ -2,7 +2,6 @@
 
 import copy
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch.overrides import TorchFunctionMode
-from transformers.utils import ModelOutput
 
 from modeling_mamba_ema.conversation_encoder import (
     CONTEXTS,
@@ -27,12 +25,6 @@ HIDDEN = 8
 both_dtypes = pytest.mark.parametrize("dtype", list(TOLERANCE))
 KINDS = [context for context in CONTEXTS if context != "none"]
 every_context = pytest.mark.parametrize("context", KINDS)
-
-
-@dataclass
-class StreamOutput(ModelOutput):
-    logits: torch.Tensor | None = None
-    conversation_state: ConversationState | None = None
 
 
 def make_encoder(context="mamba_ema", dtype=torch.float64, **changes):
@@ -93,10 +85,7 @@ def assert_states_equal(state, other):
 @both_dtypes
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 7, 16])
 def test_pieces_of_one_size_equal_the_whole(context, dtype, size):
-    encoder, observations = (
-        make_encoder(context, dtype, ema_decay_learnable=True),
-        make_observations(2, 37, dtype),
-    )
+    encoder, observations = make_encoder(context, dtype, ema_decay_learnable=True), make_observations(2, 37, dtype)
     expected, expected_state = whole(encoder, observations)
     found, state = in_pieces(encoder, observations, size)
     assert_close(found, expected, dtype)
@@ -258,13 +247,6 @@ def test_state_is_detached_and_moved():
     assert state.ema.requires_grad
     assert not state.detach().ema.requires_grad
     assert all(tensor.is_meta for tensor in state.to(device="meta").state_dict().values())
-
-
-def test_state_travels_in_a_model_output():
-    _, state = whole(make_encoder(), make_observations(1, 2))
-    output = StreamOutput(logits=torch.zeros(1), conversation_state=state)
-    assert output.conversation_state is output["conversation_state"] is output.to_tuple()[1] is state
-    assert StreamOutput(logits=torch.zeros(1)).to_tuple() == (torch.zeros(1),)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from transformers import Trainer, TrainingArguments
 
 from modeling_mamba_ema import MambaEMAForRegression
 from modeling_mamba_ema.fast_speech_encoder import Int8Linear, fast_hidden_states, quantize_linear_layers
@@ -83,12 +84,19 @@ def test_weights_take_a_quarter_of_their_memory():
     assert not any(parameter.requires_grad for parameter in model.speech_encoder.backbone.parameters())
 
 
-def test_the_head_is_trained_on_but_never_the_encoder():
-    model = tiny_model().quantize_speech_encoder().train()
-    model(torch.randn(2, 2, 8000), labels=torch.rand(2, 2, 2)).loss.backward()
-    assert model.head.out_proj.weight.grad is not None
+def test_no_gradient_is_given():
+    model = tiny_model().quantize_speech_encoder()
+    assert not model.training
     with pytest.raises(RuntimeError, match="no gradient"):
         model(torch.randn(1, 1, 8000, requires_grad=True))
+
+
+def test_transformers_trainer_refuses_before_the_first_step(tmp_path):
+    model = tiny_model().quantize_speech_encoder()
+    data = [{"input_values": torch.randn(1, 8000), "labels": torch.rand(1, 2)} for _ in range(2)]
+    arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to=[])
+    with pytest.raises(ValueError, match="8 bits; train the model before"):
+        Trainer(model, arguments, train_dataset=data).train()
 
 
 def test_what_8_bits_cannot_do_is_refused(tmp_path):

@@ -14,7 +14,7 @@ from modeling_mamba_ema import ConversationState, InvalidAudioError, speech_enco
 from modeling_mamba_ema.conversation_encoder import CONTEXTS
 from modeling_mamba_ema.pooling import POOLINGS
 from tests.support.audio_cases import noise
-from tests.support.models import features, predict, pretrained_model, tiny_model
+from tests.support.models import features, predict, predict_turn_by_turn, pretrained_model, tiny_model
 
 PRECISIONS = {torch.float64: 1e-12, torch.float32: 2e-5}
 IN_PIECES = {torch.float64: 1e-12, torch.float32: 1e-5}
@@ -300,12 +300,7 @@ def test_streaming_turn_by_turn_equals_the_whole_conversation(norm, pooling, con
     model = make_model(norm, pooling, context, dtype)
     turns = [noise(3_000, 0), noise(400, 1), noise(9_000, 2), noise(2_000, 3), noise(4_000, 4)]
     whole = predict(model, [turns]).logits[0]
-    state, streamed = None, []
-    for turn in turns:
-        outputs = predict(model, turn, conversation_state=state, use_conversation_state=True)
-        state = outputs.conversation_state
-        streamed.append(outputs.logits[0])
-    assert_same(torch.stack(streamed), whole, dtype, IN_PIECES)
+    assert_same(predict_turn_by_turn(model, turns), whole, dtype, IN_PIECES)
 
 
 @pytest.mark.promise(

@@ -170,16 +170,6 @@ def test_pieces_of_one_size_equal_the_whole(dtype, size):
     assert_states_close(state, expected_state, TOLERANCE[dtype])
 
 
-@both_dtypes
-def test_split_at_every_turn_equals_the_whole(dtype):
-    mixer = make_mixer(dtype)
-    hidden_states = torch.randn(1, 12, D_MODEL, dtype=dtype)
-    expected, _ = whole(mixer, hidden_states)
-    for turn in range(1, 12):
-        output, _ = in_pieces(mixer, hidden_states, [turn, 12 - turn])
-        torch.testing.assert_close(output, expected, atol=TOLERANCE[dtype], rtol=0)
-
-
 @settings(max_examples=40, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 9), min_size=1, max_size=6),

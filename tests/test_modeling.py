@@ -10,7 +10,7 @@ import torch
 from modeling_mamba_ema import MambaEMAForRegression, MambaEMAModel
 from modeling_mamba_ema.conversation_encoder import CONTEXTS
 from modeling_mamba_ema.pooling import POOLINGS
-from tests.support.models import features, predict, tiny_config, tiny_model
+from tests.support.models import features, predict, predict_turn_by_turn, tiny_config, tiny_model
 
 settings = pytest.mark.parametrize(
     ("norm", "pooling", "context"),
@@ -41,13 +41,9 @@ def turns_of(*lengths, seed=0):
 def test_the_general_forms_give_the_same_numbers_alone_in_a_batch_and_in_a_stream(pooling, dtype, tolerance):
     model = tiny_model(dtype=dtype, speech_encoder_pooling=pooling, **GENERAL)
     turns = turns_of(4_000, 400, 24_000)
-    state, streamed = None, []
-    for turn in turns:
-        outputs = predict(model, turn, conversation_state=state, use_conversation_state=True)
-        state = outputs.conversation_state
-        streamed.append(outputs.logits[0])
+    streamed = predict_turn_by_turn(model, turns)
     batch = predict(model, [[turns[2]], turns, [turns[1], turns[0]]]).logits
-    torch.testing.assert_close(batch[1], torch.stack(streamed), atol=tolerance, rtol=0)
+    torch.testing.assert_close(batch[1], streamed, atol=tolerance, rtol=0)
     alone = predict(model, turns[2]).logits[0]
     assert not torch.allclose(alone, streamed[2], atol=1e-3), "the context must change the numbers"
     torch.testing.assert_close(batch[0, 0], alone, atol=tolerance, rtol=0)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -133,8 +134,6 @@ def test_saving_loading_and_saving_again_gives_the_same_file(saved_model, tmp_pa
 
 
 def test_a_parameter_missing_from_the_checkpoint_is_initialised_and_the_others_are_kept(tmp_path):
-    from safetensors.torch import load_file, save_file
-
     model = tiny_model(
         speech_encoder_pooling="multihead_attention", speech_encoder_layers=[0, -1], ema_decay_learnable=True
     )

@@ -1,7 +1,6 @@
 """The predicted spread of the raters: in the model, in training, and wherever its values are shown."""
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -257,11 +256,8 @@ def test_a_corpus_without_deviations_is_refused_before_training(corpus, tmp_path
 
 
 @pytest.mark.slow
-def test_votes_of_real_listeners_can_be_learned(tmp_path):
-    if "MAMBA_EMA_TEST_DATA" not in os.environ:
-        pytest.skip("MAMBA_EMA_TEST_DATA names no folder with emodb/")
-    folder = Path(os.environ["MAMBA_EMA_TEST_DATA"]) / "emodb"
-    command = ["prepare", "emodb", folder / "audio", folder / "sievers2019_study_5_data.csv"]
+def test_votes_of_real_listeners_can_be_learned(tmp_path, emodb):
+    command = ["prepare", "emodb", emodb / "audio", emodb / "sievers2019_study_5_data.csv"]
     assert call_command(*command, "--output", tmp_path / "data") == 0
     options = [f"data.source={tmp_path / 'data'}", f"data.cache_folder={tmp_path / 'frames'}"]
     options += [f"training.output_dir={tmp_path / 'run'}", "model.params.predict_spread=true"]

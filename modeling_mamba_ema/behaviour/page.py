@@ -55,8 +55,7 @@ def write_report(folder: Path, content: dict[str, Any]) -> Path:
     html += f"<title>{escape(content['title'])}</title><style>{STYLE}</style>"
     html += "\n".join(_html(part, folder) for part in parts)
     for kind, text in (("md", "\n\n".join(parts)), ("html", html), ("json", json.dumps(content, indent=2))):
-        with atomic_write(folder / f"report.{kind}") as unfinished:
-            unfinished.write_text(f"{text}\n", encoding="utf-8")
+        atomic_write(folder / f"report.{kind}", f"{text}\n")
     return folder / "report.html"
 
 
@@ -70,8 +69,7 @@ def add_to_card(folder: Path, content: dict[str, Any]) -> None:
     section, card = "\n\n".join(parts), folder / "README.md"
     before, begin, rest = card.read_text(encoding="utf-8").partition(CARD_BEGIN)
     after = rest.partition(CARD_END)[2] if begin else ""
-    with atomic_write(card) as unfinished:
-        unfinished.write_text(f"{before.rstrip()}\n\n{section}\n{after}", encoding="utf-8")
+    atomic_write(card, f"{before.rstrip()}\n\n{section}\n{after}")
     if (folder / SUMS).is_file():
         write_checksums(folder)
 

@@ -14,7 +14,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .model_options import add_int8_option, add_model_options, number_between, quiet_transformers
+from .model_options import add_model_options, number_between, quiet_transformers
 from .terminal import check_folder
 
 HELP = "measure a model on a corpus with labels"
@@ -30,7 +30,6 @@ def renaming(text: str) -> tuple[str, str]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser, device=False)
-    add_int8_option(parser)
     parser.add_argument("source", help="a corpus: folder with metadata.jsonl/.csv/.parquet, or such a file")
     parser.add_argument(
         "--columns", nargs="*", default=[], type=renaming, metavar="NAME=COLUMN", help="such as valence=EmoVal"

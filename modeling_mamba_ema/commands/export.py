@@ -12,7 +12,7 @@ HELP = "write a model for onnxruntime"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_model_options(parser, device=False)
+    add_model_options(parser, device=False, int8=False)
     parser.add_argument("output", type=Path, help="folder to write; files of an earlier export are replaced")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--audonnx", action="store_true", help="a folder for audonnx.load: utterances by themselves")

@@ -26,16 +26,13 @@ def number_between(low: float, high: float, kind: Callable[[str], float] = float
     return number
 
 
-def add_model_options(parser: argparse.ArgumentParser, device: bool = True) -> None:
+def add_model_options(parser: argparse.ArgumentParser, device: bool = True, int8: bool = True) -> None:
     parser.add_argument("--model", required=True, help="folder or Hub name of a Mamba-EMA model; its code is not run")
     parser.add_argument("--revision", default="main", help="commit, tag or branch of a model on the Hub")
     if device:
         parser.add_argument("--device", default="cpu", help="where the model runs, e.g. cuda")
-        add_int8_option(parser)
-
-
-def add_int8_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--int8", action="store_true", help="the speech encoder in 8 bits: faster on a CPU")
+    if int8:
+        parser.add_argument("--int8", action="store_true", help="the speech encoder in 8 bits: faster on a CPU")
 
 
 def add_channel_option(parser: argparse.ArgumentParser, split: bool = True) -> None:

@@ -225,7 +225,6 @@ def _row(
     """A turn as it is printed; `row` has what is shown of it, and labels of the corpus come on the scale of the values
     beside them."""
     place = {} if turn.conversation is None else {"conversation": turn.conversation, "turn": turn.number}
-    file = turn.file_name if options.json else Path(turn.file_name).name
     labels: dict[str, float | None] = {}
     for label, value in turn.labels.items():
         low, high = tracker.model.config.label_range(label)
@@ -235,11 +234,11 @@ def _row(
         row |= {f"{label}_confidence": value for label, value in heard.confidence.items()}
     return {
         **place,
-        "file": file,
+        "file": turn.file_name if options.json else Path(turn.file_name).name,
         "speaker": turn.speaker,
         "seconds": round(heard.seconds, 3),
         **row,
-        **{name: None if value is None else round(value, 4) for name, value in labels.items()},
+        **labels,
     }
 
 

@@ -123,6 +123,8 @@ def _predict(
     path: Path, tracker: EmotionTracker, waveforms: list[np.ndarray], turns: pd.DataFrame, change: Change | None
 ) -> np.ndarray:
     """(turns, labels), kept in the file."""
+    import io
+
     import numpy as np
 
     from ..data.atomic_write import atomic_write
@@ -138,6 +140,7 @@ def _predict(
             changed = change(waveform.astype(np.float64), np.random.default_rng(number))
             waveform = np.clip(changed, -1, 1).astype(np.float32)
         predicted.append(list(tracker.update(waveform, SAMPLING_RATE, speaker).values.values()))
-    with atomic_write(path) as unfinished, unfinished.open("wb") as file:
-        np.save(file, np.array(predicted))
+    content = io.BytesIO()
+    np.save(content, np.array(predicted))
+    atomic_write(path, content.getvalue())
     return np.array(predicted)

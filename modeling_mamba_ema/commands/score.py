@@ -10,14 +10,13 @@ where it was. Audio that cannot be used becomes a row with its reason in `error`
 
 import argparse
 
-from .model_options import add_int8_option, add_model_options, number_between, quiet_transformers
+from .model_options import add_model_options, number_between, quiet_transformers
 
 HELP = "score a corpus of any size into Parquet files"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser, device=False)
-    add_int8_option(parser)
     parser.add_argument("source", help="a corpus, or a folder of audio files")
     parser.add_argument("--split", help="one split of the corpus alone")
     parser.add_argument("--output", required=True, help="folder of the parts")

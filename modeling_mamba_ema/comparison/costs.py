@@ -73,11 +73,9 @@ def encoder_cost(model: MambaEMAForRegression, seconds: float, repeats: int = 3)
     return Cost(parameters, counter.get_total_flops(), 1000 * seconds_taken)
 
 
-def interleaved(
-    functions: dict[str, Callable[[], Any]], rounds: int, warm_up: dict[str, Callable[[], Any]] | None = None
-) -> dict[str, float]:
+def interleaved(functions: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
     """Median seconds of each function, see [`seconds_by_round`]."""
-    return {name: statistics.median(values) for name, values in seconds_by_round(functions, rounds, warm_up).items()}
+    return {name: statistics.median(values) for name, values in seconds_by_round(functions, rounds).items()}
 
 
 def seconds_by_round(

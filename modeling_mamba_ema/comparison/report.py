@@ -173,7 +173,7 @@ def _with_spread(result: PoolingResult, name: str) -> str:
 
 
 def _signed(difference: Difference) -> str:
-    text = f"{difference.value:+.3f} ({difference.low:+.3f} to {difference.high:+.3f})"
+    text = f"{difference.value:+.3f} {_interval(difference)}"
     return f"**{text}**" if difference.excludes_zero else text
 
 

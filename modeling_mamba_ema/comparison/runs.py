@@ -123,8 +123,7 @@ def train_all(run: RunConfiguration, cells: Sequence[Cell], split: str, output: 
             for name, table in train_and_predict(run_of_cell(run, cell), folds[cell.fold], frame_cache).items():
                 folder.mkdir(parents=True, exist_ok=True)
                 training.save_predictions(table, folder / f"{name}.parquet")
-            with atomic_write(finished) as unfinished:
-                unfinished.write_text(json.dumps({"inputs": fingerprint}), encoding="utf-8")
+            atomic_write(finished, json.dumps({"inputs": fingerprint}))
             took = f"{time.perf_counter() - started:.0f} s"
         elif json.loads(finished.read_text(encoding="utf-8"))["inputs"] != fingerprint:
             raise ValueError(f"{folder} was trained on another corpus, or with another encoder; take another --output")

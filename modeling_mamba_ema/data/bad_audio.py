@@ -100,5 +100,4 @@ def describe_bad_audio(bad: list[BadAudio], splits: Mapping[str, Dataset]) -> st
 
 def save_bad_audio(bad: list[BadAudio], path: Path) -> None:
     """Write as JSONL, one utterance a line; several processes may do so at once."""
-    with atomic_write(path) as unfinished:
-        unfinished.write_text("".join(json.dumps(asdict(item)) + "\n" for item in bad), encoding="utf-8")
+    atomic_write(path, "".join(json.dumps(asdict(item)) + "\n" for item in bad))

@@ -107,7 +107,8 @@ class ConversationDataset(torch.utils.data.Dataset):
         window = self.items[index]
         first = window[0]
         conversation = self.rows[first]["conversation_id"]
-        while first and window[0] - first < self.context_turns and self._is_of(conversation, first - 1):
+        earliest = max(0, first - self.context_turns)
+        while first > earliest and self.rows[first - 1]["conversation_id"] == conversation:
             first -= 1
         indices = [*range(first, window[0]), *window]
         rows = self.rows[indices]  # by column; `select` would copy the table's description each time
@@ -132,9 +133,6 @@ class ConversationDataset(torch.utils.data.Dataset):
                 item["waveforms"] += self.reading.read(numbers[0], name, load_stretches, name, stretches)
             item["seconds"] = [waveform.size / SAMPLING_RATE for waveform in item["waveforms"]]
         return item
-
-    def _is_of(self, conversation: str, row: int) -> bool:
-        return self.rows[row]["conversation_id"] == conversation
 
     def being_read(self) -> dict[int, str | None]:
         """For each process that has read audio, by its id, the file it is at; None between files."""

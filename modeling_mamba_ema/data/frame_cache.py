@@ -84,10 +84,8 @@ class FrameCache:
         kept = frames.to(DTYPE)
         if not bool(torch.isfinite(kept).all()):
             kept = frames.float()
-        path = self.path(utterance)
         checksum = f"{_checksum(self.key(utterance), kept):08x}"
-        with atomic_write(path) as unfinished:
-            unfinished.write_bytes(save({_TENSOR: kept}, metadata={_CHECKSUM: checksum}))
+        atomic_write(self.path(utterance), save({_TENSOR: kept}, metadata={_CHECKSUM: checksum}))
 
     def read(self, utterance: Utterance) -> torch.Tensor:
         """(layers, frames, hidden) of an utterance, checked against damage.

@@ -74,9 +74,8 @@ def _read(table: Path) -> dict[str, tuple[tuple[int, int], Any]]:
 
 def _write(table: Path, known: Mapping[str, tuple[tuple[int, int], Any]]) -> None:
     try:
-        with atomic_write(table) as unfinished:
-            rows = [(key, *stamp, value) for key, (stamp, value) in known.items()]
-            pd.DataFrame(rows, columns=_COLUMNS).to_parquet(unfinished)
+        rows = [(key, *stamp, value) for key, (stamp, value) in known.items()]
+        atomic_write(table, pd.DataFrame(rows, columns=_COLUMNS).to_parquet())
         (table.parent / ".gitignore").write_text("*\n", encoding="utf-8")
     except OSError as error:
         logger.warning("%s cannot be written (%s); the next start looks at all audio again", table, error)

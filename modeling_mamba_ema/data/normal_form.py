@@ -214,24 +214,20 @@ def _is_missing(value: Any, texts: set[str]) -> bool:
 def _texts(column: pd.Series, name: str, needed: bool = False, strip: bool = True) -> list[str | None]:
     """Names: texts without the spaces around them, or numbers as texts; None where there is none."""
     found: list[str | None] = []
-    known: dict[Any, str | None] = {}
     for place, value in enumerate(column):
-        if not isinstance(value, str):
-            text = None if _is_missing(value, _NO_TEXT) else _text(value)
-            if text is None and not _is_missing(value, _NO_TEXT):
-                raise _wrong(column, place, "texts and numbers", name)
-        elif value in known:
-            text = known[value]
-        else:
-            text = known[value] = None if _is_missing(value, _NO_TEXT) else value.strip() if strip else value
-        found.append(text)
+        text = None
+        if not _is_missing(value, _NO_TEXT) and (text := _text(value)) is None:
+            raise _wrong(column, place, "texts and numbers", name)
+        found.append(text.strip() if text and strip else text)
     if needed:
         _check_there(np.array([text is None for text in found], dtype=bool), column, name)
     return found
 
 
 def _text(value: Any) -> str | None:
-    """A number or path as text, without the .0 that missing values in a column give to its numbers."""
+    """A text, number or path as text, without the .0 that missing values in a column give to its numbers."""
+    if isinstance(value, str):
+        return value
     if isinstance(value, (bool, np.bool_)):
         return None
     if isinstance(value, (numbers.Real, Decimal)):

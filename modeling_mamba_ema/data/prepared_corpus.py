@@ -85,8 +85,7 @@ def write_corpus(corpus: Corpus, output: Path) -> None:
         METADATA_FILE: "".join(map(_line, records)),
     }
     for name, text in files.items():
-        with atomic_write(output / name) as unfinished:
-            unfinished.write_text(text, encoding="utf-8")
+        atomic_write(output / name, text)
 
 
 def check_holds_no_other(output: Path, name: str) -> None:

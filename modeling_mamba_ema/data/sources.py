@@ -230,6 +230,5 @@ def _audio_path(row: dict[str, Any], column: str, cache: str) -> dict[str, str]:
     digest = hashlib.sha256(audio["bytes"]).hexdigest()
     path = Path(cache) / digest[:2] / f"{digest}{Path(audio['path'] or '').suffix}"
     if not path.exists():
-        with atomic_write(path) as unfinished:
-            unfinished.write_bytes(audio["bytes"])
+        atomic_write(path, audio["bytes"])
     return {"file_name": str(path)}

@@ -189,8 +189,7 @@ def write_synthetic_corpus(folder: Path, conversations: int, seed: int, coupling
     options = f"--conversations {conversations} --seed {seed}" + ("" if coupling == 1 else f" --coupling {coupling:g}")
     card = CARD.format(title=TITLE, options=options)
     for name, text in (("README.md", card), ("corpus.json", json.dumps(scale)), (metadata.name, "".join(lines))):
-        with atomic_write(folder / name) as unfinished:
-            unfinished.write_text(text, encoding="utf-8")
+        atomic_write(folder / name, text)
     return "\n".join(f"{split:<10} {len(s):>4} turns  {sum(s) / 60:5.1f} min" for split, s in seconds.items())
 
 

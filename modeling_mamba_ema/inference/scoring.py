@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import signal
 import tempfile
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -203,37 +204,36 @@ def score_part(tracker: EmotionTracker, turns: Sequence[dict[str, Any]], seconds
         seconds_per_batch: of audio in one pass; a single turn may be longer.
     """
     rows: list[dict] = [{} for _ in turns]
-    waiting: dict[str, list[int]] = {}
+    of_conversation: dict[str, list[int]] = {}
     for index, turn in enumerate(turns):
-        waiting.setdefault(str(turn["conversation_id"]), []).append(index)
-    live: list[tuple[EmotionTracker, list[int]]] = []
-    queue = iter(waiting.values())
-    while True:
+        of_conversation.setdefault(str(turn["conversation_id"]), []).append(index)
+    fresh, longest = tracker.copy(), tracker.feature_extractor.max_seconds
+    fresh.reset()
+    queue: deque[tuple[EmotionTracker | None, list[int]]] = deque((None, own) for own in of_conversation.values())
+    while queue:
         batch: list[tuple[EmotionTracker, Any, int]] = []
-        seconds, carried = 0.0, []
-        for conversation, left in _more(live, queue, tracker):
+        seconds, going_on = 0.0, []
+        for _ in range(min(len(queue), MOST_LIVE)):
             if seconds >= seconds_per_batch:
-                carried.append((conversation, left))
-                continue
-            index = left[0]
+                break
+            begun, (index, *later) = queue.popleft()
+            conversation, turn = begun or fresh.copy(), turns[index]
+            place = turn.get("start"), turn.get("end"), turn.get("channel")
             try:
-                turn, longest = turns[index], tracker.feature_extractor.max_seconds
-                place = turn.get("start"), turn.get("end"), turn.get("channel")
                 waveform = load_audio(_local_or_content(turn["file_name"]), *place, longest)
             except AudioFileError as error:
                 rows[index] = {**tracker.row(None), "seconds": None, "error": str(error)}
             else:
                 batch.append((conversation, waveform, index))
                 seconds += len(waveform) / SAMPLING_RATE
-            if left[1:]:
-                carried.append((conversation, left[1:]))
-        if not batch and not carried:
-            return [{**turn, **row} for turn, row in zip(turns, rows)]
+            if later:
+                going_on.append((conversation, later))
+        queue.extendleft(reversed(going_on))  # before those that have not begun: few states are in memory
         if batch:
             named = [(conversation, waveform, turns[index].get("speaker")) for conversation, waveform, index in batch]
             for (_, _, index), heard in zip(batch, EmotionTracker.update_batch(named, SAMPLING_RATE)):
                 rows[index] = {**tracker.row(heard), "seconds": round(heard.seconds, 3), "error": None}
-        live = carried
+    return [{**turn, **row} for turn, row in zip(turns, rows)]
 
 
 def _local_or_content(file_name: str) -> str | bytes:
@@ -244,17 +244,6 @@ def _local_or_content(file_name: str) -> str | bytes:
             return files.cat_file(path)
     except FileNotFoundError as error:
         raise AudioFileError(f"{file_name} does not exist") from error
-
-
-def _more(
-    live: list[tuple[EmotionTracker, list[int]]], queue: Iterator[list[int]], tracker: EmotionTracker
-) -> Iterator[tuple[EmotionTracker, list[int]]]:
-    """The conversations that go on, then new ones."""
-    yield from live
-    for indices in islice(queue, MOST_LIVE - len(live)):
-        fresh = tracker.copy()
-        fresh.reset()
-        yield fresh, indices
 
 
 def _parts(corpus: pd.DataFrame, rows_per_part: int) -> Iterator[range]:
@@ -307,8 +296,7 @@ def _write(place: str, content: bytes) -> None:
     """Write a file in one piece."""
     with _store(place) as (files, path):
         if isinstance(files, LocalFileSystem):
-            with atomic_write(path) as unfinished:
-                unfinished.write_bytes(content)
+            atomic_write(path, content)
         else:
             files.pipe_file(path, content)  # stores have no object before it is complete
 

@@ -157,11 +157,8 @@ class TimelineWriter:
         self._first = False
         self._file.flush()
 
-    def close(self) -> None:
-        self._file.close()
-
     def __enter__(self) -> TimelineWriter:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self.close()
+        self._file.close()

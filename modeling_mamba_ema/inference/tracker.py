@@ -115,8 +115,8 @@ class TurnEmotion:
         return replace(self, attention=np.empty((0, 0), dtype=np.float32))
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values that `json.dumps` takes; attention as nested lists."""
-        return {**vars(self), "attention": self.attention.tolist()}
+        """Plain values that `json.dumps` takes, without the attention."""
+        return {name: value for name, value in vars(self).items() if name != "attention"}
 
 
 class EmotionTracker:
@@ -297,8 +297,7 @@ class EmotionTracker:
 
     def save(self, path: str | Path) -> None:
         """Write where the conversation stands, as `state_bytes` gives it, to a small file, in one piece."""
-        with atomic_write(path) as unfinished:
-            unfinished.write_bytes(self.state_bytes())
+        atomic_write(path, self.state_bytes())
 
     def restore(self, path: str | Path) -> None:
         """Continue the conversation that `save` wrote; what this tracker had heard is forgotten. Raises `ValueError`

@@ -57,7 +57,7 @@ def build_page(
             views.numbers(conversation.turns, scales, references),
             views.attention(waveform, turn),
             views.trajectory(conversation.turns),
-            [_plain(turn) for turn in conversation.turns],
+            [turn.to_dict() for turn in conversation.turns],
         )
 
     def add_turn(path: str | None, speaker: str, conversation: Conversation | None) -> tuple[Any, ...]:
@@ -119,11 +119,6 @@ def build_page(
 
         page.unload(forget)
     return page.queue(max_size=queue_size, default_concurrency_limit=CONCURRENCY)
-
-
-def _plain(turn: TurnEmotion) -> dict[str, Any]:
-    """A turn's numbers for programs."""
-    return {name: value for name, value in turn.to_dict().items() if name != "attention"}
 
 
 def _in_words(handler: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:

@@ -30,23 +30,16 @@ async def _fetch_nothing(url: str) -> Any:
     raise ValueError("this page fetches no addresses; upload the file")
 
 
-def launch(
-    tracker: EmotionTracker,
-    server_name: str | None = None,
-    server_port: int | None = None,
-    queue_size: int = QUEUE_SIZE,
-    **options: Any,
-) -> tuple[gr.Blocks, str]:
+def launch(tracker: EmotionTracker, queue_size: int = QUEUE_SIZE, **options: Any) -> tuple[gr.Blocks, str]:
     """Serve the page over a new tracker's model until it is interrupted.
 
     The process belongs to the page from then on: gradio fetches no address that a request names, in this page or any
     other of the process, and what is in memory is no longer looked through for garbage.
 
     Args:
-        server_name: address to listen on; None: `GRADIO_SERVER_NAME` (a Hugging Face Space sets it), else the loopback
-            address, which no other machine reaches.
-        server_port: None: `GRADIO_SERVER_PORT`, else the first free port from 7860.
-        options: of gradio's `launch`, such as `prevent_thread_lock=True`, with which the page is served in a thread.
+        options: of gradio's `launch`, such as `server_port` (default: the first free one from 7860) and
+            `prevent_thread_lock=True`, with which the page is served in a thread. The address to listen on is that of
+            `GRADIO_SERVER_NAME` (a Hugging Face Space sets it), else loopback, which no other machine reaches.
 
     Returns:
         The page and its address, once it is closed or, with `prevent_thread_lock=True`, started.
@@ -58,6 +51,5 @@ def launch(
     gc.freeze()  # these objects live as long as the page: collecting the figures of a turn takes 25 ms
     # Gradio's own look with fonts that are on the visitor's machine, so that none is fetched.
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    settings = {**LAUNCH_OPTIONS, "server_name": server_name, "server_port": server_port, "theme": theme, **options}
-    _, url, _ = page.launch(**settings)
+    _, url, _ = page.launch(**{**LAUNCH_OPTIONS, "theme": theme, **options})
     return page, url

@@ -21,9 +21,7 @@ _NOT_SUMMED = {SUMS, "README.md"}
 def write_checksums(folder: str | os.PathLike[str]) -> None:
     """Write `SHA256SUMS` for the files of a folder, in the format of `sha256sum --check`."""
     folder = Path(folder)
-    lines = [f"{sha256(folder / name)}  {name}\n" for name in _names(folder)]
-    with atomic_write(folder / SUMS) as unfinished:
-        unfinished.write_bytes("".join(lines).encode())
+    atomic_write(folder / SUMS, "".join(f"{sha256(folder / name)}  {name}\n" for name in _names(folder)))
 
 
 def read_checksums(folder: str | os.PathLike[str]) -> dict[str, str]:

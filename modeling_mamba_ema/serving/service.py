@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from ..inference import EmotionTracker, TurnEmotion
+from ..inference import EmotionTracker
 from .batching import Batcher
 from .errors import Refusal
 from .sessions import Session, SessionStore, open_store
@@ -99,7 +99,7 @@ class Service:
                 speakers[speaker] = speakers.get(speaker, 0) + 1
             tracker = await self._tracker(held.session)
             heard = await self.batcher.hear(tracker, waveform, speaker)
-            answer = {**answer_of(name, heard), **row}
+            answer = {"session": name, **heard.to_dict(), **row}
             state = await asyncio.to_thread(tracker.state_bytes)
             await held.save(Session(state, {"turns": heard.turn, "speakers": speakers, "last": answer}))
         self.metrics.turns.inc()
@@ -110,7 +110,8 @@ class Service:
     async def hear_partly(self, name: str, waveform: np.ndarray, speaker: str | None, **row: Any) -> dict[str, Any]:
         """As `hear`, for the beginning of a turn that is being spoken; the session stays where it was."""
         tracker = await self._tracker(await self.sessions.read(name))
-        return {**answer_of(name, await self.batcher.hear(tracker, waveform, speaker)), **row}
+        heard = await self.batcher.hear(tracker, waveform, speaker)
+        return {"session": name, **heard.to_dict(), **row}
 
     async def _tracker(self, session: Session | None) -> EmotionTracker:
         tracker = self.tracker.copy()
@@ -135,13 +136,6 @@ class AtOnce:
             yield
         finally:
             self.number -= 1
-
-
-def answer_of(session: str, heard: TurnEmotion) -> dict[str, Any]:
-    """The fields of `TurnEmotion` but the attention, and the session's name."""
-    fields = heard.to_dict()
-    del fields["attention"]
-    return {"session": session, **fields}
 
 
 class Metrics:

@@ -175,8 +175,7 @@ def save_run(run: RunConfiguration, manifest: Mapping[str, Any]) -> None:
     """Write what [`choose_checkpoint`] compares a later run with into the run's output folder."""
     folder = Path(run.to_dict()["training"]["output_dir"])
     run.save(folder / CONFIGURATION_FILE)
-    with atomic_write(folder / MANIFEST_FILE) as unfinished:
-        unfinished.write_text(json.dumps(manifest, indent=2), encoding="utf-8")
+    atomic_write(folder / MANIFEST_FILE, json.dumps(manifest, indent=2))
 
 
 def differences(saved: Path, run: RunConfiguration) -> list[str]:

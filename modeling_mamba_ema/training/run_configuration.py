@@ -132,8 +132,7 @@ class RunConfiguration:
 
     def save(self, path: str | Path) -> None:
         """Write the configuration, from which the run can be repeated."""
-        with atomic_write(path) as unfinished:
-            unfinished.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False), encoding="utf-8")
+        atomic_write(path, yaml.safe_dump(self.to_dict(), sort_keys=False))
 
 
 class _PlainLoader(yaml.SafeLoader):

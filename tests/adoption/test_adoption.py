@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +23,8 @@ from modeling_mamba_ema.inference.onnx_export import export_onnx
 from modeling_mamba_ema.page import views
 from modeling_mamba_ema.publishing.publish import files_to_publish
 from modeling_mamba_ema.sample import FOLDER, load_sample_conversation
-from tests.support.programs import environment
+from tests.support.pickles import pickles
+from tests.support.programs import run_program
 from tests.support.published_models import (
     LABELS,
     LARGE,
@@ -74,7 +74,6 @@ def published_folder(shape, folder, **files):
 @pytest.fixture(scope="module", params=MODELS)
 def adopted(request, tmp_path_factory):
     """A published model and the folder it was adopted to."""
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("adopted")
     model = MODELS[request.param]({**NARROW, "num_hidden_layers": 1})
     model, source, options = published_folder(model, folder, container="bin", old_weight_norm=True)
@@ -338,15 +337,8 @@ def test_a_model_is_adopted_from_the_hub_at_a_revision(tmp_path):
     (repository / "snapshots").mkdir()
     os.rename(source, repository / "snapshots" / commit)
     command = ["adopt", model.published_as, str(tmp_path / "model"), "--revision", "v1"]
-    done = subprocess.run(
-        [sys.executable, "-m", "modeling_mamba_ema", *command],
-        capture_output=True,
-        text=True,
-        env={**environment(), "HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"},
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "cc-by-nc-sa-4.0" in done.stdout
+    cached = {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    assert "cc-by-nc-sa-4.0" in run_program("-m", "modeling_mamba_ema", *command, **cached).stdout
     card = ModelCard.load(tmp_path / "model" / "README.md")
     assert f"mamba-ema adopt {model.published_as} model --revision {commit}" in card.text
     ours, samples = AutoModel.from_pretrained(tmp_path / "model").eval(), model.normalise(waveform(9_000))
@@ -502,10 +494,17 @@ def test_a_hub_that_cannot_be_reached_is_not_taken_for_a_model_without_files(tmp
         adopt("me/mine", tmp_path / "model")
 
 
-def test_a_configuration_that_is_no_json_is_named(tmp_path):
-    _, source, options = published_folder("audeering, 12 layers", tmp_path)
-    (Path(source) / "preprocessor_config.json").write_text("{")
-    with pytest.raises(ValueError, match="preprocessor_config.json of .* is no JSON"):
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("preprocessor_config.json", "{", "is no JSON"),
+        ("config.json", "[]", "holds a list; names and values"),
+    ],
+)
+def test_a_configuration_that_is_no_json_object_is_named(tmp_path, name, text, says):
+    _, source, options = published_folder("odyssey", tmp_path)
+    (Path(source) / name).write_text(text)
+    with pytest.raises(ValueError, match=f"{name} of .* {says}"):
         adopt(source, tmp_path / "model", **options)
 
 
@@ -528,20 +527,11 @@ def test_a_shard_that_is_missing_or_outside_the_folder_is_named(tmp_path):
         adopt(source, tmp_path / "model", **options)
 
 
-class Malicious:
-    def __init__(self, witness):
-        self.witness = witness
-
-    def __reduce__(self):
-        return Path.touch, (self.witness,)
-
-
-@pytest.mark.parametrize("how", ["torch", "pickle"])
-def test_a_pickle_with_code_in_it_is_refused_and_its_code_does_not_run(tmp_path, how):
+@pickles
+def test_a_pickle_with_code_in_it_is_refused_and_its_code_does_not_run(tmp_path, write_pickle):
     _, source, options = published_folder("audeering, 12 layers", tmp_path)
     (Path(source) / "model.safetensors").unlink()
-    path, content = Path(source) / "pytorch_model.bin", {"classifier.dense.weight": Malicious(tmp_path / "ran")}
-    torch.save(content, path) if how == "torch" else path.write_bytes(pickle.dumps(content))
+    write_pickle(Path(source) / "pytorch_model.bin", tmp_path / "ran")
     with pytest.raises(ValueError, match="pytorch_model.bin is damaged or holds more than tensors"):
         adopt(source, tmp_path / "model", **options)
     assert not (tmp_path / "ran").exists()
@@ -585,10 +575,3 @@ def test_a_weight_that_is_no_number_is_refused(tmp_path):
         weights[name].view(-1)[0] = math.nan
 
     refused(tmp_path, "odyssey", "hold NaN or infinity", change_weights=spoil)
-
-
-def test_a_configuration_that_is_a_list_is_refused_in_one_sentence(tmp_path):
-    _, source, known = published_folder("odyssey", tmp_path)
-    (Path(source) / "config.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"config.json of .* holds a list; names and values are needed"):
-        adopt(source, tmp_path / "model", **known)

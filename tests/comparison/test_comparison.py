@@ -1,10 +1,6 @@
 """The comparison of poolings: its statistics on planted results, its words, and the program on a tiny corpus."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
 from itertools import product
 
 import numpy as np
@@ -24,7 +20,7 @@ from modeling_mamba_ema.metrics import concordance_cc, paired_bootstrap_differen
 from modeling_mamba_ema.pooling import POOLINGS
 from modeling_mamba_ema.training import KeepBestWeights, load_run_configuration
 from tests.support.models import tiny_config, tiny_model
-from tests.support.programs import ROOT, call_command, call_program, environment, wait_until
+from tests.support.programs import Forked, call_command, call_program, wait_until
 from tests.support.tiny_corpus import LABELS, write_corpus, write_run
 
 # statistics
@@ -381,14 +377,9 @@ def test_without_a_validation_split_all_that_is_named_is_learnt_from_until_the_l
 @pytest.mark.slow
 def test_a_comparison_that_was_killed_goes_on_and_ends_as_if_it_had_not_been(prepared, compared, tmp_path):
     more = ("--seeds", "2", "--contexts", "none", "mamba_ema")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "modeling_mamba_ema", *options(prepared, tmp_path, *more)],
-        cwd=ROOT,
-        env=environment(),
-        stderr=subprocess.DEVNULL,
-    )
+    process = Forked("-m", "modeling_mamba_ema", *options(prepared, tmp_path, *more))
     wait_until(lambda: list(tmp_path.glob("trainings/*/finished.json")), process)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.wait()
     done = list(tmp_path.glob("trainings/*/finished.json"))
     assert 0 < len(done) < 8

@@ -1,25 +1,25 @@
 """Files are written in one piece."""
 
+import os
+
 import pytest
 
 from modeling_mamba_ema.data.atomic_write import atomic_write
 
 
-def test_a_file_is_replaced_when_it_is_complete_and_kept_where_writing_fails(tmp_path):
+def test_a_file_is_replaced_when_it_is_complete_and_kept_where_writing_fails(tmp_path, monkeypatch):
     path = tmp_path / "new" / "rows.jsonl"
-    with atomic_write(path) as unfinished:
-        unfinished.write_text("old")
-    with atomic_write(path) as unfinished:
-        unfinished.write_text("new")
-        assert path.read_text() == "old"
-    assert path.read_text() == "new"
+    atomic_write(path, "old")
+    atomic_write(path, "né".encode())
+    assert path.read_text(encoding="utf-8") == "né"
 
-    def fail():
-        with atomic_write(path) as unfinished:
-            unfinished.write_text("half")
-            raise OSError("the disk is full")
+    def fail(unfinished, target):
+        assert unfinished.read_text(encoding="utf-8") == "ñ"
+        assert path.read_text(encoding="utf-8") == "né"
+        raise OSError("the disk is full")
 
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OSError, match="full"):
-        fail()
-    assert path.read_text() == "new"
+        atomic_write(path, "ñ")
+    assert path.read_text(encoding="utf-8") == "né"
     assert [other.name for other in path.parent.iterdir()] == ["rows.jsonl"]

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -17,7 +15,7 @@ from modeling_mamba_ema.data.sources import read_label_ranges
 from tests.support.local_hub import hub_with_dataset
 from tests.support.miniature_corpora import write_crema_d
 from tests.support.models import tiny_model
-from tests.support.programs import ROOT, call_command, call_program, environment
+from tests.support.programs import call_command, call_program, run_program
 from tests.support.tiny_corpus import LABELS, write_run
 
 ROWS = [
@@ -99,14 +97,7 @@ def read_from_hub(endpoint, tmp_path):
         "print(json.dumps(contents(load_emotion_dataset('someone/ratings', LABELS))))"
     )
     hub = {"HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1"}
-    return subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**environment(), **hub},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
+    return run_program("-c", code, check=False, **hub)
 
 
 def test_a_dataset_on_the_hub_is_read_by_its_name(folder, tmp_path):
@@ -166,11 +157,8 @@ def test_a_column_that_is_not_there_is_named_with_the_nearest(folder, columns, m
 def test_without_conversations_every_utterance_stands_alone_and_that_is_said(folder, caplog):
     caplog.set_level(logging.INFO)
     write_table(folder / "metadata.csv", [{k: row[k] for k in ("file_name", *LABELS)} for row in ROWS])
-    assert [len(item) for item in ConversationDataset(load_emotion_dataset(folder, LABELS)["train"], LABELS).items] == [
-        1,
-        1,
-        1,
-    ]
+    rows = load_emotion_dataset(folder, LABELS)["train"]
+    assert [len(item) for item in ConversationDataset(rows, LABELS).items] == [1, 1, 1]
     assert "each of its 3 utterances stands alone" in caplog.text
 
 
@@ -183,18 +171,9 @@ def test_a_column_that_looks_like_conversations_is_not_passed_over(folder):
 
 
 def test_turns_without_numbers_are_ordered_by_their_start(folder):
-    rows = [
-        {
-            "file_name": "c.wav",
-            "conversation_id": "c",
-            "start": start,
-            "end": start + 0.1,
-            "valence": start,
-            "arousal": 0,
-        }
-        for start in (0.15, 0.0)
-    ]
-    write_table(folder / "metadata.csv", rows)
+    row = {"file_name": "c.wav", "conversation_id": "c", "arousal": 0}
+    starts = [{"start": start, "end": start + 0.1, "valence": start} for start in (0.15, 0.0)]
+    write_table(folder / "metadata.csv", [{**row, **start} for start in starts])
     rows = load_emotion_dataset(folder, LABELS)["train"]
     assert list(rows["turn"]) == [0, 1]
     assert list(rows["start"]) == [0.0, 0.15]

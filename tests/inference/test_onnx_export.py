@@ -105,7 +105,6 @@ def build(fields):
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """A model and the folder that it was exported to: tracing takes most of the time of these tests."""
-    torch.set_num_threads(1)
     model, folder = build(TOGETHER), tmp_path_factory.mktemp("exported")
     files = export_onnx(model, folder)
     assert {path.name for path in files} == {path.name for path in folder.iterdir()}
@@ -121,7 +120,6 @@ def test_onnxruntime_gives_the_trackers_numbers_where_torch_cannot_be_imported(e
 @pytest.mark.slow
 @pytest.mark.parametrize("fields", MODELS)
 def test_other_models_get_the_trackers_numbers_too(tmp_path, fields):
-    torch.set_num_threads(1)
     model = build(fields)
     export_onnx(model, tmp_path / "onnx")
     assert_the_trackers_numbers(model, tmp_path / "onnx", tmp_path)

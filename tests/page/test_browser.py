@@ -8,17 +8,14 @@ import numpy as np
 import pytest
 import soundfile as sf
 
-from modeling_mamba_ema import MambaEMAFeatureExtractor
-from modeling_mamba_ema.inference import EmotionTracker
 from modeling_mamba_ema.sample import load_sample_conversation
-from tests.support.models import tiny_model
 
 pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[page]'")
 pytest.importorskip("playwright", reason="needs playwright: pip install playwright")
 
 from playwright import sync_api
 
-from tests.support.page_client import serve
+from tests.support.page_client import serve, tracker
 
 pytestmark = pytest.mark.slow
 
@@ -74,10 +71,6 @@ def page(browser, served):
     assert page.complaints == []
     assert [a for a in page.addresses if not a.startswith((served.url, "data:", "blob:"))] == []
     context.close()
-
-
-def tracker():
-    return EmotionTracker(tiny_model(label_ranges={"valence": [1, 5]}), MambaEMAFeatureExtractor())
 
 
 def upload(page, name, content):

@@ -1,34 +1,17 @@
 """The page under many visitors and many requests."""
 
 import io
-import re
 import time
-from pathlib import Path
 
 import pytest
 import soundfile as sf
 
-from modeling_mamba_ema import MambaEMAFeatureExtractor
-from modeling_mamba_ema.inference import EmotionTracker
-from tests.support.models import tiny_model
-
 pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[page]'")
 
-from tests.support.page_client import clip, in_threads, serve, serve_elsewhere, wav
+from tests.support.page_client import clip, serve, serve_elsewhere, tracker, wav
+from tests.support.programs import in_threads, resident_memory
 
 pytestmark = pytest.mark.slow
-
-
-def resident(process: int) -> float:
-    """MB of memory that a process holds."""
-    status = Path(f"/proc/{process}/status")
-    if not status.is_file():
-        pytest.skip("needs Linux's /proc")
-    return int(re.search(r"VmRSS:\s+(\d+)", status.read_text()).group(1)) / 1024
-
-
-def tracker():
-    return EmotionTracker(tiny_model(label_ranges={"valence": [1, 5]}), MambaEMAFeatureExtractor())
 
 
 def heard_alone(seeds):
@@ -43,7 +26,7 @@ def test_thirty_visitors_at_once_get_thirty_answers_of_their_own(tmp_path, recor
     serial = [heard_alone([seed])[0] for seed in range(30)]
     with serve_elsewhere(tmp_path) as (visitor, process):
         visitor.another().turns(wav(clip(99)))  # what the first turn loads is no growth
-        crowd, before = [visitor.another() for _ in range(30)], resident(process)
+        crowd, before = [visitor.another() for _ in range(30)], resident_memory(process)
 
         def ask(seed, who):
             begin = time.perf_counter()
@@ -51,7 +34,7 @@ def test_thirty_visitors_at_once_get_thirty_answers_of_their_own(tmp_path, recor
             return turns[0]["values"], time.perf_counter() - begin
 
         answers = in_threads([lambda seed=seed, who=who: ask(seed, who) for seed, who in enumerate(crowd)])
-        growth = resident(process) - before
+        growth = resident_memory(process) - before
     waits = sorted(wait for _, wait in answers)
     figures = f"median {waits[15]:.1f} s, p95 {waits[28]:.1f} s, memory grew by {growth:.0f} MB"
     record_property("figure", figures)
@@ -91,7 +74,7 @@ def test_five_hundred_requests_do_not_fill_memory_or_disk(tmp_path, record_prope
                 visitor.join("start_over", []).raise_for_status()
                 list(visitor.results())
             who.turns(wav(clip(request % 7)))
-            memory.append(resident(process))
+            memory.append(resident_memory(process))
         files = [path for path in uploads.rglob("*") if path.is_file()]
         assert len(files) <= 7, "the same upload is kept once, and none for long"
     # The first half fills the sessions that the page keeps.

@@ -22,8 +22,8 @@ pytest.importorskip("gradio", reason="the page needs gradio: pip install '.[page
 
 from modeling_mamba_ema.__main__ import main
 from modeling_mamba_ema.page import views
-from tests.support.page_client import FILE_DATA, clip, in_threads, serve, wav
-from tests.support.programs import wait_until
+from tests.support.page_client import FILE_DATA, clip, serve, tracker, wav
+from tests.support.programs import in_threads, wait_until
 
 ROOT = Path(__file__).parents[2]
 RATE = 16_000
@@ -33,10 +33,6 @@ RATE = 16_000
 def visitor():
     with serve() as visitor:
         yield visitor
-
-
-def tracker():
-    return EmotionTracker(tiny_model(label_ranges={"valence": [1, 5]}), MambaEMAFeatureExtractor())
 
 
 def rounded(waveform):

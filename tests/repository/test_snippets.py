@@ -96,6 +96,8 @@ def test_shell_lines_use_programs_options_settings_and_extras_that_exist(path):
             command_parser().parse_args(words[1:])
         elif program:
             source, given = (ROOT / program).read_text(encoding="utf-8"), words[words.index(program) + 1 :]
+            if "argument_parser(__doc__" in source:
+                source += (ROOT / "benchmarks" / "measuring.py").read_text(encoding="utf-8")
             for option in given:
                 assert not option.startswith("--") or f'"{option}"' in source, (program, option)
             if program == "examples/run_finetune.py":

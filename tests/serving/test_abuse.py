@@ -4,7 +4,6 @@ import random
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,7 @@ pytest.importorskip("schemathesis", reason="needs schemathesis: pip install '.[d
 import websockets
 from websockets.sync.client import connect
 
-from tests.support.programs import HANGS
+from tests.support.programs import HANGS, resident_memory
 from tests.support.service import serving, spoken
 
 pytestmark = pytest.mark.slow
@@ -61,12 +60,6 @@ def test_random_frames_end_their_connection_and_nothing_else(server):
 
 
 def test_memory_does_not_grow_with_sessions_that_come_and_go(server, record_property):
-    def resident():
-        status = Path(f"/proc/{server.process.pid}/status")
-        if not status.is_file():
-            pytest.skip("needs Linux's /proc")
-        return int(re.search(r"VmRSS:\s+(\d+)", status.read_text()).group(1)) / 1024
-
     def sessions(first, last):
         for number in range(first, last):
             assert server.heard(f"come-and-go-{number}", turn)["turn"] == 1
@@ -74,8 +67,8 @@ def test_memory_does_not_grow_with_sessions_that_come_and_go(server, record_prop
 
     turn = spoken(0)
     sessions(0, 200)  # what is loaded and cached once is no growth
-    before = resident()
+    before = resident_memory(server.process.pid)
     sessions(200, 200 + SESSIONS)
-    growth = resident() - before
+    growth = resident_memory(server.process.pid) - before
     record_property("figure", f"memory grew by {growth:.1f} MB over {SESSIONS} sessions")
     assert growth < 20  # a session that stayed would be 20 kB of state and its answers

@@ -23,8 +23,8 @@ from modeling_mamba_ema.inference import EmotionTracker
 from modeling_mamba_ema.inference.voice_activity import TurnDetector, spoken_turns
 from modeling_mamba_ema.sample import load_sample_conversation
 from modeling_mamba_ema.serving.live import DECODERS, opus_decoder
-from tests.support.programs import HANGS, wait_until
-from tests.support.service import in_threads, serving
+from tests.support.programs import HANGS, in_threads, wait_until
+from tests.support.service import serving
 
 RATE, FRAME, END = 16_000, 1_600, json.dumps({"end": True})
 TOKEN = "a-token"

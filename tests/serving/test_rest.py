@@ -15,8 +15,8 @@ from modeling_mamba_ema.audio_files import Recording
 from modeling_mamba_ema.inference import EmotionTracker, TurnEmotion, emotion_timeline
 from modeling_mamba_ema.serving import Settings, serve
 from tests.support.models import tiny_model
-from tests.support.programs import HANGS, call_command, free_port, run_program, wait_until
-from tests.support.service import in_threads, serving, spoken, undisturbed
+from tests.support.programs import HANGS, call_command, free_port, in_threads, run_program, wait_until
+from tests.support.service import serving, spoken, undisturbed
 
 pytest.importorskip("prometheus_client", reason="the service needs its extra: pip install '.[serve]'")
 

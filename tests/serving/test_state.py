@@ -12,8 +12,8 @@ import httpx
 import pytest
 from safetensors.torch import load
 
-from tests.support.programs import free_port, wait_until
-from tests.support.service import in_threads, redis_server, serving, spoken, undisturbed
+from tests.support.programs import free_port, in_threads, wait_until
+from tests.support.service import redis_server, serving, spoken, undisturbed
 
 pytest.importorskip("prometheus_client", reason="the service needs its extra: pip install '.[serve]'")
 

@@ -69,3 +69,13 @@ def features(speech: Any) -> BatchFeature:
 def predict(model: Any, speech: Any, **options: Any) -> Any:
     """A model's outputs for waveforms at 16 kHz."""
     return model(**features(speech), **options)
+
+
+def predict_turn_by_turn(model: Any, turns: Any) -> torch.Tensor:
+    """(turns, labels) logits of a conversation whose turns are given one after the other."""
+    state, logits = None, []
+    for turn in turns:
+        outputs = predict(model, turn, conversation_state=state, use_conversation_state=True)
+        state = outputs.conversation_state
+        logits.append(outputs.logits[0])
+    return torch.stack(logits)

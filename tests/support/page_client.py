@@ -7,10 +7,8 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,9 +19,14 @@ import soundfile as sf
 from modeling_mamba_ema import MambaEMAFeatureExtractor
 from modeling_mamba_ema.inference import EmotionTracker
 from tests.support.models import tiny_model
-from tests.support.programs import HANGS, environment
+from tests.support.programs import HANGS, environment, free_port
 
 FILE_DATA = {"_type": "gradio.FileData"}
+
+
+def tracker() -> EmotionTracker:
+    """Over the tiny model that pages serve here."""
+    return EmotionTracker(tiny_model(label_ranges={"valence": [1, 5]}), MambaEMAFeatureExtractor())
 
 
 @contextlib.contextmanager
@@ -31,8 +34,7 @@ def serve(queue_size: int = 48) -> Iterator["Visitor"]:
     """A page over the tiny model, in this process."""
     from modeling_mamba_ema.page import launch
 
-    tracker = EmotionTracker(tiny_model(label_ranges={"valence": [1, 5]}), MambaEMAFeatureExtractor())
-    page, url = launch(tracker, "127.0.0.1", queue_size=queue_size, quiet=True, prevent_thread_lock=True)
+    page, url = launch(tracker(), queue_size, server_name="127.0.0.1", quiet=True, prevent_thread_lock=True)
     try:
         yield Visitor(url.rstrip("/"), page)
     finally:
@@ -43,22 +45,13 @@ def serve(queue_size: int = 48) -> Iterator["Visitor"]:
 @contextlib.contextmanager
 def serve_elsewhere(folder: Path) -> Iterator[tuple["Visitor", int]]:
     """The page in a process of its own over the tiny model, as a person starts it; with the process's id."""
-    tiny_model(label_ranges={"valence": [1, 5]}).save_pretrained(folder / "model")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "modeling_mamba_ema",
-        "page",
-        "--model",
-        str(folder / "model"),
-        "--port",
-        str(port),
-    ]
+    tracker().model.save_pretrained(folder / "model")
+    command = [sys.executable, "-m", "modeling_mamba_ema", "page", "--model", str(folder / "model")]
     process = subprocess.Popen(
-        command, env={**environment(), "GRADIO_TEMP_DIR": str(folder / "uploads")}, stdout=subprocess.PIPE, text=True
+        [*command, "--port", str(free_port())],
+        env=environment(GRADIO_TEMP_DIR=str(folder / "uploads")),
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert process.stdout is not None
@@ -134,18 +127,3 @@ def clip(seed: int, seconds: float = 0.4) -> np.ndarray:
     random = np.random.default_rng(seed)
     contour = np.interp(np.arange(int(16_000 * seconds)), np.linspace(0, 16_000 * seconds, 5), random.random(5))
     return (0.2 * contour * random.normal(size=contour.size)).clip(-1, 1).astype(np.float32)
-
-
-def in_threads(jobs) -> list:
-    """Run all at once; the results in order."""
-    results: list = [None] * len(jobs)
-
-    def run(index):
-        results[index] = jobs[index]()
-
-    threads = [threading.Thread(target=run, args=(index,)) for index in range(len(jobs))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results

@@ -4,6 +4,7 @@ import atexit
 import json
 import multiprocessing
 import os
+import re
 import runpy
 import signal
 import socket
@@ -11,12 +12,16 @@ import subprocess
 import sys
 import tempfile
 import time
+import tracemalloc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import pytest
 import torch
 import transformers
 
@@ -165,6 +170,31 @@ def launch_two_processes(folder: Path, *programs: list[str]) -> None:
     script.write_text(_ONE_AFTER_THE_OTHER)
     command = ["-m", "accelerate.commands.launch", "--config_file", "configuration/accelerate/cpu_two_processes.yaml"]
     run_program(*command, "--main_process_port", free_port(), script, json.dumps(programs))
+
+
+def in_threads(jobs: list[Callable[[], Any]]) -> list[Any]:
+    """Run all at once; the results in order."""
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        return [result.result(HANGS) for result in [pool.submit(job) for job in jobs]]
+
+
+def resident_memory(process: int) -> float:
+    """MB that a process holds; skips the test where there is no /proc."""
+    status = Path(f"/proc/{process}/status")
+    if not status.is_file():
+        pytest.skip("needs Linux's /proc")
+    return int(re.search(r"VmRSS:\s+(\d+)", status.read_text()).group(1)) / 1024
+
+
+@contextmanager
+def allocating_below(limit: float) -> Iterator[None]:
+    """What runs may take that many bytes of Python's and numpy's memory at once."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < limit
+    finally:
+        tracemalloc.stop()
 
 
 def free_port() -> int:

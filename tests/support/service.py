@@ -6,8 +6,7 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -103,9 +102,3 @@ def undisturbed(model: Path, turns: list[bytes], speakers: list[str | None] | No
     """The values that one tracker gives for a call."""
     tracker = EmotionTracker.from_pretrained(model)
     return [tracker.update(turn, speaker=name).values for turn, name in zip(turns, speakers or [None] * len(turns))]
-
-
-def in_threads(jobs: list[Callable[[], Any]]) -> list[Any]:
-    """Run all at once; the results in order."""
-    with ThreadPoolExecutor(len(jobs)) as pool:
-        return [result.result(HANGS) for result in [pool.submit(job) for job in jobs]]

@@ -89,8 +89,7 @@ def instead_of_reading(monkeypatch, folder, action):
 
     def load(path, *args, **kwargs):
         if not (folder / "file").exists():
-            with atomic_write(folder / "file") as unfinished:
-                unfinished.write_text(Path(path).name)
+            atomic_write(folder / "file", Path(path).name)
             action()
         return read(path, *args, **kwargs)
 

@@ -8,7 +8,7 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModel
 
-from tests.support.models import NO_DROPOUT, NO_GRADIENT, tiny_model
+from tests.support.models import NO_DROPOUT, NO_GRADIENT
 from tests.support.programs import call_program, free_port, run_program
 from tests.support.runs import FINETUNE
 from tests.support.tiny_corpus import make_trainer, write_run
@@ -107,9 +107,3 @@ def test_sharding_that_accelerate_would_leave_out_is_refused(tmp_path, train_spl
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(ValueError, match=r"shards weights \(FSDP\) on GPUs only; on CPUs, take cpu_two_processes"):
         make_trainer(tmp_path, train_split)
-
-
-@pytest.mark.parametrize("context", ["none", "mamba_ema"])
-def test_the_units_that_are_sharded_are_in_the_model(context):
-    model = tiny_model(context=context)
-    assert set(model._no_split_modules) <= {type(module).__name__ for module in model.modules()}

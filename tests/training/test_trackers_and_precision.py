@@ -1,8 +1,6 @@
 """Trackers get the evaluations, without a network; bf16, workers and gradient accumulation train as they should."""
 
 import sqlite3
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,7 +9,7 @@ from transformers import Trainer, TrainingArguments, default_data_collator
 from modeling_mamba_ema.training import MambaEMATrainer, MambaEMATrainingArguments
 from tests.support.audio_cases import noise
 from tests.support.models import features, tiny_model
-from tests.support.programs import ROOT, environment
+from tests.support.programs import run_program
 from tests.support.tiny_corpus import make_trainer, write_run
 
 
@@ -55,11 +53,7 @@ def test_trackio_keeps_the_ccc_of_each_evaluation_on_this_machine(tmp_path, corp
     configuration = write_run(tmp_path / "run.yaml", corpus, tmp_path / "run")
     variables = {"TRACKIO_DIR": str(tmp_path / "trackio"), "ASKED": str(tmp_path / "asked")}
     options = ["training.report_to=trackio", "training.num_train_epochs=1"]
-    done = subprocess.run(
-        [sys.executable, "-c", WATCHED, "examples/run_finetune.py", str(configuration), *options],
-        cwd=ROOT, env={**environment(), **variables}, capture_output=True, text=True, timeout=200,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run_program("-c", WATCHED, "examples/run_finetune.py", configuration, *options, **variables)
     (database,) = (tmp_path / "trackio").rglob("*.db")
     kept = [row[0] for row in sqlite3.connect(database).execute("select metrics from metrics")]
     assert any("eval/ccc_arousal" in str(row) for row in kept)
