@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
+from huggingface_hub import hf_hub_download, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -24,12 +24,20 @@ _WEIGHT_NORM = {"weight_g": "parametrizations.weight.original0", "weight_v": "pa
 
 
 def find_file(source: str, name: str, revision: str) -> Path | None:
-    """A file of a folder or of a repository on the Hub; None where it has no such file."""
+    """A file of a folder or of a repository on the Hub; None where it has no such file. Raises `OSError` where the Hub
+    cannot be reached and its cache does not hold the model."""
     if Path(source).is_dir():
         path = Path(source) / name
         return path if path.is_file() else None
     try:
         return Path(hf_hub_download(source, name, revision=revision))
+    except LocalEntryNotFoundError as error:
+        if not isinstance(try_to_load_from_cache(source, "config.json", revision=revision), str):
+            raise OSError(
+                f"the Hub cannot be reached, and {source} is not in its cache; download it where there is a network, "
+                f"by `hf download {source} --local-dir FOLDER`, and adopt FOLDER (--published-as keeps its licence)"
+            ) from error
+        return None  # a model in the cache, which needs no network
     except EntryNotFoundError:
         return None
 

@@ -60,7 +60,7 @@ def measure_groups(
         the smallest CCC, and `p`, the share of `PERMUTATIONS` of the groups with as large a gap. Permuted are speakers
         where each is in one group, else conversations where each is, else turns.
     """
-    codes, names = pd.factorize(_groups_of(turns[column]))  # -1 where there is no value
+    codes, names = _groups_of(turns[column])
     own = [codes == code for code in range(len(names))]
     groups = {str(n): measure(predictions[o], references[o], turns[o], labels) for n, o in zip(names, own)}
     unit = np.arange(len(turns))
@@ -80,13 +80,17 @@ def measure_groups(
     return {"groups": groups, "gaps": gaps}
 
 
-def _groups_of(values: pd.Series) -> pd.Series:
-    """The column's own values, or thirds of its numbers."""
+def _groups_of(values: pd.Series) -> tuple[np.ndarray, Sequence[Any]]:
+    """The group of each turn, -1 where it has no value, and the groups' names: the column's own values as they come, or
+    thirds of its numbers, the lowest first."""
     if not pd.api.types.is_numeric_dtype(values) or values.nunique() <= MOST_GROUPS:
-        return values
+        codes, names = pd.factorize(values)
+        return codes, list(names)
     edges = [f"{edge:.3g}" for edge in values.quantile([0, 1 / 3, 2 / 3, 1])]
     names = [f"{low} to {high}" for low, high in itertools.pairwise(edges)]
-    return pd.qcut(values.rank(method="first"), 3, labels=range(3)).map(lambda third: names[third]).astype(object)
+    thirds = pd.qcut(values.rank(method="first"), 3, labels=False).map(dict(enumerate(names)))
+    ordered = pd.Categorical(thirds, categories=list(dict.fromkeys(names)))
+    return ordered.codes, list(ordered.categories)
 
 
 def _gap(y: np.ndarray, t: np.ndarray, codes: np.ndarray, measured: Sequence[int]) -> float:

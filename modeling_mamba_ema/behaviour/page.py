@@ -16,9 +16,10 @@ from ..publishing.checksums import SUMS, write_checksums
 from .measures import MIN_TURNS, MOVED, PERMUTATIONS
 
 STYLE = (
-    "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem}img{max-width:100%}"
-    "table{border-collapse:collapse}td{padding:.2rem .7rem;border-bottom:1px solid #ccc;text-align:right}"
-    "td:first-child{text-align:left}tr:first-child{font-weight:bold}"
+    "body{font:16px/1.5 system-ui,sans-serif;max-width:72rem;margin:2rem auto;padding:0 1rem}img{max-width:100%}"
+    "table{border-collapse:collapse;font-size:14px}td{padding:.2rem .6rem;border-bottom:1px solid #ccc;"
+    "text-align:right;white-space:nowrap}td:first-child{text-align:left}"
+    "tr:first-child td{font-weight:bold;white-space:normal}"
 )
 MOVED_MEANS = f"Moved: the share of turns whose value changes by more than {MOVED} on a scale from 0 to 1."
 CARD_BEGIN, CARD_END = "<!-- mamba-ema report -->", "<!-- end of mamba-ema report -->"
@@ -55,7 +56,8 @@ def write_report(folder: Path, content: dict[str, Any]) -> Path:
     sounds = ([name, *(f"{value:.3f}" for value in values.values())] for name, values in content["no_speech"].items())
     parts += ["## What is no speech", markdown_table(["sound", *content["labels"]], sounds)]
     parts.append("A model answers everything: its values for these say nothing, and show where it rests.")
-    html = f'<!doctype html><html lang="en"><meta charset="utf-8"><style>{STYLE}</style>'
+    html = '<!doctype html><html lang="en"><meta charset="utf-8">'
+    html += f"<title>{escape(content['title'])}</title><style>{STYLE}</style>"
     html += "\n".join(_html(part, folder) for part in parts)
     for kind, text in (("md", "\n\n".join(parts)), ("html", html), ("json", json_text(content))):
         atomic_write(folder / f"report.{kind}", f"{text}\n")
@@ -87,7 +89,8 @@ def _html(part: str, folder: Path) -> str:
         return f"<table>{''.join(f'<tr>{_cells(row)}</tr>' for row in rows)}</table>"
     level = len(part) - len(part.lstrip("#"))
     tag = f"h{level}" if level else "p"
-    return f"<{tag}>{escape(part[level:].strip())}</{tag}>"
+    text = re.sub("`(.+?)`", r"<code>\1</code>", escape(part[level:].strip()))
+    return f"<{tag}>{text}</{tag}>"
 
 
 def _cells(row: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .model_options import add_channel_option, add_model_options, load_tracker, number_between
 
@@ -38,30 +38,39 @@ def run(options: argparse.Namespace) -> int:
     from ..feature_extraction_mamba_ema import SAMPLING_RATE
     from ..inference.voice_activity import spoken_turns
 
-    recording = None if options.file is None else Recording(options.file, options.channel)
+    if options.file is None:
+        blocks = _of_microphone(_sound_device())
+    else:
+        blocks = _of_file(Recording(options.file, options.channel), options.speed)
     tracker = load_tracker(options)
-    blocks = _of_microphone() if recording is None else _of_file(recording, options.speed)
     print(f"{'begin':>8}  {'seconds':>7}  " + "  ".join(f"{label:>9}" for label in tracker.labels), flush=True)
     for start, waveform in spoken_turns(blocks):
         ended = time.monotonic()
         heard = tracker.update(waveform, SAMPLING_RATE)
         values = "  ".join(f"{value:>9.3f}" for value in heard.values.values())
         took = time.monotonic() - ended
-        print(f"{start:>8.2f}  {heard.seconds:>7.2f}  {values}  ({took * 1000:.0f} ms)", flush=True)
+        print(f"{start:>8.2f}  {heard.seconds:>7.2f}  {values}  (after {took * 1000:.0f} ms)", flush=True)
     return 0
 
 
-def _of_microphone() -> Iterator[np.ndarray]:
+def _sound_device() -> Any:
+    """The module `sounddevice`; an error says what is missing."""
+    try:
+        import sounddevice
+    except ImportError as error:
+        raise ImportError("the microphone needs sounddevice: pip install sounddevice") from error
+    except OSError as error:  # its wheels for Linux do not bring the library along
+        raise OSError(f"the microphone needs PortAudio: {error}; on Debian: apt install libportaudio2") from error
+    return sounddevice
+
+
+def _of_microphone(sounddevice: Any) -> Iterator[np.ndarray]:
     """Blocks of the default microphone until the program is stopped."""
     import queue
 
     from ..feature_extraction_mamba_ema import SAMPLING_RATE
     from ..inference.voice_activity import BLOCK
 
-    try:
-        import sounddevice
-    except ImportError as error:
-        raise ImportError("the microphone needs sounddevice: pip install sounddevice") from error
     heard: queue.Queue[np.ndarray] = queue.Queue()
     with sounddevice.InputStream(
         SAMPLING_RATE, BLOCK, channels=1, dtype="float32", callback=lambda block, *_: heard.put(block[:, 0].copy())

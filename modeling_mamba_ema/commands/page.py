@@ -15,5 +15,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     from ..page import launch
 
-    launch(load_tracker(options), server_port=options.port)
+    page, url = launch(load_tracker(options), server_port=options.port, quiet=True, prevent_thread_lock=True)
+    print(f"on this machine only, until Ctrl-C: {url}", flush=True)
+    page.block_thread()
     return 0

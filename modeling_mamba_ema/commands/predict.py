@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ..inference import EmotionTracker, TurnEmotion
 
 HELP = "emotion of audio files, or of the turns of a corpus"
-TABLES = (".csv", ".json", ".jsonl", ".parquet")
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".parquet")
 
 
 @dataclass
@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--min-confidence",
         type=number_between(0, 1),
         metavar="0..1",
-        help="leave out values on a side of the middle less surely",
+        help="leave out values whose side of the middle is less certain",
     )
     parser.add_argument(
         "--max-width", type=number_between(0, 1), metavar="0..1", help="leave out values with a wider interval"
@@ -275,5 +275,5 @@ def _draw(drawn: list[tuple[Turn, TurnEmotion]], trajectory: Path, attention: Pa
     sharpness = [(turn.salient is not None, heard.attention.max() * heard.attention.shape[-1]) for turn, heard in drawn]
     turn, heard = drawn[max(range(len(drawn)), key=lambda number: sharpness[number])]
     waveform = load_audio(turn.file_name, turn.start, turn.end, channel if turn.channel is None else turn.channel)
-    title = f"Where the model listened: turn {heard.turn}"
+    title = f"Where the model listened: {Path(turn.file_name).name}"
     plot_attention(waveform, heard.attention, salient=turn.salient, title=title).savefig(attention, dpi=90)

@@ -2,9 +2,8 @@
 
 Segments come from a file (CSV or RTTM), from Silero VAD (--vad), or are windows of one length; with --split-channels
 they are those of each channel. The state of the conversation is carried over all of them. At the end stands the call in
-words. In files and with --json,
-valence_difference is the value minus the speaker's own slow average of baseline_turns turns. Near silence is below -70
-dBFS, where the values say nothing about a voice.
+words. In files and with --json, valence_difference is the value minus the speaker's own slow average of baseline_turns
+turns. Near silence is below -70 dBFS, where the values say nothing about a voice.
 """
 
 import argparse
@@ -52,6 +51,7 @@ def run(options: argparse.Namespace) -> int:
     from ..inference.reading import clock, summarise
     from ..inference.segments import channel_speaker
     from ..inference.voice_activity import detect_speech
+    from ..publishing.model_card import describe_ends
 
     if options.plot is not None:  # before an hour is scored: matplotlib may not be installed
         from ..plots import plot_timeline
@@ -100,6 +100,7 @@ def run(options: argparse.Namespace) -> int:
     if not options.json:
         if heard:
             print(summarise(heard, places))
+            print(describe_ends(tracker.labels))
         scored = f"{tracker.num_turns} scored segment{'s' * (tracker.num_turns != 1)}"
         for path in filter(None, (options.output, options.plot if rows else None)):
             print(f"{path}: {scored}, to {reached:.1f} of {recording.seconds:.1f} s")

@@ -77,7 +77,7 @@ def write_comparison(output: Path, trainings: Trainings, split: str, chose_the_e
     (output / "comparison.json").write_text(json_text(everything) + "\n", encoding="utf-8")
     lines = [{**dataclasses.asdict(cell), **cell_ccc(table, config.labels)} for cell, table in tables.items()]
     pd.DataFrame.from_records(lines).to_csv(output / "comparison.csv", index=False)
-    title = f"{split}: {measured.conversations} conversations, {measured.seeds} seeds"
+    title = f"{split}: {measured.conversations} conversations, {measured.seeds} seed{'s' * (measured.seeds != 1)}"
     write_picture(plot_pooling_comparison(results, MEAN, title), output / "comparison")
     return page
 

@@ -38,7 +38,8 @@ def check_comparable(
     for what, names, known in chosen:
         unknown = [name for name in names if name not in known]
         if unknown:
-            raise ValueError(f"--{what} names {', '.join(unknown)}; allowed are {', '.join(known)}")
+            hint = "; settings stand directly behind the configuration" if any("=" in name for name in unknown) else ""
+            raise ValueError(f"--{what} names {', '.join(unknown)}; allowed are {', '.join(known)}{hint}")
     if run.model.pretrained_model is not None:
         raise ValueError(
             "every training needs a new head: name model.pretrained_speech_encoder instead of model.pretrained_model "

@@ -18,7 +18,7 @@ from .atomic_write import atomic_write
 from .known_files import known_or_found
 from .utterances import Utterance, utterances_of
 
-_ENUMERATED = 50  # in a message; the file has all
+_ENUMERATED = 10  # in a message; the file has all
 _MANY, _WORKERS = 20_000, 8  # fewer utterances are checked before other processes have started
 
 
@@ -93,6 +93,8 @@ def describe_bad_audio(bad: list[BadAudio], splits: Mapping[str, Dataset]) -> st
     lines += [f"  {item.split}  {item.conversation_id}  turn {item.turn}: {item.reason}" for item in bad[:_ENUMERATED]]
     if len(bad) > _ENUMERATED:
         lines.append(f"  and {len(bad) - _ENUMERATED} more")
+    if bad and not any(Path(item.file_name).exists() for item in bad):
+        lines.append("file_name is a path from the table's folder, with the extension and with / between folders")
     return "\n".join(lines)
 
 

@@ -25,6 +25,7 @@ from .text_files import seconds_of
 logger = logging.getLogger(__name__)
 
 COLUMNS = ("file_name", "start", "end", "channel", "conversation_id", "turn", "speaker", "split")
+NAMING = "data.columns can name it (of mamba-ema evaluate: --columns)"
 # Ratings slightly off their scale are clipped; farther off, the scale was named wrongly.
 _CLIP_SHARE = 0.02
 _NO_TEXT = {"", "nan", "none", "null", "<na>"}
@@ -99,7 +100,8 @@ def to_unit_scale(table: pd.DataFrame, label: str, scale: Sequence[float], name:
     clipped = given & ((values < low) | (values > high))
     if clipped.any():
         logger.warning(
-            "%d values of %s lie slightly outside [%g, %g] and were clipped", clipped.sum(), label, low, high
+            "%s: clipped to [%g, %g], turns slightly outside: %d, the first with %g; a missing label is an empty cell",
+            *(label, low, high, clipped.sum(), values[clipped][0]),
         )
     return np.where(given, np.clip((values - low) / (high - low), 0, 1), MISSING_LABEL)
 
@@ -150,7 +152,7 @@ def _with_normal_names(
             close = difflib.get_close_matches(column, list(table.columns), n=1)
             if column == "file_name" or not labels_optional or close:
                 nearest = _nearest(column, table.columns)
-                raise ValueError(f"{name} has no column {column!r}{nearest}; data.columns can name it")
+                raise ValueError(f"{name} has no column {column!r}{nearest}; {NAMING}")
             table[column] = np.nan
     table = table.assign(**{column: np.nan for column in spreads if column not in table.columns})
     if "split" not in table.columns:
@@ -158,8 +160,8 @@ def _with_normal_names(
     if "conversation_id" not in table.columns:
         close = difflib.get_close_matches("conversation_id", list(table.columns), n=1)
         if close or table["file_name"].astype(str).duplicated().any():
-            hint = f"; did you mean {close[0]!r}?" if close else ", although several utterances share a file"
-            raise ValueError(f"{name} has no column 'conversation_id'{hint} data.columns can name it")
+            hint = f"; did you mean {close[0]!r}?" if close else ", although several utterances share a file;"
+            raise ValueError(f"{name} has no column 'conversation_id'{hint} {NAMING}")
         logger.info("%s has no conversations: each of its %d utterances stands alone", name, len(table))
         table = table.assign(conversation_id=table["file_name"], turn=0)
     if "turn" not in table.columns and "start" not in table.columns:
@@ -283,7 +285,7 @@ def _times(column: pd.Series, name: str) -> np.ndarray:
 
 def _labels(column: pd.Series, name: str) -> np.ndarray:
     try:
-        return _numbers(column, name, "numbers", _number)
+        return _numbers(column, name, "numbers, with a decimal point", _number)
     except ValueError as error:
         raise LabelError(str(error)) from error
 

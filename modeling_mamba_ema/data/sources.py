@@ -35,7 +35,7 @@ def read_table(source: Source) -> tuple[pd.DataFrame, str, Path]:
     """All rows of a corpus, with the columns it has; audio is not decoded.
 
     Args:
-        source: a folder with `metadata.jsonl`, `.csv`, `.json` or `.parquet`, or such a file of any name; an
+        source: a folder with `metadata.jsonl`, `.csv`, `.tsv`, `.json` or `.parquet`, or such a file of any name; an
             audiofolder whose splits are sub-folders with their own metadata; a folder written by `save_to_disk`; a name
             on the Hub; a `Dataset` or `DatasetDict`; `-` for CSV or JSON lines from standard input.
 
@@ -157,7 +157,7 @@ def _without_repetition(pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 _READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
     ".jsonl": lambda path: _jsonl(read_text(path)),
     ".json": lambda path: _json(read_text(path)),
-    ".csv": lambda path: _csv(read_text(path)),
+    **dict.fromkeys((".csv", ".tsv"), lambda path: _csv(read_text(path))),
     ".parquet": pd.read_parquet,
 }
 

@@ -12,7 +12,7 @@ import numpy as np
 from ..feature_extraction_mamba_ema import MambaEMAFeatureExtractor
 from ..inference import EmotionTracker, TurnEmotion
 from ..modeling_mamba_ema import MambaEMAForRegression
-from ..publishing.model_card import describe_ends
+from ..publishing.model_card import describe_ends, listed
 from ..sample import load_sample_conversation
 from . import views
 from .conversation import AVERAGE, CHANNELS, EACH, ONE_OF, SPEAKERS, Conversation, TurnError, read_channels, read_turn
@@ -83,7 +83,7 @@ def build_page(
         return None, None, views.NOTHING_YET, "", "", [], AVERAGE
 
     with gr.Blocks(title="Mamba-EMA", analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
-        labels = " and ".join(map(escape, scales)).capitalize()
+        labels = escape(listed(list(scales))).capitalize()
         ends = escape(describe_ends(model.config.labels))
         gr.Markdown(INTRODUCTION.format(labels=labels, seconds=max_seconds, ends=ends))
         state = gr.State(None)
@@ -102,7 +102,9 @@ def build_page(
                 with gr.Accordion("The numbers as JSON", open=False):
                     plain = gr.JSON([], show_label=False)
             with gr.Column(scale=3, min_width=420):
-                numbers = gr.HTML(views.NOTHING_YET, css_template=views.CSS, max_height=320, autoscroll=True)
+                numbers = gr.HTML(
+                    views.NOTHING_YET, css_template=views.CSS, max_height=320, autoscroll=True, padding=False
+                )
                 attention = gr.HTML("", css_template=views.CSS, js_on_load=views.JAVASCRIPT)
                 trajectory = gr.HTML("", css_template=views.CSS)
         outputs = [state, numbers, attention, trajectory, plain]

@@ -25,7 +25,10 @@ _drawing = threading.Lock()
 
 CSS = """
 table { width: 100%; border-collapse: collapse; } th, td { padding: 4px 8px; text-align: right; }
+th { position: sticky; top: 0; background: var(--background-fill-primary); }
 th:nth-child(2), td:nth-child(2) { text-align: left; } tbody tr:last-child { font-weight: 600; }
+small { font-weight: normal; }
+@media (min-width: 700px) { small { white-space: nowrap; } }
 img { width: 100%; background: white; } audio { width: 100%; }
 .listen { position: relative; } .listen img { cursor: pointer; display: block; }
 .cursor { position: absolute; top: 0; bottom: 0; width: 2px; background: #D55E00; pointer-events: none; }

@@ -75,5 +75,5 @@ def plot_by_row(rows: Mapping[str, Sequence[Mapping[str, Any]]], quantity: str, 
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlabel(f"{title}, 95 % over conversations")
     axes.grid(axis="x", alpha=0.3)
-    axes.legend(fontsize=9)
+    figure.legend(loc="outside right upper", fontsize=9, frameon=False)
     return figure

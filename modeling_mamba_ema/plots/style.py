@@ -11,6 +11,7 @@ import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 GREY = "#999999"
@@ -34,6 +35,11 @@ def unit_limits(*values: Any, margin: float = 0.02) -> tuple[float, float]:
     """Limits of an axis on the unit scale, wider where values lie outside it, as unbounded predictions may."""
     shown = np.concatenate([np.array([0.0, 1.0]), *(np.ravel(np.asarray(some, dtype=np.float64)) for some in values)])
     return float(np.nanmin(shown)) - margin, float(np.nanmax(shown)) + margin
+
+
+def interval_patch() -> Patch:
+    """What stands for the bars of intervals in a legend."""
+    return Patch(color=GREY, alpha=0.3, linewidth=0, label="interval")
 
 
 def short_name(name: str, longest: int = 24) -> str:

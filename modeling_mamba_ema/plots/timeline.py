@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
-from .style import COLOURS, GREY, SPEAKER_MARKERS, short_name, unit_limits
+from .style import COLOURS, GREY, SPEAKER_MARKERS, interval_patch, short_name, unit_limits
 
 STEPS = (30, 60, 120, 300, 600, 1200, 1800, 3600)  # seconds between the marks of the time axis
 MAX_PAUSE = 2.0  # seconds in which nobody speaks; over a longer pause no line is drawn
@@ -60,9 +61,11 @@ def plot_timeline(segments: Sequence[Mapping[str, Any]], labels: Sequence[str], 
     panels[0].set_title(title, fontsize=12)
     if names:
         _draw_speakers(panels[-1], segments, speakers, looks)
-        for name in names:
-            panels[0].plot([], [], f"-{looks[name][1]}", color=looks[name][0], label=short_name(name))
-        panels[0].legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9, frameon=False)
+    handles: list[Any] = [Line2D([], [], color=looks[n][0], marker=looks[n][1], label=short_name(n)) for n in names]
+    if any(segment.get(f"{label}_low") is not None for segment in segments for label in labels):
+        handles.append(interval_patch())
+    if handles:
+        panels[0].legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9, frameon=False)
     bottom = panels[-1]
     bottom.set_xlim(0, end)
     if end < 180:

@@ -46,7 +46,7 @@ def plot_predictions(table: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(4.2 * len(labels), 4.4), layout="constrained")
     for axes, colour, label in zip(np.atleast_1d(figure.subplots(1, len(labels))), COLOURS, labels):
         rows = table[(table["label"] == label) & table["reference"].notna()]
-        axes.plot([0, 1], [0, 1], color="black", linewidth=1, label="identity")
+        axes.plot([0, 1], [0, 1], color="black", linewidth=1)
         axes.plot(rows["reference"], rows["prediction"], ".", color=colour, alpha=0.6)
         axes.set_xlabel(f"true {label}")
         axes.set_ylabel(f"predicted {label}")
@@ -56,7 +56,6 @@ def plot_predictions(table: pd.DataFrame) -> Figure:
         axes.set_ylim(*unit_limits(rows["prediction"]))
         axes.set_aspect("equal")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=9, loc="upper left")
     return figure
 
 
@@ -78,7 +77,7 @@ def plot_error_by_position(table: pd.DataFrame) -> Figure:
     axes.set_ylabel("RMSE on the unit scale")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=9)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=9, frameon=False)
     return figure
 
 
@@ -95,6 +94,6 @@ def plot_risk_against_coverage(table: pd.DataFrame) -> Figure:
         axes.set_xlim(1.02, -0.02)
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
-    axes.legend(fontsize=9)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", fontsize=9, frameon=False)
     figure.suptitle("Errors of the turns that are kept, the surest first", fontsize=12)
     return figure

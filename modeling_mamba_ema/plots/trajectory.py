@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from .style import COLOURS, GREY, SPEAKER_MARKERS, as_array, short_name, unit_limits
+from .style import COLOURS, GREY, SPEAKER_MARKERS, as_array, interval_patch, short_name, unit_limits
 
 # Words of the four corners, after the circumplex of Russell 1980: (valence, arousal), word.
 CORNERS = (
@@ -66,8 +66,9 @@ def plot_trajectory(
         axes.set_ylim(*unit_limits(values, truth.get(label, []), ends.get(label, [])))
         axes.grid(alpha=0.3)
     most = max(panels, key=lambda axes: len(axes.get_lines()))  # not every label may have that of the corpus
-    if names or truth:
-        figure.legend(*most.get_legend_handles_labels(), loc="outside right upper", fontsize=9, frameon=False)
+    handles = [*most.get_legend_handles_labels()[0], *([interval_patch()] if ends else [])]
+    if names or truth or ends:
+        figure.legend(handles=handles, loc="outside right upper", fontsize=9, frameon=False)
     panels[0].set_title(title, fontsize=12)
     panels[-1].set_xlabel("turn")
     panels[-1].set_xticks(turns[:: 1 + (count - 1) // 20])

@@ -26,13 +26,19 @@ def describe_ends(labels: Sequence[str]) -> str:
     return "; ".join(f"{label}: 0 {low}, 1 {high}" for label, (low, high) in ends.items())
 
 
+def listed(names: Sequence[str]) -> str:
+    """ "valence", "valence and arousal", "valence, arousal and dominance"."""
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
 @dataclass(frozen=True)
 class TrainingFacts:
     """What a card says of the training behind a model.
 
     Attributes:
         results: metrics by split as the `ccc` metric gives them, with intervals or without; empty: not measured.
-        source: the corpus, as the configuration names it; the card shows its last part. None: not known.
+        source: the corpus, as the configuration names it; of a path the card shows the folder's name. Several names on
+            the Hub stand with commas between them. None: not known.
         command: what a reader runs to get this model, overrides included; None: not known.
         base_model: Hub name of the model that was fine-tuned or adopted; None: trained from random weights.
         license: of the weights, as the Hub spells it; None: not known.
@@ -52,7 +58,10 @@ class TrainingFacts:
 
     @property
     def corpus(self) -> str | None:
-        return None if self.source is None else Path(self.source).name
+        path = None if self.source is None else Path(self.source)
+        if path is not None and path.is_file():
+            return path.absolute().parent.name
+        return path.name if path is not None and (path.is_absolute() or path.exists()) else self.source
 
 
 def model_card(
@@ -78,7 +87,7 @@ def _metadata(
             "base_model": training.base_model,
             "license": training.license,
             "language": list(training.languages) or None,
-            "datasets": None if training.corpus is None else [training.corpus],
+            "datasets": None if training.corpus is None else training.corpus.split(", "),
             "model_name": "Mamba-EMA",
             "eval_results": _eval_results(config, training) or None,
         }
@@ -136,7 +145,7 @@ def _metric_names(config: MambaEMAConfig) -> list[tuple[str, str]]:
 
 def _body(config: MambaEMAConfig, training: TrainingFacts | None) -> str:
     encoder = config.speech_encoder_config
-    labels = ", ".join(config.labels)
+    labels = listed(config.labels)
     return f"""
 # Mamba-EMA: {labels} from speech
 
@@ -201,7 +210,7 @@ law, for example at work and in education in the European Union.
 
 
 def _further_outputs(config: MambaEMAConfig) -> str:
-    covered = f"about {config.interval_level:.0%} of the labels lie between them"
+    covered = f"about {100 * config.interval_level:.0f} % of the labels lie between them"
     intervals = "" if config.interval_radii is None else f"\noutputs.intervals  # low and high; {covered}"
     spread = "\noutputs.spread  # how far raters would differ, a standard deviation" if config.predict_spread else ""
     return intervals + spread
@@ -248,7 +257,9 @@ def _results(config: MambaEMAConfig, training: TrainingFacts | None) -> str:
         counts = [f"{metrics[n]:.0f}" if n in metrics else "" for n in ("num_turns", "num_conversations")]
         rows.append([split, *counts, *cells])
         shares = [
-            f"{name} {metrics[f'coverage_{name}']:.1%}" for name in config.labels if f"coverage_{name}" in metrics
+            f"{name} {100 * metrics[f'coverage_{name}']:.1f} %"
+            for name in config.labels
+            if f"coverage_{name}" in metrics
         ]
         coverage += [f"`{split}`: {', '.join(shares)}"] if shares else []
         found = [
@@ -259,7 +270,7 @@ def _results(config: MambaEMAConfig, training: TrainingFacts | None) -> str:
         spread += [f"`{split}`: {', '.join(found)}"] if found else []
     lines.append(markdown_table(["split", "turns", "conversations", *(title for _, title in names)], rows))
     if coverage:
-        intervals = f"{config.interval_level:.0%} intervals (split-conformal, from the validation split)"
+        intervals = f"{100 * config.interval_level:.0f} % intervals (split-conformal, from the validation split)"
         lines += ["", f"Coverage of the {intervals}, each conversation counting as one: {'; '.join(coverage)}."]
     if spread:
         lines += ["", f"CCC of the predicted spread of the raters with theirs: {'; '.join(spread)}."]

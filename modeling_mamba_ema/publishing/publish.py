@@ -99,7 +99,7 @@ def files_to_publish(folder: str | Path) -> list[PublishedFile]:
     links = [name for name in names if (folder / name).is_symlink()]
     foreign = [name for name in names if not any(fnmatch(name, pattern) for pattern in ALLOWED)]
     problems = [f"{name} is a link" for name in links]
-    problems += [f"{name} does not belong to a published model" for name in foreign]
+    problems += [f"{name} does not belong to a published model; remove it" for name in foreign]
     problems += [f"there is no {needed}" for needed in NEEDED if not any(fnmatch(name, needed) for name in names)]
     if not problems:
         problems = [

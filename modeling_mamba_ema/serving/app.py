@@ -26,6 +26,7 @@ from ..audio_files import Recording, load_audio
 from ..feature_extraction_mamba_ema import InvalidAudioError
 from ..inference import EmotionTracker, emotion_timeline
 from ..inference.voice_activity import detect_speech
+from ..publishing.model_card import listed
 from .errors import Refusal, in_words
 from .live import converse
 from .service import MAX_SPEAKERS, Service
@@ -125,7 +126,7 @@ def build_app(service: Service) -> FastAPI:
         ]
         routes.append(("WS", "/sessions/{session}/live", "Live audio; a row at the end of each turn."))
         lines = [f"{method:<8}{address:<28}{about}" for method, address, about in routes]
-        title = f"Mamba-EMA {__version__}: {', '.join(service.tracker.labels)} of the turns of a call"
+        title = f"Mamba-EMA {__version__}: {listed(service.tracker.labels)} of the turns of a call"
         return "\n".join([title, "", *lines, "", "/openapi.json describes it for programs.", ""])
 
     @app.get("/health", responses={503: {"model": Health}})

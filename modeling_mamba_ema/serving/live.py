@@ -17,6 +17,7 @@ from .errors import Refusal, in_words
 from .service import Service
 
 SILENT_SECONDS = 60.0  # without a frame, after which a connection is closed
+TELEPHONE_RATE = 8_000  # Hz (ITU-T G.711)
 OPUS_RATE = 48_000  # Hz, of every Opus decoder (RFC 6716, section 2)
 GOING_AWAY, REFUSED, TRY_LATER = 1001, 1008, 1013  # RFC 6455, section 7.4.1, and its registry
 END = '{"end": true}'
@@ -26,8 +27,9 @@ class LiveSettings(BaseModel):
     """The first message.
 
     Attributes:
-        encoding: of the frames: 16-bit little-endian samples of one channel, or Opus packets.
-        sampling_rate: of the samples, in Hz; of no meaning for Opus.
+        encoding: of the frames, of one channel: 16-bit little-endian samples; 8 bits a sample of a telephone line, by
+            mu-law or A-law (ITU-T G.711); or Opus packets.
+        sampling_rate: of the samples, in Hz; by default 16000, of mu-law and A-law 8000. Of no meaning for Opus.
         speaker: who speaks on this connection.
         partial_seconds: also send what was heard so far of the turn that is being spoken, each time that it has grown
             by so many seconds.
@@ -35,8 +37,8 @@ class LiveSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    encoding: Literal["pcm_s16le", "opus"] = "pcm_s16le"
-    sampling_rate: int = Field(SAMPLING_RATE, ge=RATE_RANGE[0], le=RATE_RANGE[1])
+    encoding: Literal["pcm_s16le", "mulaw", "alaw", "opus"] = "pcm_s16le"
+    sampling_rate: int | None = Field(None, ge=RATE_RANGE[0], le=RATE_RANGE[1])
     speaker: str | None = Field(None, min_length=1, max_length=64)
     partial_seconds: float | None = Field(None, ge=0.5, le=30)
 
@@ -78,11 +80,12 @@ class _Conversation:
         except ValidationError as error:
             raise Refusal(422, f"the first message: {in_words(error.errors())}") from error
         try:
-            decode = decode_pcm if self._settings.encoding == "pcm_s16le" else opus_decoder()
+            encoding = self._settings.encoding
+            decode, usual_rate = (opus_decoder(), OPUS_RATE) if encoding == "opus" else DECODERS[encoding]
             detector = await asyncio.to_thread(TurnDetector)
         except ImportError as error:
             raise Refusal(501, str(error)) from error
-        rate = self._settings.sampling_rate if self._settings.encoding == "pcm_s16le" else OPUS_RATE
+        rate = OPUS_RATE if encoding == "opus" else self._settings.sampling_rate or usual_rate
         resample = streaming_resampler(rate)
 
         def heard(frame: bytes) -> list[tuple[float, np.ndarray]]:
@@ -135,6 +138,34 @@ def decode_pcm(frame: bytes) -> np.ndarray:
     if len(frame) % 2:
         raise Refusal(422, f"a frame has {len(frame)} bytes; 16-bit samples need an even number")
     return np.frombuffer(frame, dtype="<i2").astype(np.float32) / 2**15
+
+
+def _mulaw_samples() -> np.ndarray:
+    """(256,) float32: the sample of each code of mu-law (ITU-T G.711, table 2), within [-1, 1]"""
+    code = ~np.arange(256, dtype=np.uint8)  # codes are sent inverted
+    exponent, mantissa = (code >> 4 & 7).astype(int), (code & 15).astype(int)
+    size = ((2 * mantissa + 33) << exponent) - 33  # of 14 bits
+    return np.where(code & 0x80, -size, size).astype(np.float32) / 2**13
+
+
+def _alaw_samples() -> np.ndarray:
+    """(256,) float32: the sample of each code of A-law (ITU-T G.711, table 1), within [-1, 1]"""
+    code = np.arange(256, dtype=np.uint8) ^ 0x55  # every second bit is sent inverted
+    exponent, mantissa = (code >> 4 & 7).astype(int), (code & 15).astype(int)
+    size = np.where(exponent > 0, (2 * mantissa + 33) << np.maximum(exponent - 1, 0), 2 * mantissa + 1)  # of 13 bits
+    return np.where(code & 0x80, size, -size).astype(np.float32) / 2**12
+
+
+def _by_table(samples: np.ndarray) -> Callable[[bytes], np.ndarray]:
+    return lambda frame: samples[np.frombuffer(frame, dtype=np.uint8)]
+
+
+# Of each encoding, and the rate in Hz that it mostly has.
+DECODERS: dict[str, tuple[Callable[[bytes], np.ndarray], int]] = {
+    "pcm_s16le": (decode_pcm, SAMPLING_RATE),
+    "mulaw": (_by_table(_mulaw_samples()), TELEPHONE_RATE),
+    "alaw": (_by_table(_alaw_samples()), TELEPHONE_RATE),
+}
 
 
 def opus_decoder() -> Callable[[bytes], np.ndarray]:

@@ -103,7 +103,7 @@ def load_splits(
         ValueError: a corpus that cannot be read, lacks a split, has bad audio, or conversations of more speakers than
             the model has contexts for.
     """
-    hint = "give --split one of them"
+    hint = "give --split one of them; a run with data.split_by has written predictions_test.csv"
     named = wanted is not None
     if wanted is None:
         hint = (
@@ -142,7 +142,8 @@ def load_splits(
         save_bad_audio(bad_audio, output / "bad_audio.jsonl")
         raise ValueError(
             f"{describe_bad_audio(bad_audio, splits)}\nThey are listed in {output / 'bad_audio.jsonl'}. Mend them, or "
-            "go on without them by data.on_bad_audio=skip (--on-bad-audio skip); data.max_seconds allows longer ones"
+            "leave them out by data.on_bad_audio=skip (of mamba-ema evaluate: --on-bad-audio skip); data.max_seconds "
+            "allows longer ones"
         )
     if data.on_bad_audio == "skip":
         save_bad_audio(bad_audio, output / "skipped_audio.jsonl")

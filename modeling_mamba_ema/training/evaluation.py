@@ -133,9 +133,11 @@ def describe_metrics(split: str, metrics: Mapping[str, float], config: MambaEMAC
             continue
         lines.append(f"  {title:<16} {metrics[name]:.3f}{_interval(metrics, name)}")
     lines.append(f"  {'RMSE, MAE':<16} {metrics['rmse']:.3f}, {metrics['mae']:.3f}  (on a scale from 0 to 1)")
-    covered = [f"{label} {metrics[f'coverage_{label}']:.0%}" for label in labels if f"coverage_{label}" in metrics]
+    covered = [
+        f"{label} {100 * metrics[f'coverage_{label}']:.0f} %" for label in labels if f"coverage_{label}" in metrics
+    ]
     if covered:
-        lines.append(f"  coverage of the {config.interval_level:.0%} intervals: {', '.join(covered)}")
+        lines.append(f"  coverage of the {100 * config.interval_level:.0f} % intervals: {', '.join(covered)}")
     for kind, text in (
         ("spread_ccc", "spread of the raters, CCC {}"),
         ("error_with_spread", "error of {} with its spread, rank correlation"),

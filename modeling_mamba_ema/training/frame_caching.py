@@ -72,10 +72,9 @@ def cache_frames(
     needed = sum(_entry_bytes(encoder, seconds[utterance]) for utterance in missing)
     free = shutil.disk_usage(cache.root).free
     if not quiet:
-        there, size = len(utterances) - len(missing), f"{needed / 1e9:.2f} GB ({free / 1e9:.0f} GB are free)"
-        logger.info(
-            "frames of %d utterances are in %s; computing those of %d more, %s", there, cache.folder, len(missing), size
-        )
+        size = f"; computing the others, {needed / 1e9:.2f} GB ({free / 1e9:.0f} GB are free)" if missing else ""
+        there = len(utterances) - len(missing)
+        logger.info("frames of %d of %d utterances are in %s%s", there, len(utterances), cache.folder, size)
     if needed > max(free - SPARE_BYTES, 0):
         raise FrameCacheError(
             f"cached frames need {needed / 1e9:.2f} GB, but the disk of {cache.root} has {free / 1e9:.2f} GB free "

@@ -488,6 +488,12 @@ def test_a_folder_that_holds_something_is_not_written_to(tmp_path):
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["notes.txt"]
 
 
+def test_a_hub_that_cannot_be_reached_is_not_taken_for_a_model_without_files(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(OSError, match="Hub cannot be reached.*hf download me/mine .*adopt FOLDER"):
+        adopt("me/mine", tmp_path / "model")
+
+
 @pytest.mark.parametrize(
     ("name", "text", "says"),
     [

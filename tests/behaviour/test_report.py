@@ -104,7 +104,9 @@ def test_numbers_become_thirds_and_small_groups_are_counted_only():
     references, values = random.random((90, 1)), np.arange(90.0)
     found = measure_groups(references, references, "group", turns_of(values), ["valence"])
     assert [rows[0]["turns"] for rows in found["groups"].values()] == [30, 30, 30]
-    assert next(iter(found["groups"])).startswith("0 to 29")
+    assert list(found["groups"]) == ["0 to 29.7", "29.7 to 59.3", "59.3 to 89"]
+    falling = measure_groups(references, references, "group", turns_of(values[::-1]), ["valence"])
+    assert list(falling["groups"]) == list(found["groups"])
     few = measure_groups(references, references, "group", turns_of(["a"] * 85 + ["b"] * 5), ["valence"])
     assert few["groups"]["b"] == [{"label": "valence", "turns": 5}]
     assert few["gaps"] == []

@@ -341,13 +341,14 @@ def test_a_timeline_is_printed_written_and_drawn(model, tmp_path, capsys):
     assert [(row["start"], row["end"], row["speaker"]) for row in rows] == [(0.5, 3.0, "anna"), (4.0, 9.25, "ben")]
     assert imread(tmp_path / "out.png").std() > 0.05
     assert main(["timeline", "--model", model, recording, *segments, *outputs, "--overwrite"]) == 0
-    summary, written = capsys.readouterr().out.splitlines()[:2]
+    summary, ends, written = capsys.readouterr().out.splitlines()[:3]
+    assert ends == "valence: 0 unpleasant, 1 pleasant; arousal: 0 calm, 1 excited"
     assert summary.startswith("anna (1 turn, 2 s): valence 0.")
     assert written.endswith("rows.json: 2 scored segments, to 9.2 of 30.0 s")
     assert main(["timeline", "--model", model, recording]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["start", "end", "speaker", "valence", "arousal", "valence", "value", "reading"]
-    assert len(lines) == 5
+    assert len(lines) == 6
     assert main(["timeline", "--model", model, recording, "--vad", "--json"]) == 0
     assert len(printed(capsys)) >= 3
 
@@ -363,7 +364,7 @@ def test_silence_has_no_speech_and_says_so(model, tmp_path, capsys):
 def test_segments_that_are_silent_are_scored_and_said_to_be_silent(model, tmp_path, capsys):
     sf.write(tmp_path / "silence.wav", np.zeros(5 * RATE), RATE)
     assert main(["timeline", "--model", model, str(tmp_path / "silence.wav")]) == 0
-    _, row, summary = capsys.readouterr().out.splitlines()
+    _, row, summary, _ = capsys.readouterr().out.splitlines()
     assert row.endswith("near silence")
     assert summary == "All of it is near silence, where the values say nothing about a voice."
 
@@ -426,6 +427,12 @@ def test_ctrl_c_while_libraries_are_imported_ends_without_a_traceback(tmp_path, 
 
 
 # listen
+
+
+def test_a_microphone_that_cannot_be_used_is_said_before_the_model_is_loaded(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    assert main(["listen", "--model", "nothing"]) == 1
+    assert capsys.readouterr() == ("", "mamba-ema: the microphone needs sounddevice: pip install sounddevice\n")
 
 
 @pytest.fixture(scope="module")

@@ -441,6 +441,7 @@ def test_other_settings_or_another_corpus_in_the_same_folder_are_refused(prepare
         ([], ["attention"], "compared with mean"),
         (["model.pretrained_model=x", "model.params={}"], ["mean", "attention"], "needs a new head"),
         ([], ["mean", "atention"], "--poolings names atention; allowed are mean, attention"),
+        ([], ["mean", "training.seed=1"], "settings stand directly behind the configuration"),
     ],
 )
 def test_what_cannot_be_compared_is_refused_before_any_training(tmp_path, overrides, poolings, message):

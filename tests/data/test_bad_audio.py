@@ -127,6 +127,7 @@ def test_a_hundred_files_are_listed_and_counted(tmp_path):
     rows = rows.map(lambda row, index: {"turn": index}, with_indices=True)
     bad, _ = scan_audio({"train": rows}, 30, tmp_path / "known.parquet")
     assert [item.turn for item in bad] == [0, 20, 40, 60, 80]
+    assert "file_name is a path from the table's folder" in describe_bad_audio(bad, {"train": rows})
     assert describe_bad_audio(bad, {"train": rows}).startswith("5 of 100 utterances cannot be used:\n  train  ")
     save_bad_audio(bad, tmp_path / "out" / "bad.jsonl")
     listed = [json.loads(line) for line in (tmp_path / "out" / "bad.jsonl").read_text().splitlines()]

@@ -258,7 +258,7 @@ def test_a_disk_that_is_too_small_is_noticed_before_anything_is_computed(tmp_pat
 def test_the_size_that_is_announced_is_the_size_on_disk(tmp_path, rows, arguments, caplog):
     caplog.set_level("INFO")
     cache = cache_frames(frozen_model(), EXTRACTOR, [rows], tmp_path, arguments)
-    announced = float(caplog.text.split(" more, ")[1].split(" GB")[0]) * 1e9
+    announced = float(caplog.text.split(" others, ")[1].split(" GB")[0]) * 1e9
     written = sum(path.stat().st_size for path in cache.folder.rglob("*.safetensors"))
     assert announced == pytest.approx(written, abs=0.005e9)
 

@@ -211,6 +211,25 @@ def test_two_tables_in_one_folder_are_not_chosen_from(folder):
         load_emotion_dataset(folder, LABELS)
 
 
+def test_a_missing_column_is_named_with_both_ways_to_name_it(folder):
+    write_table(folder / "metadata.csv", [{**row, "file_name": "a.wav", "conversation_id": None} for row in ROWS])
+    table = (folder / "metadata.csv").read_text()
+    (folder / "metadata.csv").write_text(table.replace("conversation_id", "call"))
+    with pytest.raises(
+        ValueError, match=r"share a file; data.columns can name it \(of mamba-ema evaluate: --columns\)"
+    ):
+        load_emotion_dataset(folder, LABELS)
+
+
+def test_a_table_with_tabs_is_read(folder):
+    write_table(folder / "metadata.csv", ROWS)
+    wanted = load_emotion_dataset(folder, LABELS)["train"].to_list()
+    table = (folder / "metadata.csv").read_text()
+    (folder / "metadata.csv").unlink()
+    (folder / "metadata.tsv").write_text(table.replace(",", "\t"))
+    assert load_emotion_dataset(folder, LABELS)["train"].to_list() == wanted
+
+
 def test_what_is_no_corpus_is_said(folder):
     with pytest.raises(ValueError, match="is no corpus: give a folder with metadata.jsonl"):
         load_emotion_dataset(folder, LABELS)

@@ -213,11 +213,11 @@ def test_a_run_measures_intervals_which_evaluation_prediction_and_card_show(corp
     assert results["test"]["coverage_valence"] == pytest.approx(by_conversation.mean())
     assert "coverage_valence" not in results["validation"]  # it made the intervals
     card = (model / "README.md").read_text()
-    assert f"`test`: valence {results['test']['coverage_valence']:.1%}" in card
-    assert "about 80% of the labels lie between them" in card
+    assert f"`test`: valence {100 * results['test']['coverage_valence']:.1f} %" in card
+    assert "about 80 % of the labels lie between them" in card
 
     assert call_command("evaluate", "--model", model, corpus, "--output", tmp_path / "evaluation") == 0
-    assert "coverage of the 80% intervals: valence" in capsys.readouterr().out
+    assert "coverage of the 80 % intervals: valence" in capsys.readouterr().out
     risk = pd.read_csv(tmp_path / "evaluation" / "risk_coverage.csv")
     assert risk.groupby("label")["kept"].apply(lambda kept: kept.is_monotonic_decreasing).all()
     assert (tmp_path / "evaluation" / "risk_coverage.png").stat().st_size > 5_000

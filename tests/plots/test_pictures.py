@@ -14,6 +14,7 @@ from matplotlib.legend import Legend
 from modeling_mamba_ema import MambaEMAFeatureExtractor
 from modeling_mamba_ema.plots import (
     plot_attention,
+    plot_by_row,
     plot_circumplex,
     plot_poolings,
     plot_timeline,
@@ -21,7 +22,12 @@ from modeling_mamba_ema.plots import (
     write_picture,
 )
 from modeling_mamba_ema.plots.style import COLOURS
-from modeling_mamba_ema.plots.training_pictures import plot_learning_curve, plot_predictions
+from modeling_mamba_ema.plots.training_pictures import (
+    plot_error_by_position,
+    plot_learning_curve,
+    plot_predictions,
+    plot_risk_against_coverage,
+)
 from modeling_mamba_ema.sample import load_sample_conversation
 from tests.support.models import tiny_model
 
@@ -32,6 +38,10 @@ SEGMENTS = [
     {"start": 0.0, "end": 2.0, "speaker": "a", "valence": 0.25, "arousal": 0.5},
     {"start": 2.5, "end": 4.0, "speaker": "b", "valence": 0.75, "arousal": None, "low_level": True},
 ]
+
+
+ROWS = {name: [{"label": label, "ccc": 0.5, "low": 0.0, "high": 1.0} for label in "va"] for name in ("clean", "noise")}
+RISK = pd.DataFrame({"label": ["valence", "arousal"], "kept": [1.0, 0.5], "wrong_side": [0.3, 0.1], "mae": [0.2, 0.1]})
 
 
 def line(axes, label):
@@ -180,7 +190,15 @@ def test_all_words_are_inside_the_picture(draw):
 
 
 @pytest.mark.parametrize(
-    "draw", [lambda: plot_learning_curve(LOG, LABELS), lambda: plot_trajectory(PATHS, ["anna", "ben"] * 5, PATHS)]
+    "draw",
+    [
+        lambda: plot_learning_curve(LOG, LABELS),
+        lambda: plot_trajectory(PATHS, ["anna", "ben"] * 5, PATHS),
+        lambda: plot_by_row(ROWS, "ccc", "CCC", origin=True),
+        lambda: plot_error_by_position(TABLE.assign(position=0)),
+        lambda: plot_risk_against_coverage(RISK),
+    ],
+    ids=["learning curve", "trajectory", "by row", "error by position", "risk against coverage"],
 )
 def test_legends_are_beside_the_lines(draw):
     figure = draw()
@@ -238,6 +256,14 @@ def test_the_circumplex_has_a_path_a_speaker():
 def test_turns_that_do_not_fit_together_are_refused(draw):
     with pytest.raises(ValueError, match="turn|dimension|segment"):
         draw()
+
+
+def test_intervals_are_named_in_the_legend():
+    path = plot_trajectory({"valence": [0.2, 0.4]}, intervals={"valence": [[0.1, 0.3], [0.2, 0.6]]})
+    assert [text.get_text() for text in path.legends[0].get_texts()] == ["prediction", "interval"]
+    segment = {"start": 0, "end": 1, "valence": 0.5, "valence_low": 0.4, "valence_high": 0.6}
+    timeline = plot_timeline([segment], ["valence"])
+    assert [text.get_text() for text in timeline.axes[0].get_legend().get_texts()] == ["interval"]
 
 
 def test_the_timeline_places_segments_in_time_and_by_speaker():

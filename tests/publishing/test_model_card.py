@@ -19,7 +19,9 @@ def described(saved_model, tmp_path_factory):
     for place, name in enumerate(("ccc_valence", "ccc_arousal", "ccc")):
         results["test"] |= {name: 0.5 + 0.1 * place, f"{name}_low": 0.4, f"{name}_high": 0.8}
     command = "python run_finetune.py configuration/demo.yaml training.seed=3"
-    facts = TrainingFacts(results, "data/demo", command, "microsoft/wavlm-large", "cc-by-nc-4.0", ["en", "de"])
+    facts = TrainingFacts(
+        results, str(folder.parent / "demo"), command, "microsoft/wavlm-large", "cc-by-nc-4.0", ["en", "de"]
+    )
     prepare_release(folder, facts)
     return folder
 
@@ -49,6 +51,15 @@ def test_the_model_card_has_metadata_the_hub_reads(described):
         assert all(0 <= row["score"] <= 1 for row in example["output"])
     for line in card.text.splitlines():
         assert "trust_remote_code=True" not in line or "revision=" in line
+
+
+def test_a_corpus_is_named_by_its_folder_or_by_its_name_on_the_hub(saved_model, tmp_path):
+    (tmp_path / "labels.csv").touch()
+    assert TrainingFacts({}, str(tmp_path / "labels.csv"), None).corpus == tmp_path.name
+    assert TrainingFacts({}, str(tmp_path), None).corpus == tmp_path.name
+    shutil.copytree(saved_model, tmp_path, dirs_exist_ok=True)
+    prepare_release(tmp_path, TrainingFacts({}, "me/calls, you/talks", None))
+    assert ModelCard.load(tmp_path / "README.md").data.datasets == ["me/calls", "you/talks"]
 
 
 def test_a_card_of_an_unknown_training_claims_no_licence_and_no_results(saved_model, tmp_path):

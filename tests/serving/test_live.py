@@ -1,5 +1,6 @@
 """Live audio by WebSocket, with a real server: the tracker's numbers at the end of each turn, whatever else comes."""
 
+import io
 import json
 import re
 import signal
@@ -13,6 +14,7 @@ pytest.importorskip("prometheus_client", reason="the service needs its extra: pi
 pytest.importorskip("silero_vad", reason="the service needs its extra: pip install '.[serve]'")
 
 import av
+import soundfile as sf
 import soxr
 import websockets
 from websockets.sync.client import connect
@@ -20,7 +22,7 @@ from websockets.sync.client import connect
 from modeling_mamba_ema.inference import EmotionTracker
 from modeling_mamba_ema.inference.voice_activity import TurnDetector, spoken_turns
 from modeling_mamba_ema.sample import load_sample_conversation
-from modeling_mamba_ema.serving.live import opus_decoder
+from modeling_mamba_ema.serving.live import DECODERS, opus_decoder
 from tests.support.programs import HANGS, in_threads, wait_until
 from tests.support.service import serving
 
@@ -105,6 +107,26 @@ def test_other_rates_are_resampled(server, saved_model, speech):
     assert [(row["start"], row["values"]) for row in rows] == wanted_rows(saved_model, blocks)
 
 
+@pytest.mark.parametrize(("encoding", "subtype"), [("mulaw", "ULAW"), ("alaw", "ALAW")])
+def test_telephone_codes_are_decoded_as_libsndfile_does(encoding, subtype):
+    codes = bytes(range(256))
+    samples, _ = sf.read(
+        io.BytesIO(codes), samplerate=8_000, channels=1, format="RAW", subtype=subtype, dtype="float32"
+    )
+    np.testing.assert_array_equal(DECODERS[encoding][0](codes), samples)
+
+
+def test_a_telephone_line_gets_the_trackers_numbers(server, saved_model, speech):
+    raw = io.BytesIO()
+    sf.write(raw, soxr.resample(as_floats(speech), RATE, 8_000), 8_000, format="RAW", subtype="ULAW")
+    frames = frames_of(np.frombuffer(raw.getvalue(), np.uint8), 160)  # 20 ms
+    stream = soxr.ResampleStream(8_000, RATE, 1, dtype="float32")
+    blocks = [stream.resample_chunk(DECODERS["mulaw"][0](frame)) for frame in frames]
+    rows = rows_of(server, "telephone", frames, encoding="mulaw")
+    assert [(row["start"], row["values"]) for row in rows] == wanted_rows(saved_model, blocks)
+    assert len(rows) >= 2
+
+
 def test_partial_values_come_while_somebody_speaks_and_move_nothing(server, saved_model, speech):
     rows = rows_of(server, "partial", frames_of(speech), partial_seconds=0.5)
     finished = [row for row in rows if not row["partial"]]
@@ -161,7 +183,7 @@ PCM, OPUS = json.dumps({}), json.dumps({"encoding": "opus"})
         (['{"rate": 8000}'], 1008, "the first message: rate: Extra inputs are not permitted"),
         (['{"sampling_rate": 1}'], 1008, "sampling_rate: Input should be greater than or equal to 4000"),
         (['{"speaker": "\\ud800"}'], 1008, "the first message"),
-        (['{"encoding": "mp3"}'], 1008, "encoding: Input should be 'pcm_s16le' or 'opus'"),
+        (['{"encoding": "mp3"}'], 1008, "encoding: Input should be 'pcm_s16le', 'mulaw', 'alaw' or 'opus'"),
         (['{"partial_seconds": NaN}'], 1008, "partial_seconds"),
         ([PCM, b"\0\0\0"], 1008, "a frame has 3 bytes; 16-bit samples need an even number"),
         ([PCM, "more"], 1008, 'after the settings come binary frames, or the text {"end": true}'),

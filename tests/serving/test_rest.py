@@ -164,7 +164,7 @@ def test_openapi_describes_what_is_served(server):
 def test_the_first_page_lists_what_is_served(server):
     page = server.http.get("/").text
     assert page.startswith("Mamba-EMA ")
-    assert "valence, arousal of the turns of a call" in page
+    assert "valence and arousal of the turns of a call" in page
     for address, methods in server.http.get("/openapi.json").json()["paths"].items():
         for method in methods:
             assert re.search(rf"^{method.upper()} +{re.escape(address)} +[A-Z].+\.$", page, re.MULTILINE), (

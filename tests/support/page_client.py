@@ -55,7 +55,7 @@ def serve_elsewhere(folder: Path) -> Iterator[tuple["Visitor", int]]:
     )
     try:
         assert process.stdout is not None
-        while "Running on local URL" not in (line := process.stdout.readline()):
+        while "until Ctrl-C" not in (line := process.stdout.readline()):
             assert process.poll() is None, "the page did not start"
         yield Visitor(line.split()[-1].rstrip("/")), process.pid
     finally:
