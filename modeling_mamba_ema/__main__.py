@@ -27,6 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a console that lacks a character is no reason to lose a row
             stream.reconfigure(errors="backslashreplace")
+    # Before torch is loaded, whose OpenMP (GNU's, on Linux) would let threads that wait for one another spin for
+    # milliseconds, in which on a busy machine the one they wait for does not get a core.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     options = command_parser().parse_args(arguments)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of libraries, about their own insides

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import functools
+import io
 from collections.abc import Callable
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -140,31 +142,19 @@ def decode_pcm(frame: bytes) -> np.ndarray:
     return np.frombuffer(frame, dtype="<i2").astype(np.float32) / 2**15
 
 
-def _mulaw_samples() -> np.ndarray:
-    """(256,) float32: the sample of each code of mu-law (ITU-T G.711, table 2), within [-1, 1]"""
-    code = ~np.arange(256, dtype=np.uint8)  # codes are sent inverted
-    exponent, mantissa = (code >> 4 & 7).astype(int), (code & 15).astype(int)
-    size = ((2 * mantissa + 33) << exponent) - 33  # of 14 bits
-    return np.where(code & 0x80, -size, size).astype(np.float32) / 2**13
+def decode_telephone(subtype: str, frame: bytes) -> np.ndarray:
+    """Codes of ITU-T G.711, `ULAW` or `ALAW` -> (samples,) float32"""
+    import soundfile
 
-
-def _alaw_samples() -> np.ndarray:
-    """(256,) float32: the sample of each code of A-law (ITU-T G.711, table 1), within [-1, 1]"""
-    code = np.arange(256, dtype=np.uint8) ^ 0x55  # every second bit is sent inverted
-    exponent, mantissa = (code >> 4 & 7).astype(int), (code & 15).astype(int)
-    size = np.where(exponent > 0, (2 * mantissa + 33) << np.maximum(exponent - 1, 0), 2 * mantissa + 1)  # of 13 bits
-    return np.where(code & 0x80, size, -size).astype(np.float32) / 2**12
-
-
-def _by_table(samples: np.ndarray) -> Callable[[bytes], np.ndarray]:
-    return lambda frame: samples[np.frombuffer(frame, dtype=np.uint8)]
+    shape = {"format": "RAW", "subtype": subtype, "samplerate": TELEPHONE_RATE, "channels": 1}
+    return soundfile.read(io.BytesIO(frame), dtype="float32", **shape)[0]
 
 
 # Of each encoding, and the rate in Hz that it mostly has.
 DECODERS: dict[str, tuple[Callable[[bytes], np.ndarray], int]] = {
     "pcm_s16le": (decode_pcm, SAMPLING_RATE),
-    "mulaw": (_by_table(_mulaw_samples()), TELEPHONE_RATE),
-    "alaw": (_by_table(_alaw_samples()), TELEPHONE_RATE),
+    "mulaw": (functools.partial(decode_telephone, "ULAW"), TELEPHONE_RATE),
+    "alaw": (functools.partial(decode_telephone, "ALAW"), TELEPHONE_RATE),
 }
 
 

@@ -262,6 +262,14 @@ def test_a_console_that_lacks_a_character_loses_no_row(model, tmp_path):
     assert done.stderr.splitlines()[-1].startswith(r"mamba-ema: \u017a.wav does not exist")
 
 
+def test_threads_that_wait_give_up_their_core(model, tmp_path):
+    name = call(tmp_path / "turn.wav", seconds=1)
+    done = run_program("-m", "modeling_mamba_ema", "predict", "--model", model, name, OMP_DISPLAY_ENV="VERBOSE")
+    if "GOMP_SPINCOUNT" not in done.stderr:
+        pytest.skip("torch has another OpenMP than GNU's")
+    assert "GOMP_SPINCOUNT = '1000'" in done.stderr
+
+
 def test_a_bad_file_is_one_line_and_the_others_are_answered_for(model, expected, capsys, tmp_path):
     (tmp_path / "broken.wav").write_text("no audio")
     sf.write(tmp_path / "short.wav", np.zeros(100), RATE)
