@@ -119,7 +119,7 @@ class OnnxEmotionTracker:
         longest = int(self.config["max_seconds"] * rate)
         if not shortest <= samples.size <= longest:
             raise ValueError(
-                f"the waveform has {samples.size} samples; allowed are {shortest} to {longest:.0f} at {rate} Hz"
+                f"the waveform has {samples.size} samples; allowed are {shortest} to {longest} at {rate} Hz"
             )
         samples = samples.astype(np.float32)
         peak = float(np.abs(samples).max())
