@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile as sf
 import torch
 import transformers
 from transformers import WavLMConfig
@@ -63,6 +62,8 @@ def model_with(size: str) -> MambaEMAForRegression:
 
 def write_corpus(folder: Path, turns: int) -> float:
     """Conversations of four turns of noise with labels, of the lengths that speech has; returns their seconds."""
+    import soundfile as sf  # not needed by the benchmarks of the encoder, which run where nothing else is installed
+
     folder.mkdir()
     random, rows, lengths = np.random.default_rng(0), [], lengths_in_seconds(turns)
     for turn, seconds in enumerate(lengths):
